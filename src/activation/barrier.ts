@@ -1,0 +1,38 @@
+import { ActivationError, ExitStatus } from "./error.ts";
+import { close, socketPair } from "./libc.ts";
+import { notifyEnabled, send } from "./notify.ts";
+
+/**
+ * Waits until the service manager has handled all notifications sent so far, as
+ * sd_notify_barrier(3), without blocking the event loop.
+ *
+ * @param timeout How long to wait at most, in milliseconds; `Infinity` waits for ever.
+ * @returns Whether there was somebody to wait for: false where `NOTIFY_SOCKET` is not set.
+ * @throws {ActivationError} As `notify`, and (71, code `ETIMEDOUT`) when the time is over.
+ */
+export async function notifyBarrier(timeout: number): Promise<boolean> {
+  if (!notifyEnabled()) return false;
+  // The manager closes the end it is sent when it comes to this message, and ours sees that.
+  const [ours, theirs] = socketPair();
+  const handled = Promise.withResolvers<true>();
+  const socket = await Bun.connect({
+    fd: ours,
+    socket: { data() {}, close: () => handled.resolve(true) },
+  });
+  const expire = () => {
+    const message = `the service manager did not come to a barrier within ${timeout} ms`;
+    handled.reject(new ActivationError(ExitStatus.systemCall, message, "ETIMEDOUT"));
+  };
+  const timer = timeout < 0x7fffffff ? setTimeout(expire, timeout) : undefined;
+  try {
+    try {
+      send("BARRIER=1", { fds: [theirs] });
+    } finally {
+      close(theirs);
+    }
+    return await handled.promise;
+  } finally {
+    clearTimeout(timer);
+    socket.terminate();
+  }
+}

@@ -1,0 +1,75 @@
+import { misconfigured, quote } from "./error.ts";
+import { pidfdId } from "./libc.ts";
+
+/** What the environment says was passed, as a count and names, or why nothing was. */
+export type Passed =
+  | { readonly count: number; readonly names: readonly string[] | undefined }
+  | { readonly count: 0; readonly reason: string };
+
+const REMEDY = "start it from a socket unit or with systemd-socket-activate";
+
+/** Takes a variable out of the environment, so that no child process inherits it. */
+export function takeVariable(name: string): string | undefined {
+  const value = process.env[name];
+  delete process.env[name];
+  return value;
+}
+
+/**
+ * A decimal number from 1 to `max`, without sign, space or leading zero: what systemd writes.
+ *
+ * @throws {ActivationError} (78) for anything else, naming the variable and `what` it should hold.
+ */
+export function parseDecimal(name: string, value: string, what: string, max: bigint): bigint {
+  const number = /^[1-9][0-9]{0,19}$/.test(value) ? BigInt(value) : 0n;
+  if (number === 0n || number > max)
+    throw misconfigured(`${name} is ${quote(value)}, which is not ${what}: ${REMEDY}`);
+  return number;
+}
+
+/**
+ * Reads `LISTEN_PID`, `LISTEN_PIDFDID`, `LISTEN_FDS` and `LISTEN_FDNAMES`, and takes all four out
+ * of the environment whatever the outcome. Looks at no descriptor, so that it needs no FFI, but
+ * for `LISTEN_PIDFDID`, which is checked where the kernel and the runtime can tell our own.
+ *
+ * @throws {ActivationError} (78) when a variable is malformed.
+ */
+export function takePassed(): Passed {
+  const pid = takeVariable("LISTEN_PID");
+  const pidfd = takeVariable("LISTEN_PIDFDID");
+  const fds = takeVariable("LISTEN_FDS");
+  const names = takeVariable("LISTEN_FDNAMES");
+
+  if (pid === undefined) return { count: 0, reason: "LISTEN_PID is not set" };
+  const forPid = parseDecimal("LISTEN_PID", pid, "a process id", 0x7fffffffn);
+  if (forPid !== BigInt(process.pid))
+    return { count: 0, reason: `LISTEN_PID is ${pid} and this is process ${process.pid}` };
+
+  if (pidfd !== undefined) {
+    // A process id comes round again after a while; the id of a pidfd never does.
+    const forId = parseDecimal("LISTEN_PIDFDID", pidfd, "a pidfd id", 0xffff_ffff_ffff_ffffn);
+    const ownId = pidfdId();
+    if (ownId !== undefined && forId !== ownId)
+      return { count: 0, reason: `LISTEN_PIDFDID is ${pidfd} and this is process ${ownId}` };
+  }
+
+  if (fds === undefined) return { count: 0, reason: "LISTEN_FDS is not set" };
+  // 2^20 is the most that a process can have open (fs.nr_open) unless somebody raised it.
+  const count = Number(parseDecimal("LISTEN_FDS", fds, "a count of descriptors", 1n << 20n));
+
+  const list = names?.split(":");
+  if (list !== undefined && list.length !== count)
+    throw misconfigured(
+      `LISTEN_FDNAMES ${quote(names ?? "")} holds ${list.length} name(s) where LISTEN_FDS is ${count}: ${REMEDY}`,
+    );
+  // The names that FileDescriptorName= allows: 1 to 255 printable ASCII characters.
+  const odd = list?.find((name) => !/^[\x20-\x7e]{1,255}$/.test(name));
+  if (odd !== undefined)
+    throw misconfigured(`LISTEN_FDNAMES holds ${quote(odd)}, which is not a name: ${REMEDY}`);
+  return { count, names: list };
+}
+
+/** The error for a service that cannot do without a socket, saying why there is none. */
+export function nothingPassed(reason: string): Error {
+  return misconfigured(`no socket was passed, ${reason}: ${REMEDY}`);
+}

@@ -1,0 +1,38 @@
+/** Exit statuses that the errors of this module map to, from sysexits.h(3head). */
+export const ExitStatus = {
+  /** An unknown option, or a bad value for one (EX_USAGE). */
+  usage: 64,
+  /** A system call failed (EX_OSERR). */
+  systemCall: 71,
+  /** What the service manager passed is missing or wrong (EX_CONFIG). */
+  configuration: 78,
+} as const;
+
+export type ExitStatus = (typeof ExitStatus)[keyof typeof ExitStatus];
+
+/**
+ * The one error that this module throws. Its message is one line that says what was found, what
+ * was wanted and what to do; `status` is what a service that cannot go on should exit with.
+ */
+export class ActivationError extends Error {
+  override readonly name = "ActivationError";
+
+  constructor(
+    readonly status: ExitStatus,
+    message: string,
+    /** The symbolic errno of a failed system call, such as `ENOENT`. */
+    readonly code?: string,
+  ) {
+    super(message);
+  }
+}
+
+/** Something was passed in a way that no service manager passes it. */
+export function misconfigured(message: string): ActivationError {
+  return new ActivationError(ExitStatus.configuration, message);
+}
+
+/** A value for a message: quoted, on one line, and no longer than a reader wants. */
+export function quote(value: string): string {
+  return JSON.stringify(value.length > 80 ? `${value.slice(0, 77)}...` : value);
+}

@@ -1,0 +1,299 @@
+import { ActivationError, ExitStatus } from "./error.ts";
+
+/*
+ * What this module asks of libc, and the only file that touches bun:ffi. The library is opened at
+ * the first call: a process that makes none pays nothing, and runs without the JIT, which bun:ffi
+ * needs. Layouts and constants are those of 64-bit little-endian Linux, where Bun runs.
+ */
+
+export const AF_UNIX = 1;
+export const AF_INET = 2;
+export const AF_INET6 = 10;
+export const SOCK_STREAM = 1;
+export const SOCK_DGRAM = 2;
+export const SOCK_SEQPACKET = 5;
+export const SO_TYPE = 3;
+export const SO_ACCEPTCONN = 30;
+export const SO_DOMAIN = 39;
+
+const SOCK_CLOEXEC = 0o2000000;
+const O_NONBLOCK = 0o4000;
+export const O_CLOEXEC = 0o2000000;
+const SOL_SOCKET = 1;
+const IPPROTO_TCP = 6;
+const TCP_INFO = 11;
+/** Where tcpi_segs_in, the number of segments received, stands in struct tcp_info. */
+const TCP_INFO_SEGS_IN = 140;
+const F_GETFD = 1;
+const F_SETFD = 2;
+const F_GETFL = 3;
+const F_SETFL = 4;
+const F_DUPFD_CLOEXEC = 1030;
+const FD_CLOEXEC = 1;
+const SCM_RIGHTS = 1;
+const SCM_CREDENTIALS = 2;
+const MSG_NOSIGNAL = 0x4000;
+const EPOLL_CTL_ADD = 1;
+const CLOCK_MONOTONIC = 1;
+const SYS_pidfd_open = 434;
+
+/** The size of a sockaddr_storage, which holds an address of any family. */
+const SOCKADDR_SIZE = 128;
+
+function load() {
+  // Not imported above, because loading bun:ffi is a good part of the cost of using it.
+  const { dlopen, ptr, read }: typeof import("bun:ffi") = require("bun:ffi");
+  try {
+    // By the name under which every glibc program has it mapped already: for a name that is not,
+    // Bun would look into the working directory too.
+    const { symbols } = dlopen("libc.so.6", {
+      __errno_location: { args: [], returns: "ptr" },
+      bind: { args: ["i32", "buffer", "u32"], returns: "i32" },
+      clock_gettime: { args: ["i32", "buffer"], returns: "i32" },
+      close: { args: ["i32"], returns: "i32" },
+      dup3: { args: ["i32", "i32", "i32"], returns: "i32" },
+      epoll_ctl: { args: ["i32", "i32", "i32", "buffer"], returns: "i32" },
+      fcntl: { args: ["i32", "i32", "i32"], returns: "i32" },
+      getpeername: { args: ["i32", "buffer", "buffer"], returns: "i32" },
+      getsockname: { args: ["i32", "buffer", "buffer"], returns: "i32" },
+      getsockopt: { args: ["i32", "i32", "i32", "buffer", "buffer"], returns: "i32" },
+      open: { args: ["cstring", "i32"], returns: "i32" },
+      read: { args: ["i32", "buffer", "u64"], returns: "i64" },
+      sendmsg: { args: ["i32", "buffer", "i32"], returns: "i64" },
+      socket: { args: ["i32", "i32", "i32"], returns: "i32" },
+      socketpair: { args: ["i32", "i32", "i32", "buffer"], returns: "i32" },
+      syscall: { args: ["i64", "i32", "u32"], returns: "i64" },
+    });
+    const errno = symbols.__errno_location();
+    return { ...symbols, address: ptr, errno: () => (errno === null ? 0 : read.i32(errno)) };
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new ActivationError(
+      ExitStatus.systemCall,
+      `cannot call libc, ${why}: allow memory that is writable and executable (MemoryDenyWriteExecute=no) and leave BUN_JSC_useJIT unset`,
+    );
+  }
+}
+
+let loaded: ReturnType<typeof load> | undefined;
+function libc() {
+  return (loaded ??= load());
+}
+
+/** Passes a result on, or throws the error that errno tells, if the call failed. */
+function check(call: string, result: number | bigint): number {
+  if (result >= 0) return Number(result);
+  const errno = libc().errno();
+  const { getSystemErrorMap }: typeof import("node:util") = require("node:util");
+  const [code, text] = getSystemErrorMap().get(-errno) ?? [`errno ${errno}`, "unknown error"];
+  throw new ActivationError(ExitStatus.systemCall, `${call} failed, ${text} (${code})`, code);
+}
+
+/** Runs `attempt`, and gives undefined where it fails with one of `codes`. */
+export function unless<T>(codes: readonly string[], attempt: () => T): T | undefined {
+  try {
+    return attempt();
+  } catch (error) {
+    if (error instanceof ActivationError && codes.includes(error.code ?? "")) return undefined;
+    throw error;
+  }
+}
+
+export function close(fd: number): void {
+  check("close", libc().close(fd));
+}
+
+/** Whether close-on-exec is set, which it never is on a descriptor that came through exec. */
+export function closesOnExec(fd: number): boolean {
+  return (check("fcntl", libc().fcntl(fd, F_GETFD, 0)) & FD_CLOEXEC) !== 0;
+}
+
+export function setCloseOnExec(fd: number): void {
+  check("fcntl", libc().fcntl(fd, F_SETFD, FD_CLOEXEC));
+}
+
+export function setNonBlocking(fd: number): void {
+  const flags = check("fcntl", libc().fcntl(fd, F_GETFL, 0));
+  check("fcntl", libc().fcntl(fd, F_SETFL, flags | O_NONBLOCK));
+}
+
+export function duplicate(fd: number): number {
+  return check("fcntl", libc().fcntl(fd, F_DUPFD_CLOEXEC, 0));
+}
+
+/** Makes `onto` another number of what `fd` is, closing what `onto` was. */
+export function replace(fd: number, onto: number): void {
+  check("dup3", libc().dup3(fd, onto, O_CLOEXEC));
+}
+
+/** An option of SOL_SOCKET that is an int. */
+export function socketOption(fd: number, option: number): number {
+  const value = new Int32Array(1);
+  check("getsockopt", libc().getsockopt(fd, SOL_SOCKET, option, value, Uint32Array.of(4)));
+  return value[0] ?? 0;
+}
+
+/** The local address of a socket, as the bytes of a sockaddr. */
+export function socketName(fd: number): Uint8Array {
+  const address = new Uint8Array(SOCKADDR_SIZE);
+  const length = Uint32Array.of(SOCKADDR_SIZE);
+  check("getsockname", libc().getsockname(fd, address, length));
+  return address.subarray(0, length[0]);
+}
+
+/** Whether a socket has a peer. One that the peer has reset has none any more. */
+export function hasPeer(fd: number): boolean {
+  const call = () =>
+    libc().getpeername(fd, new Uint8Array(SOCKADDR_SIZE), Uint32Array.of(SOCKADDR_SIZE));
+  return unless(["ENOTCONN", "EINVAL"], () => check("getpeername", call())) !== undefined;
+}
+
+/** Whether a socket over TCP that has no peer had one: whether it ever received a segment. */
+export function wasConnected(fd: number): boolean {
+  const info = new Uint8Array(TCP_INFO_SEGS_IN + 4);
+  const length = Uint32Array.of(info.length);
+  const call = () => libc().getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, length);
+  unless(["EOPNOTSUPP", "ENOPROTOOPT"], () => check("getsockopt", call()));
+  return new DataView(info.buffer).getUint32(TCP_INFO_SEGS_IN, true) > 0;
+}
+
+/** A stream socket over AF_UNIX that is bound to a name of the kernel's choice (unix(7)). */
+export function autoboundSocket(): number {
+  const fd = check("socket", libc().socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  try {
+    check("bind", libc().bind(fd, Uint16Array.of(AF_UNIX), 2));
+    return fd;
+  } catch (error) {
+    close(fd);
+    throw error;
+  }
+}
+
+/** The two ends of a connection over AF_UNIX. */
+export function socketPair(): [number, number] {
+  const ends = new Int32Array(2);
+  check("socketpair", libc().socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends));
+  return [ends[0] ?? -1, ends[1] ?? -1];
+}
+
+/** Adds a descriptor to an epoll instance, with the events and the data of a former registration. */
+export function epollAdd(epoll: number, fd: number, events: number, data: bigint): void {
+  // struct epoll_event is packed on x86-64 and nowhere else.
+  const offset = process.arch === "x64" ? 4 : 8;
+  const event = new DataView(new ArrayBuffer(16));
+  event.setUint32(0, events, true);
+  event.setBigUint64(offset, data, true);
+  check("epoll_ctl", libc().epoll_ctl(epoll, EPOLL_CTL_ADD, fd, new Uint8Array(event.buffer)));
+}
+
+/** The text of a file of /proc, or undefined where there is none of that name. */
+export function readProc(path: string): string | undefined {
+  const fd = unless(["ENOENT"], () => check("open", libc().open(path, O_CLOEXEC)));
+  if (fd === undefined) return undefined;
+  try {
+    const page = new Uint8Array(4096);
+    for (let text = ""; ;) {
+      const length = check("read", libc().read(fd, page, BigInt(page.length)));
+      if (length === 0) return text;
+      text += String.fromCharCode(...page.subarray(0, length));
+    }
+  } finally {
+    close(fd);
+  }
+}
+
+/** Microseconds of CLOCK_MONOTONIC, which counts from the same moment in every process. */
+export function monotonicMicroseconds(): bigint {
+  const time = new BigInt64Array(2);
+  check("clock_gettime", libc().clock_gettime(CLOCK_MONOTONIC, time));
+  const [seconds = 0n, nanoseconds = 0n] = time;
+  return seconds * 1_000_000n + nanoseconds / 1_000n;
+}
+
+/** The id of this process's pidfd, or undefined where kernel or runtime cannot tell. */
+export function pidfdId(): bigint | undefined {
+  const { readlinkSync }: typeof import("node:fs") = require("node:fs");
+  let fd: number;
+  try {
+    fd = check("pidfd_open", libc().syscall(SYS_pidfd_open, process.pid, 0));
+  } catch {
+    // No pidfd_open (before Linux 5.3, or filtered), or no FFI: LISTEN_PID has to do.
+    return undefined;
+  }
+  try {
+    // On pidfs (Linux 6.9) "pidfd:[ID]", with an inode of its own; before, "anon_inode:[pidfd]".
+    const id = /^pidfd:\[(\d+)\]$/.exec(readlinkSync(`/proc/self/fd/${fd}`))?.[1];
+    return id === undefined ? undefined : BigInt(id);
+  } finally {
+    close(fd);
+  }
+}
+
+/** What a datagram carries beside its bytes. */
+export interface Ancillary {
+  /** Descriptors, which the receiver gets duplicates of (SCM_RIGHTS). */
+  readonly fds?: readonly number[];
+  /** The process to send for (SCM_CREDENTIALS). */
+  readonly pid?: number;
+}
+
+/** Sends one datagram over AF_UNIX to `path`, which is a file, or an abstract name after a NUL. */
+export function sendDatagram(path: Uint8Array, payload: Uint8Array, ancillary: Ancillary): void {
+  const control = controlMessages(ancillary);
+  // One buffer holds it all, so that one reference keeps it where its pointers point.
+  const MSGHDR = 56;
+  const IOVEC = 16;
+  const name = MSGHDR + IOVEC;
+  const nameLength = 2 + path.length;
+  const controlAt = name + align(nameLength);
+  const payloadAt = controlAt + control.length;
+  const bytes = new Uint8Array(payloadAt + payload.length);
+  const at = BigInt(libc().address(bytes));
+  const view = new DataView(bytes.buffer);
+  view.setBigUint64(0, at + BigInt(name), true);
+  view.setUint32(8, nameLength, true);
+  view.setBigUint64(16, at + BigInt(MSGHDR), true);
+  view.setBigUint64(24, 1n, true);
+  view.setBigUint64(32, control.length === 0 ? 0n : at + BigInt(controlAt), true);
+  view.setBigUint64(40, BigInt(control.length), true);
+  view.setBigUint64(MSGHDR, at + BigInt(payloadAt), true);
+  view.setBigUint64(MSGHDR + 8, BigInt(payload.length), true);
+  view.setUint16(name, AF_UNIX, true);
+  bytes.set(path, name + 2);
+  bytes.set(control, controlAt);
+  bytes.set(payload, payloadAt);
+
+  const fd = check("socket", libc().socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  try {
+    check("sendmsg", libc().sendmsg(fd, bytes, MSG_NOSIGNAL));
+  } finally {
+    close(fd);
+  }
+}
+
+/** The ancillary data of a datagram as cmsg(3) lays it out. */
+function controlMessages({ fds = [], pid }: Ancillary): Uint8Array {
+  const messages: [type: number, data: Int32Array][] = [];
+  if (fds.length > 0) messages.push([SCM_RIGHTS, Int32Array.from(fds)]);
+  if (pid !== undefined) {
+    const { getuid, getgid } = process;
+    messages.push([SCM_CREDENTIALS, Int32Array.of(pid, getuid?.() ?? 0, getgid?.() ?? 0)]);
+  }
+  const HEADER = 16;
+  const size = (data: Int32Array) => align(HEADER + data.byteLength);
+  const bytes = new Uint8Array(messages.reduce((sum, [, data]) => sum + size(data), 0));
+  const view = new DataView(bytes.buffer);
+  let at = 0;
+  for (const [type, data] of messages) {
+    view.setBigUint64(at, BigInt(HEADER + data.byteLength), true);
+    view.setInt32(at + 8, SOL_SOCKET, true);
+    view.setInt32(at + 12, type, true);
+    bytes.set(new Uint8Array(data.buffer), at + HEADER);
+    at += size(data);
+  }
+  return bytes;
+}
+
+function align(length: number): number {
+  return (length + 7) & ~7;
+}

@@ -1,0 +1,176 @@
+import { takeVariable } from "./environment.ts";
+import { ActivationError, misconfigured, quote } from "./error.ts";
+import { type Ancillary, monotonicMicroseconds, sendDatagram } from "./libc.ts";
+
+/** What to tell the service manager: the assignments of sd_notify(3), sent in one datagram. */
+export interface Notification {
+  /** `READY=1`: start-up, or a reload, is finished. */
+  readonly ready?: true;
+  /** `RELOADING=1`, with `MONOTONIC_USEC=` of this moment, as `Type=notify-reload` wants it. */
+  readonly reloading?: true;
+  /** `STOPPING=1`: shutdown has begun. */
+  readonly stopping?: true;
+  /** `STATUS=`: one line for people, as `systemctl status` shows it. */
+  readonly status?: string;
+  /** `NOTIFYACCESS=`: from whom notifications are accepted from now on. */
+  readonly notifyAccess?: "none" | "main" | "exec" | "all";
+  /** `ERRNO=`: the errno that the service fails with. */
+  readonly errno?: number;
+  /** `BUSERROR=`: the D-Bus error that it fails with. */
+  readonly busError?: string;
+  /** `VARLINKERROR=`: the Varlink error that it fails with. */
+  readonly varlinkError?: string;
+  /** `EXIT_STATUS=`: the exit status of the service (in virtual machines and containers). */
+  readonly exitStatus?: number;
+  /** `MAINPID=`: the main process, where it is not the one that was started. */
+  readonly mainPid?: number;
+  /** `MAINPIDFDID=`: the id of its pidfd, beside `mainPid`. */
+  readonly mainPidfdId?: bigint;
+  /** `MAINPIDFD=1`: the one descriptor sent along is a pidfd of the main process. */
+  readonly mainPidfd?: true;
+  /** `WATCHDOG=1`: a sign of life; `WATCHDOG=trigger`: act as if there had been none in time. */
+  readonly watchdog?: true | "trigger";
+  /** `WATCHDOG_USEC=`: a new watchdog interval, in microseconds. */
+  readonly watchdogUsec?: number;
+  /** `EXTEND_TIMEOUT_USEC=`: from now, in microseconds, until the next one or the end of the phase. */
+  readonly extendTimeoutUsec?: number;
+  /** `FDSTORE=1`: keep the descriptors sent along in the descriptor store. */
+  readonly fdStore?: true;
+  /** `FDSTOREREMOVE=1`: drop the stored descriptors named `fdName`. */
+  readonly fdStoreRemove?: true;
+  /** `FDNAME=`: the name to store or drop under: 1 to 255 printable ASCII characters, no colon. */
+  readonly fdName?: string;
+  /** `FDPOLL=0`: keep stored descriptors even when they hang up or fail. */
+  readonly fdPoll?: false;
+  /** `RESTART_RESET=1`: count restarts from zero again (`RestartSteps=`). */
+  readonly restartReset?: true;
+  /** Assignments of your own: names begin with `X_`. */
+  readonly custom?: { readonly [name: `X_${string}`]: string };
+}
+
+/** How to send a notification. */
+export interface NotifyOptions extends Ancillary {
+  /** The descriptors to send along, which stay open here. At most 253 (SCM_MAX_FD). */
+  readonly fds?: readonly number[];
+  /** The process to send for, as sd_pid_notify(3): needs CAP_SYS_ADMIN unless it is our own. */
+  readonly pid?: number;
+}
+
+let address: string | undefined;
+
+/** The service manager's address, taken out of the environment when it is first wanted. */
+function notifySocket(): string | undefined {
+  return (address = takeVariable("NOTIFY_SOCKET") ?? address);
+}
+
+/** Whether there is a service manager to notify: whether `NOTIFY_SOCKET` was set. */
+export function notifyEnabled(): boolean {
+  return notifySocket() !== undefined;
+}
+
+/**
+ * Notifies the service manager, as sd_notify(3), sd_pid_notify(3) and
+ * sd_pid_notify_with_fds(3). `NOTIFY_SOCKET` leaves the environment at the first call, so that
+ * children do not notify in our name.
+ *
+ * Limitations: the message is sent, not known to be handled: see {@link notifyBarrier}. Sending
+ * never waits; `AF_VSOCK` addresses are refused.
+ *
+ * @returns Whether there was somebody to notify: false where `NOTIFY_SOCKET` is not set.
+ * @throws {ActivationError} (78) when a value cannot be sent (a newline in it would be taken for
+ *   the start of the next assignment), or the address is malformed, too long or of another kind;
+ *   (71) when sending fails, with `code` such as `ENOENT` or `ECONNREFUSED` (no receiver).
+ *
+ * @example
+ * ```ts
+ * notify({ ready: true, status: "Listening on 127.0.0.1:4000" });
+ * ```
+ */
+export function notify(notification: Notification, options: NotifyOptions = {}): boolean {
+  return send(serialize(notification), options);
+}
+
+/** Sends the assignments as they stand. */
+export function send(state: string, options: NotifyOptions): boolean {
+  const socket = notifySocket();
+  if (socket === undefined) return false;
+  const path = socketPath(socket);
+  try {
+    sendDatagram(path, new TextEncoder().encode(state), options);
+  } catch (error) {
+    if (!(error instanceof ActivationError)) throw error;
+    const message = `cannot notify the service manager at NOTIFY_SOCKET ${quote(socket)}: ${error.message}`;
+    throw new ActivationError(error.status, message, error.code);
+  }
+  return true;
+}
+
+/** The datagram for a notification: assignments, each on a line of its own. */
+export function serialize(it: Notification): string {
+  const lines: string[] = [];
+  const add = (name: string, value: string | number | bigint | boolean | undefined) => {
+    if (value !== undefined) lines.push(`${name}=${checked(name, value)}`);
+  };
+  add("READY", it.ready && 1);
+  add("RELOADING", it.reloading && 1);
+  add("MONOTONIC_USEC", it.reloading && monotonicMicroseconds());
+  add("STOPPING", it.stopping && 1);
+  add("STATUS", it.status);
+  add("NOTIFYACCESS", it.notifyAccess);
+  add("ERRNO", it.errno);
+  add("BUSERROR", it.busError);
+  add("VARLINKERROR", it.varlinkError);
+  add("EXIT_STATUS", it.exitStatus);
+  add("MAINPID", it.mainPid);
+  add("MAINPIDFDID", it.mainPidfdId);
+  add("MAINPIDFD", it.mainPidfd && 1);
+  add("WATCHDOG", it.watchdog === true ? 1 : it.watchdog);
+  add("WATCHDOG_USEC", it.watchdogUsec);
+  add("EXTEND_TIMEOUT_USEC", it.extendTimeoutUsec);
+  add("FDSTORE", it.fdStore && 1);
+  add("FDSTOREREMOVE", it.fdStoreRemove && 1);
+  add("FDNAME", it.fdName);
+  add("FDPOLL", it.fdPoll === false ? 0 : undefined);
+  add("RESTART_RESET", it.restartReset && 1);
+  for (const [name, value] of Object.entries(it.custom ?? {})) {
+    if (!/^X_[A-Z0-9_]+$/.test(name))
+      throw misconfigured(`cannot notify ${quote(name)}: a name of your own is X_ and A-Z, 0-9, _`);
+    add(name, value);
+  }
+  if (lines.length === 0) throw misconfigured("cannot notify of nothing: set at least one field");
+  return `${lines.join("\n")}\n`;
+}
+
+function checked(name: string, value: string | number | bigint | boolean): string {
+  const text = String(value);
+  const fits =
+    typeof value !== "string"
+      ? /^[0-9]+$/.test(text)
+      : name === "FDNAME"
+        ? /^[\x20-\x39\x3b-\x7e]{1,255}$/.test(text)
+        : !/[\n\0]/.test(text);
+  if (fits) return text;
+  const wanted = typeof value !== "string" ? "a whole number from 0" : "one line of text";
+  throw misconfigured(`cannot notify ${name}=${quote(text)}: give ${wanted}`);
+}
+
+function socketPath(socket: string): Uint8Array {
+  if (socket.startsWith("vsock"))
+    throw misconfigured(
+      `NOTIFY_SOCKET is ${quote(socket)}: AF_VSOCK is not supported, use AF_UNIX`,
+    );
+  const bytes = new TextEncoder().encode(socket);
+  const isAbstract = socket.startsWith("@");
+  // A path needs room for the NUL that ends it, an abstract name does not.
+  const room = isAbstract ? 108 : 107;
+  if (!isAbstract && !socket.startsWith("/"))
+    throw misconfigured(
+      `NOTIFY_SOCKET is ${quote(socket)}, not an absolute path or @name: set one`,
+    );
+  if (bytes.length < 2 || bytes.length > room)
+    throw misconfigured(
+      `NOTIFY_SOCKET is ${quote(socket)}, ${bytes.length} bytes long: use 2 to ${room}`,
+    );
+  if (isAbstract) bytes[0] = 0;
+  return isAbstract ? bytes : new Uint8Array([...bytes, 0]);
+}

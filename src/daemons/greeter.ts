@@ -1,0 +1,66 @@
+import type { Socket, SocketHandler } from "bun";
+
+/** How long a connection may stay open after the greeting, in milliseconds. */
+const DEADLINE = 5000;
+
+/**
+ * The one way in which all three services treat a connection: the greeting, then FIN, then what
+ * the client sends is read and dropped until its own end of file, or the deadline.
+ *
+ * Closing at once instead would reset the connection of a client that has sent anything.
+ */
+export class Greeter {
+  /** When each open connection was greeted, oldest first. */
+  readonly #open = new Map<Socket<undefined>, number>();
+  #sweeping = false;
+  /** How many connections were accepted. */
+  accepted = 0;
+
+  constructor(
+    readonly greeting: string,
+    readonly on: { readonly opened?: () => void; readonly idle?: () => void } = {},
+  ) {}
+
+  get open(): number {
+    return this.#open.size;
+  }
+
+  readonly handlers: SocketHandler<undefined> = {
+    open: (socket) => {
+      this.accepted++;
+      this.#open.set(socket, performance.now());
+      if (!this.#sweeping) this.#sweepIn(DEADLINE);
+      // Fails where the client is gone, which the close that follows tells too.
+      socket.write(this.greeting);
+      socket.shutdown();
+      this.on.opened?.();
+    },
+    // Bun reads as long as there is a handler.
+    data() {},
+    end: (socket) => void socket.end(),
+    close: (socket) => {
+      this.#open.delete(socket);
+      if (this.#open.size === 0) this.on.idle?.();
+    },
+    // A client that resets or vanishes is normal.
+    error() {},
+  };
+
+  /** Drops every connection that is still open. */
+  drop(): void {
+    for (const socket of this.#open.keys()) socket.terminate();
+  }
+
+  /** One timer for all: it sleeps until the oldest connection is due, and is not armed per client. */
+  #sweepIn(milliseconds: number): void {
+    this.#sweeping = true;
+    setTimeout(() => {
+      this.#sweeping = false;
+      const due = performance.now() - DEADLINE;
+      for (const [socket, greeted] of this.#open) {
+        if (greeted > due) return this.#sweepIn(greeted - due);
+        socket.terminate();
+      }
+    }, milliseconds).unref();
+  }
+}

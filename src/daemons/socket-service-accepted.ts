@@ -1,0 +1,9 @@
+import { acceptedFd } from "../activation/index.ts";
+import { greetOne } from "./greet-one.ts";
+import { run } from "./run.ts";
+
+await run({
+  name: "socket-service-accepted",
+  about: "Greets the one connection that the service manager accepted and passes (Accept=yes).",
+  run: () => greetOne(acceptedFd(), "This socket was already accepted\n"),
+});

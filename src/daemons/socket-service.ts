@@ -1,0 +1,113 @@
+import {
+  describe,
+  endpoint,
+  listen,
+  log,
+  LogLevel,
+  type Notification,
+  notify,
+  notifyEnabled,
+  requireListenFds,
+  startWatchdog,
+} from "../activation/index.ts";
+import { Greeter } from "./greeter.ts";
+import { misused, run } from "./run.ts";
+
+/** In milliseconds: how often the status may change, and the longest that a timer takes. */
+const STATUS_INTERVAL = 1000;
+const LONGEST_TIMER = 0x7fffffff;
+
+await run({
+  name: "socket-service",
+  about: "Greets every connection to the listening sockets that the service manager passes.",
+  options: {
+    "idle-timeout": "SECONDS  exit after so long without a connection; infinity: never [30]",
+  },
+  run: ({ "idle-timeout": seconds = "30" }) => serve(parseTimeout(String(seconds))),
+});
+
+function parseTimeout(seconds: string): number {
+  if (seconds === "infinity") return Number.POSITIVE_INFINITY;
+  const milliseconds = /^[0-9]+(\.[0-9]+)?$/.test(seconds) ? Number(seconds) * 1000 : 0;
+  if (milliseconds > 0) return milliseconds;
+  throw misused(
+    `--idle-timeout is ${JSON.stringify(seconds)}, not a number of seconds above 0 or infinity`,
+  );
+}
+
+function serve(idleTimeout: number): void {
+  let stopping = false;
+  let idleSince = performance.now();
+  let watching = false;
+  let reporting = false;
+  let reported = 0;
+
+  const greeter = new Greeter("This is a test\n", {
+    opened: () => {
+      if (!reporting && notifyEnabled()) report();
+    },
+    idle: () => {
+      if (stopping) process.exit();
+      idleSince = performance.now();
+      if (!watching) watchIdle(idleTimeout);
+    },
+  });
+  const passed = requireListenFds();
+  const listeners = passed.map(({ fd }) =>
+    listen(fd, { allowHalfOpen: true, socket: greeter.handlers }),
+  );
+  process.on("SIGTERM", stop);
+  process.on("SIGINT", stop);
+  if (notifyEnabled()) {
+    const where = passed.map(({ fd }) => endpoint(describe(fd))).join(", ");
+    tell({ ready: true, status: `Listening on ${where}` });
+  }
+  startWatchdog(warn);
+  watchIdle(idleTimeout);
+
+  /** Open connections finish, at their deadline at the latest, and the last one ends the process. */
+  function stop(): void {
+    if (stopping) process.exit();
+    stopping = true;
+    tell({ stopping: true });
+    for (const listener of listeners) listener.stop();
+    if (greeter.open === 0) process.exit();
+  }
+
+  /** One timer for any number of connections: when it fires, it looks how long there was none. */
+  function watchIdle(milliseconds: number): void {
+    if (milliseconds === Number.POSITIVE_INFINITY) return;
+    watching = true;
+    const check = () => {
+      watching = false;
+      // While a connection is open, its end starts this again.
+      if (stopping || greeter.open > 0) return;
+      const left = idleSince + idleTimeout - performance.now();
+      if (left > 0) watchIdle(left);
+      else stop();
+    };
+    setTimeout(check, Math.min(milliseconds, LONGEST_TIMER));
+  }
+
+  /** Tells how many were served, at once, and from then on once an interval while more come. */
+  function report(): void {
+    reporting = reported !== greeter.accepted;
+    if (!reporting) return;
+    reported = greeter.accepted;
+    tell({ status: `Socket accepted, connections served: ${reported}` });
+    setTimeout(report, STATUS_INTERVAL);
+  }
+}
+
+/** A failure to notify is worth a line, and never stops the service. */
+function tell(notification: Notification): void {
+  try {
+    notify(notification);
+  } catch (error) {
+    warn(error);
+  }
+}
+
+function warn(error: unknown): void {
+  log(LogLevel.warning, `socket-service: ${error instanceof Error ? error.message : error}`);
+}
