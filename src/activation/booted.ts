@@ -3,6 +3,6 @@
  * there. Says nothing about who started this process.
  */
 export function booted(): boolean {
-  const { existsSync }: typeof import("node:fs") = require("node:fs");
+  const { existsSync } = process.getBuiltinModule("node:fs");
   return existsSync("/run/systemd/system/");
 }

@@ -83,14 +83,14 @@ async function isSocket(fd: number): Promise<boolean> {
  * close-on-exec, which nothing has that came through exec.
  */
 function isOurOwn(fd: number): boolean {
-  const { readFileSync }: typeof import("node:fs") = require("node:fs");
+  const { readFileSync } = process.getBuiltinModule("node:fs");
   const flags = /^flags:\s+([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "latin1"))?.[1];
   return (Number.parseInt(flags ?? "0", 8) & O_CLOEXEC) !== 0;
 }
 
 /** The same for AF_UNIX, by the error that tells the type of what node:dgram does not take. */
 function isUnixStream(fd: number): boolean {
-  const { createSocket }: typeof import("node:dgram") = require("node:dgram");
+  const { createSocket } = process.getBuiltinModule("node:dgram");
   try {
     createSocket("udp4").bind({ fd, exclusive: true });
   } catch (error) {

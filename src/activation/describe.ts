@@ -63,14 +63,16 @@ const TYPES = new Map<number, SocketType>([
  * @throws {ActivationError} (78) when it is not open; (71) when a system call fails otherwise.
  */
 export function describe(fd: number): Descriptor {
-  const type = libc.unless(["ENOTSOCK"], () => socketType(fd));
+  if (libc.closesOnExec(fd) === undefined)
+    throw misconfigured(`descriptor ${fd} is not open: pass one that is`);
+  const type = libc.socketOption(fd, libc.SO_TYPE);
   if (type === undefined) return { kind: fileKind(fd) };
 
-  const domain = libc.socketOption(fd, libc.SO_DOMAIN);
+  const domain = libc.socketOption(fd, libc.SO_DOMAIN) ?? 0;
   const socket = {
     kind: "socket",
     type: TYPES.get(type) ?? "other",
-    listening: libc.socketOption(fd, libc.SO_ACCEPTCONN) !== 0,
+    listening: isListening(fd),
     connected: libc.hasPeer(fd),
   } as const;
   const name = libc.socketName(fd);
@@ -91,6 +93,15 @@ export function describe(fd: number): Descriptor {
   }
 }
 
+function isListening(fd: number): boolean {
+  return libc.socketOption(fd, libc.SO_ACCEPTCONN) === 1;
+}
+
+/** Whether a descriptor is a stream socket that listens: the one question of a start-up. */
+export function isListeningStream(fd: number): boolean {
+  return libc.socketOption(fd, libc.SO_TYPE) === libc.SOCK_STREAM && isListening(fd);
+}
+
 /** One phrase that names what a descriptor is, for messages and status texts. */
 export function phrase(it: Descriptor): string {
   if (it.kind !== "socket") return `a ${it.kind}`;
@@ -107,14 +118,8 @@ export function endpoint(it: Descriptor): string {
   return it.family === "IPv6" ? `[${it.address}]:${it.port}` : `${it.address}:${it.port}`;
 }
 
-function socketType(fd: number): number {
-  const type = libc.unless(["EBADF"], () => libc.socketOption(fd, libc.SO_TYPE));
-  if (type === undefined) throw misconfigured(`descriptor ${fd} is not open: pass it one that is`);
-  return type;
-}
-
 function fileKind(fd: number): File["kind"] {
-  const { fstatSync, statfsSync }: typeof import("node:fs") = require("node:fs");
+  const { fstatSync, statfsSync } = process.getBuiltinModule("node:fs");
   const stat = fstatSync(fd);
   if (stat.isFIFO()) return "fifo";
   if (stat.isCharacterDevice()) return "character device";

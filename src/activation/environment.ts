@@ -20,11 +20,16 @@ export function takeVariable(name: string): string | undefined {
  *
  * @throws {ActivationError} (78) for anything else, naming the variable and `what` it should hold.
  */
-export function parseDecimal(name: string, value: string, what: string, max: bigint): bigint {
-  const number = /^[1-9][0-9]{0,19}$/.test(value) ? BigInt(value) : 0n;
-  if (number === 0n || number > max)
-    throw misconfigured(`${name} is ${quote(value)}, which is not ${what}: ${REMEDY}`);
-  return number;
+export function parseDecimal(
+  name: string,
+  value: string,
+  what: string,
+  max = Number.MAX_SAFE_INTEGER,
+): number {
+  const number = Number(value);
+  if (String(number) === value && Number.isInteger(number) && number > 0 && number <= max)
+    return number;
+  throw misconfigured(`${name} is ${quote(value)}, which is not ${what}: ${REMEDY}`);
 }
 
 /**
@@ -41,13 +46,12 @@ export function takePassed(): Passed {
   const names = takeVariable("LISTEN_FDNAMES");
 
   if (pid === undefined) return { count: 0, reason: "LISTEN_PID is not set" };
-  const forPid = parseDecimal("LISTEN_PID", pid, "a process id", 0x7fffffffn);
-  if (forPid !== BigInt(process.pid))
+  if (parseDecimal("LISTEN_PID", pid, "a process id", 0x7fffffff) !== process.pid)
     return { count: 0, reason: `LISTEN_PID is ${pid} and this is process ${process.pid}` };
 
   if (pidfd !== undefined) {
     // A process id comes round again after a while; the id of a pidfd never does.
-    const forId = parseDecimal("LISTEN_PIDFDID", pidfd, "a pidfd id", 0xffff_ffff_ffff_ffffn);
+    const forId = parseDecimal("LISTEN_PIDFDID", pidfd, "a pidfd id");
     const ownId = pidfdId();
     if (ownId !== undefined && forId !== ownId)
       return { count: 0, reason: `LISTEN_PIDFDID is ${pidfd} and this is process ${ownId}` };
@@ -55,18 +59,27 @@ export function takePassed(): Passed {
 
   if (fds === undefined) return { count: 0, reason: "LISTEN_FDS is not set" };
   // 2^20 is the most that a process can have open (fs.nr_open) unless somebody raised it.
-  const count = Number(parseDecimal("LISTEN_FDS", fds, "a count of descriptors", 1n << 20n));
+  const count = parseDecimal("LISTEN_FDS", fds, "a count of descriptors", 1 << 20);
+  if (names === undefined) return { count, names };
 
-  const list = names?.split(":");
-  if (list !== undefined && list.length !== count)
+  const list = names.split(":");
+  if (list.length !== count)
     throw misconfigured(
-      `LISTEN_FDNAMES ${quote(names ?? "")} holds ${list.length} name(s) where LISTEN_FDS is ${count}: ${REMEDY}`,
+      `LISTEN_FDNAMES ${quote(names)} holds ${list.length} name(s) where LISTEN_FDS is ${count}: ${REMEDY}`,
     );
-  // The names that FileDescriptorName= allows: 1 to 255 printable ASCII characters.
-  const odd = list?.find((name) => !/^[\x20-\x7e]{1,255}$/.test(name));
-  if (odd !== undefined)
-    throw misconfigured(`LISTEN_FDNAMES holds ${quote(odd)}, which is not a name: ${REMEDY}`);
+  for (const name of list)
+    if (!isName(name))
+      throw misconfigured(`LISTEN_FDNAMES holds ${quote(name)}, which is not a name: ${REMEDY}`);
   return { count, names: list };
+}
+
+/** Whether `FileDescriptorName=` takes it: 1 to 255 printable ASCII characters, and no colon. */
+export function isName(name: string): boolean {
+  for (let at = 0; at < name.length; at++) {
+    const code = name.charCodeAt(at);
+    if (code < 0x20 || code > 0x7e || code === 0x3a) return false;
+  }
+  return name.length > 0 && name.length <= 255;
 }
 
 /** The error for a service that cannot do without a socket, saying why there is none. */

@@ -15,10 +15,10 @@ export const SOCK_SEQPACKET = 5;
 export const SO_TYPE = 3;
 export const SO_ACCEPTCONN = 30;
 export const SO_DOMAIN = 39;
+export const O_CLOEXEC = 0o2000000;
 
 const SOCK_CLOEXEC = 0o2000000;
 const O_NONBLOCK = 0o4000;
-export const O_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
 const IPPROTO_TCP = 6;
 const TCP_INFO = 11;
@@ -36,17 +36,22 @@ const MSG_NOSIGNAL = 0x4000;
 const EPOLL_CTL_ADD = 1;
 const CLOCK_MONOTONIC = 1;
 const SYS_pidfd_open = 434;
+const ENOENT = 2;
+const EBADF = 9;
+const ENOTSOCK = 88;
+const EOPNOTSUPP = 95;
+const ENOTCONN = 107;
 
 /** The size of a sockaddr_storage, which holds an address of any family. */
 const SOCKADDR_SIZE = 128;
 
 function load() {
-  // Not imported above, because loading bun:ffi is a good part of the cost of using it.
-  const { dlopen, ptr, read }: typeof import("bun:ffi") = require("bun:ffi");
   try {
+    // The module bun:ffi is made of Bun.FFI, and loading it is most of the cost of using it.
+    const { dlopen, ptr, read }: BunFFI = Bun.FFI ?? require("bun:ffi");
     // By the name under which every glibc program has it mapped already: for a name that is not,
     // Bun would look into the working directory too.
-    const { symbols } = dlopen("libc.so.6", {
+    const library = dlopen("libc.so.6", {
       __errno_location: { args: [], returns: "ptr" },
       bind: { args: ["i32", "buffer", "u32"], returns: "i32" },
       clock_gettime: { args: ["i32", "buffer"], returns: "i32" },
@@ -57,13 +62,15 @@ function load() {
       getpeername: { args: ["i32", "buffer", "buffer"], returns: "i32" },
       getsockname: { args: ["i32", "buffer", "buffer"], returns: "i32" },
       getsockopt: { args: ["i32", "i32", "i32", "buffer", "buffer"], returns: "i32" },
-      open: { args: ["cstring", "i32"], returns: "i32" },
+      open: { args: ["buffer", "i32"], returns: "i32" },
       read: { args: ["i32", "buffer", "u64"], returns: "i64" },
       sendmsg: { args: ["i32", "buffer", "i32"], returns: "i64" },
       socket: { args: ["i32", "i32", "i32"], returns: "i32" },
       socketpair: { args: ["i32", "i32", "i32", "buffer"], returns: "i32" },
       syscall: { args: ["i64", "i32", "u32"], returns: "i64" },
     });
+    if (library instanceof Error) throw library;
+    const { symbols } = library;
     const errno = symbols.__errno_location();
     return { ...symbols, address: ptr, errno: () => (errno === null ? 0 : read.i32(errno)) };
   } catch (cause) {
@@ -84,28 +91,24 @@ function libc() {
 function check(call: string, result: number | bigint): number {
   if (result >= 0) return Number(result);
   const errno = libc().errno();
-  const { getSystemErrorMap }: typeof import("node:util") = require("node:util");
+  const { getSystemErrorMap } = process.getBuiltinModule("node:util");
   const [code, text] = getSystemErrorMap().get(-errno) ?? [`errno ${errno}`, "unknown error"];
   throw new ActivationError(ExitStatus.systemCall, `${call} failed, ${text} (${code})`, code);
 }
 
-/** Runs `attempt`, and gives undefined where it fails with one of `codes`. */
-export function unless<T>(codes: readonly string[], attempt: () => T): T | undefined {
-  try {
-    return attempt();
-  } catch (error) {
-    if (error instanceof ActivationError && codes.includes(error.code ?? "")) return undefined;
-    throw error;
-  }
+/** The same, but gives undefined for a failure that was to be expected. */
+function unless(expected: number, call: string, result: number | bigint): number | undefined {
+  return result < 0 && libc().errno() === expected ? undefined : check(call, result);
 }
 
 export function close(fd: number): void {
   check("close", libc().close(fd));
 }
 
-/** Whether close-on-exec is set, which it never is on a descriptor that came through exec. */
-export function closesOnExec(fd: number): boolean {
-  return (check("fcntl", libc().fcntl(fd, F_GETFD, 0)) & FD_CLOEXEC) !== 0;
+/** Whether close-on-exec is set; undefined where the descriptor is not open. */
+export function closesOnExec(fd: number): boolean | undefined {
+  const flags = unless(EBADF, "fcntl", libc().fcntl(fd, F_GETFD, 0));
+  return flags === undefined ? undefined : (flags & FD_CLOEXEC) !== 0;
 }
 
 export function setCloseOnExec(fd: number): void {
@@ -126,11 +129,11 @@ export function replace(fd: number, onto: number): void {
   check("dup3", libc().dup3(fd, onto, O_CLOEXEC));
 }
 
-/** An option of SOL_SOCKET that is an int. */
-export function socketOption(fd: number, option: number): number {
+/** An option of SOL_SOCKET that is an int; undefined where the descriptor is not a socket. */
+export function socketOption(fd: number, option: number): number | undefined {
   const value = new Int32Array(1);
-  check("getsockopt", libc().getsockopt(fd, SOL_SOCKET, option, value, Uint32Array.of(4)));
-  return value[0] ?? 0;
+  const result = libc().getsockopt(fd, SOL_SOCKET, option, value, Uint32Array.of(4));
+  return unless(ENOTSOCK, "getsockopt", result) === undefined ? undefined : value[0];
 }
 
 /** The local address of a socket, as the bytes of a sockaddr. */
@@ -143,17 +146,17 @@ export function socketName(fd: number): Uint8Array {
 
 /** Whether a socket has a peer. One that the peer has reset has none any more. */
 export function hasPeer(fd: number): boolean {
-  const call = () =>
-    libc().getpeername(fd, new Uint8Array(SOCKADDR_SIZE), Uint32Array.of(SOCKADDR_SIZE));
-  return unless(["ENOTCONN", "EINVAL"], () => check("getpeername", call())) !== undefined;
+  const length = Uint32Array.of(SOCKADDR_SIZE);
+  const result = libc().getpeername(fd, new Uint8Array(SOCKADDR_SIZE), length);
+  return unless(ENOTCONN, "getpeername", result) !== undefined;
 }
 
 /** Whether a socket over TCP that has no peer had one: whether it ever received a segment. */
 export function wasConnected(fd: number): boolean {
   const info = new Uint8Array(TCP_INFO_SEGS_IN + 4);
   const length = Uint32Array.of(info.length);
-  const call = () => libc().getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, length);
-  unless(["EOPNOTSUPP", "ENOPROTOOPT"], () => check("getsockopt", call()));
+  const result = libc().getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, length);
+  if (unless(EOPNOTSUPP, "getsockopt", result) === undefined) return false;
   return new DataView(info.buffer).getUint32(TCP_INFO_SEGS_IN, true) > 0;
 }
 
@@ -188,14 +191,16 @@ export function epollAdd(epoll: number, fd: number, events: number, data: bigint
 
 /** The text of a file of /proc, or undefined where there is none of that name. */
 export function readProc(path: string): string | undefined {
-  const fd = unless(["ENOENT"], () => check("open", libc().open(path, O_CLOEXEC)));
+  const name = new TextEncoder().encode(`${path}\0`);
+  const fd = unless(ENOENT, "open", libc().open(name, O_CLOEXEC));
   if (fd === undefined) return undefined;
   try {
     const page = new Uint8Array(4096);
+    const decoder = new TextDecoder();
     for (let text = ""; ;) {
       const length = check("read", libc().read(fd, page, BigInt(page.length)));
       if (length === 0) return text;
-      text += String.fromCharCode(...page.subarray(0, length));
+      text += decoder.decode(page.subarray(0, length));
     }
   } finally {
     close(fd);
@@ -211,8 +216,8 @@ export function monotonicMicroseconds(): bigint {
 }
 
 /** The id of this process's pidfd, or undefined where kernel or runtime cannot tell. */
-export function pidfdId(): bigint | undefined {
-  const { readlinkSync }: typeof import("node:fs") = require("node:fs");
+export function pidfdId(): number | undefined {
+  const { readlinkSync } = process.getBuiltinModule("node:fs");
   let fd: number;
   try {
     fd = check("pidfd_open", libc().syscall(SYS_pidfd_open, process.pid, 0));
@@ -223,7 +228,7 @@ export function pidfdId(): bigint | undefined {
   try {
     // On pidfs (Linux 6.9) "pidfd:[ID]", with an inode of its own; before, "anon_inode:[pidfd]".
     const id = /^pidfd:\[(\d+)\]$/.exec(readlinkSync(`/proc/self/fd/${fd}`))?.[1];
-    return id === undefined ? undefined : BigInt(id);
+    return id === undefined ? undefined : Number(id);
   } finally {
     close(fd);
   }
@@ -240,16 +245,18 @@ export interface Ancillary {
 /** Sends one datagram over AF_UNIX to `path`, which is a file, or an abstract name after a NUL. */
 export function sendDatagram(path: Uint8Array, payload: Uint8Array, ancillary: Ancillary): void {
   const control = controlMessages(ancillary);
-  // One buffer holds it all, so that one reference keeps it where its pointers point.
+  // One buffer holds it all, so that one reference keeps it where its pointers point. The buffer
+  // comes first: a bare Uint8Array moves when its `buffer` is asked for.
   const MSGHDR = 56;
   const IOVEC = 16;
   const name = MSGHDR + IOVEC;
   const nameLength = 2 + path.length;
   const controlAt = name + align(nameLength);
   const payloadAt = controlAt + control.length;
-  const bytes = new Uint8Array(payloadAt + payload.length);
-  const at = BigInt(libc().address(bytes));
-  const view = new DataView(bytes.buffer);
+  const buffer = new ArrayBuffer(payloadAt + payload.length);
+  const bytes = new Uint8Array(buffer);
+  const view = new DataView(buffer);
+  const at = BigInt(libc().address(buffer));
   view.setBigUint64(0, at + BigInt(name), true);
   view.setUint32(8, nameLength, true);
   view.setBigUint64(16, at + BigInt(MSGHDR), true);

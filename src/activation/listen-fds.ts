@@ -1,6 +1,6 @@
 import { nothingPassed, takePassed } from "./environment.ts";
 import { misconfigured } from "./error.ts";
-import { closesOnExec, setCloseOnExec, unless } from "./libc.ts";
+import { closesOnExec, setCloseOnExec } from "./libc.ts";
 
 /** The first passed descriptor (SD_LISTEN_FDS_START of sd-daemon.h). */
 export const LISTEN_FDS_START = 3;
@@ -44,15 +44,18 @@ export function requireListenFds(): PassedDescriptor[] {
 }
 
 function inherit(count: number, names: readonly string[] | undefined): PassedDescriptor[] {
-  return Array.from({ length: count }, (_, index) => {
+  const descriptors: PassedDescriptor[] = [];
+  for (let index = 0; index < count; index++) {
     const fd = LISTEN_FDS_START + index;
-    // What is open but closes on exec did not come through exec: the runtime took a number that
-    // was free, so the passed descriptor is not open either.
-    if (unless(["EBADF"], () => closesOnExec(fd)) !== false)
+    const closes = closesOnExec(fd);
+    // Nothing that came through exec closes on exec: where the first does, nothing was passed, and
+    // the runtime took its number. (From 4 on Bun sets it itself on all that it finds.)
+    if (closes === undefined || (closes && fd === LISTEN_FDS_START))
       throw misconfigured(
         `descriptor ${fd} is not open, though LISTEN_FDS is ${count}: pass as many as it says`,
       );
     setCloseOnExec(fd);
-    return { fd, name: names?.[index] ?? "unknown" };
-  });
+    descriptors.push({ fd, name: names?.[index] ?? "unknown" });
+  }
+  return descriptors;
 }

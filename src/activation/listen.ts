@@ -1,6 +1,6 @@
 import type { SocketListener, SocketOptions, TLSOptions } from "bun";
 
-import { describe, phrase } from "./describe.ts";
+import { describe, isListeningStream, phrase } from "./describe.ts";
 import { ActivationError, ExitStatus, misconfigured } from "./error.ts";
 import * as libc from "./libc.ts";
 
@@ -25,10 +25,9 @@ export function listen<Data = undefined>(
   fd: number,
   options: ListenOptions<Data>,
 ): SocketListener<Data> {
-  const it = describe(fd);
-  if (it.kind !== "socket" || it.type !== "stream" || !it.listening)
+  if (!isListeningStream(fd))
     throw misconfigured(
-      `descriptor ${fd} is ${phrase(it)}, not a listening stream socket: pass one (Accept=no)`,
+      `descriptor ${fd} is ${phrase(describe(fd))}, not a listening stream socket: pass one (Accept=no)`,
     );
 
   const passed = libc.duplicate(fd);
@@ -66,13 +65,17 @@ export function substitute(passed: number, fd: number): void {
   libc.epollAdd(epoll, fd, events, data);
 }
 
-function registration(fd: number) {
-  const target = new RegExp(`^tfd: +${fd} events: +([0-9a-f]+) data: +([0-9a-f]+) `, "m");
-  // Bun's own descriptors are among the first; nothing passes 2^20 (fs.nr_open).
-  for (let epoll = 0; epoll < 1024; epoll++) {
-    const [, events, data] = target.exec(libc.readProc(`/proc/self/fdinfo/${epoll}`) ?? "") ?? [];
-    if (events !== undefined && data !== undefined)
-      return { epoll, events: Number.parseInt(events, 16), data: BigInt(`0x${data}`) };
+function registration(fd: number): { epoll: number; events: number; data: bigint } {
+  // A line of it in proc_pid_fdinfo(5): "tfd: %8d events: %8x data: %16llx ...".
+  const target = `tfd: ${String(fd).padStart(8)} events: `;
+  // Below are stdin, stdout and stderr; the event loop's is among the first free ones after.
+  for (let epoll = 3; epoll < 1024; epoll++) {
+    const text = epoll === fd ? undefined : libc.readProc(`/proc/self/fdinfo/${epoll}`);
+    const at = text?.indexOf(target) ?? -1;
+    if (text === undefined || at < 0) continue;
+    const columns = text.slice(at + target.length);
+    const events = Number(`0x${columns.slice(0, 8).trim()}`);
+    return { epoll, events, data: BigInt(`0x${columns.slice(15, 31).trim()}`) };
   }
   throw new ActivationError(
     ExitStatus.systemCall,

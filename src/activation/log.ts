@@ -19,7 +19,7 @@ export type LogLevel = (typeof LogLevel)[keyof typeof LogLevel];
  * A stderr that is closed or full is no error.
  */
 export function log(level: LogLevel, message: string): void {
-  const { fstatSync, writeSync }: typeof import("node:fs") = require("node:fs");
+  const { fstatSync, writeSync } = process.getBuiltinModule("node:fs");
   try {
     const { dev, ino } = fstatSync(2, { bigint: true });
     const prefix = process.env["JOURNAL_STREAM"] === `${dev}:${ino}` ? `<${level}>` : "";

@@ -1,4 +1,4 @@
-import { takeVariable } from "./environment.ts";
+import { isName, takeVariable } from "./environment.ts";
 import { ActivationError, misconfigured, quote } from "./error.ts";
 import { type Ancillary, monotonicMicroseconds, sendDatagram } from "./libc.ts";
 
@@ -147,7 +147,7 @@ function checked(name: string, value: string | number | bigint | boolean): strin
     typeof value !== "string"
       ? /^[0-9]+$/.test(text)
       : name === "FDNAME"
-        ? /^[\x20-\x39\x3b-\x7e]{1,255}$/.test(text)
+        ? isName(text)
         : !/[\n\0]/.test(text);
   if (fits) return text;
   const wanted = typeof value !== "string" ? "a whole number from 0" : "one line of text";

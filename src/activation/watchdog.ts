@@ -13,13 +13,10 @@ export function watchdogEnabled(): number | undefined {
   const usec = takeVariable("WATCHDOG_USEC");
   const pid = takeVariable("WATCHDOG_PID");
   if (usec === undefined) return undefined;
-  const max = BigInt(Number.MAX_SAFE_INTEGER);
-  const interval = parseDecimal("WATCHDOG_USEC", usec, "a number of microseconds", max);
-  if (pid !== undefined) {
-    const forPid = parseDecimal("WATCHDOG_PID", pid, "a process id", 0x7fffffffn);
-    if (forPid !== BigInt(process.pid)) return undefined;
-  }
-  return Number(interval);
+  const interval = parseDecimal("WATCHDOG_USEC", usec, "a number of microseconds");
+  if (pid !== undefined && parseDecimal("WATCHDOG_PID", pid, "a process id") !== process.pid)
+    return undefined;
+  return interval;
 }
 
 /**

@@ -29,10 +29,10 @@ export class Greeter {
     open: (socket) => {
       this.accepted++;
       this.#open.set(socket, performance.now());
-      if (!this.#sweeping) this.#sweepIn(DEADLINE);
       // Fails where the client is gone, which the close that follows tells too.
       socket.write(this.greeting);
       socket.shutdown();
+      if (!this.#sweeping) this.#sweepIn(DEADLINE);
       this.on.opened?.();
     },
     // Bun reads as long as there is a handler.

@@ -32,7 +32,7 @@ export function misused(message: string): ActivationError {
 }
 
 function parse({ name, about, options = {} }: Daemon): Values {
-  const { parseArgs }: typeof import("node:util") = require("node:util");
+  const { parseArgs } = process.getBuiltinModule("node:util");
   const strings = Object.keys(options).map((option) => [option, { type: "string" }] as const);
   const flag = { type: "boolean" } as const;
   let values: Values;

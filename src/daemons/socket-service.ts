@@ -23,7 +23,8 @@ await run({
   options: {
     "idle-timeout": "SECONDS  exit after so long without a connection; infinity: never [30]",
   },
-  run: ({ "idle-timeout": seconds = "30" }) => serve(parseTimeout(String(seconds))),
+  run: ({ "idle-timeout": seconds }) =>
+    serve(seconds === undefined ? 30_000 : parseTimeout(String(seconds))),
 });
 
 function parseTimeout(seconds: string): number {
@@ -38,13 +39,14 @@ function parseTimeout(seconds: string): number {
 function serve(idleTimeout: number): void {
   let stopping = false;
   let idleSince = performance.now();
-  let watching = false;
-  let reporting = false;
+  let watching = true;
+  // Until it has said that it listens.
+  let reporting = true;
   let reported = 0;
 
   const greeter = new Greeter("This is a test\n", {
     opened: () => {
-      if (!reporting && notifyEnabled()) report();
+      if (!reporting) report();
     },
     idle: () => {
       if (stopping) process.exit();
@@ -58,12 +60,17 @@ function serve(idleTimeout: number): void {
   );
   process.on("SIGTERM", stop);
   process.on("SIGINT", stop);
-  if (notifyEnabled()) {
+  // The event loop polls before it runs a timer: the client that waits is greeted first.
+  setTimeout(announce, 0);
+
+  function announce(): void {
+    watchIdle(idleTimeout);
+    if (stopping || !notifyEnabled()) return;
     const where = passed.map(({ fd }) => endpoint(describe(fd))).join(", ");
     tell({ ready: true, status: `Listening on ${where}` });
+    startWatchdog(warn);
+    report();
   }
-  startWatchdog(warn);
-  watchIdle(idleTimeout);
 
   /** Open connections finish, at their deadline at the latest, and the last one ends the process. */
   function stop(): void {

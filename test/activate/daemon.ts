@@ -1,0 +1,200 @@
+/* Starts the compiled executables as systemd would, and is their client. */
+import { mkdtempSync, rmSync } from "node:fs";
+import { connect, type Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+
+import * as sockets from "../sockets.ts";
+import { eventually } from "../sockets.ts";
+
+const DIST = resolve(import.meta.dir, "../../dist");
+
+/** The three services: how systemd-socket-activate starts each, and what it greets with. */
+export const SERVICES = [
+  { name: "socket-service", flags: [], greeting: "This is a test\n" },
+  {
+    name: "socket-service-accepted",
+    flags: ["-a"],
+    greeting: "This socket was already accepted\n",
+  },
+  {
+    name: "socket-service-inet",
+    flags: ["-a", "--inetd"],
+    greeting: "This socket was passed on stdin/stdout\n",
+  },
+] as const;
+
+export function executable(name: string): string {
+  return join(DIST, name);
+}
+
+/** A directory that is gone when the test is over. */
+export function scratch(): { path: string } & Disposable {
+  const path = mkdtempSync(join(tmpdir(), "socket-service-"));
+  return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true }) };
+}
+
+/** A port of the loopback that is free now. */
+export function freePort(family = sockets.AF_INET): number {
+  const fd = sockets.bound(family, sockets.SOCK_STREAM);
+  const port = sockets.portOf(fd);
+  sockets.close(fd);
+  return port;
+}
+
+/** A process and all that it says on stderr. */
+export class Running implements AsyncDisposable {
+  stderr = "";
+  readonly #drained: Promise<void>;
+
+  constructor(readonly process: Bun.Subprocess<"ignore", "pipe", "pipe">) {
+    this.#drained = this.#read();
+  }
+
+  async #read(): Promise<void> {
+    const decoder = new TextDecoder();
+    for await (const chunk of this.process.stderr) this.stderr += decoder.decode(chunk);
+  }
+
+  /** Waits until stderr matches, and gives the match. */
+  says(pattern: RegExp, within?: number): Promise<RegExpExecArray> {
+    return eventually(() => pattern.exec(this.stderr) ?? undefined, within);
+  }
+
+  /** Waits for the end: the exit status, or the signal as 128 and its number. */
+  async status(): Promise<number> {
+    const status = await this.process.exited;
+    await this.#drained;
+    return status;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.process.kill("SIGKILL");
+    await this.status();
+  }
+}
+
+export interface ActivateOptions {
+  /** Options of systemd-socket-activate, such as -a. */
+  readonly flags?: readonly string[];
+  /** What to listen on, as -l takes it. */
+  readonly listen: readonly (string | number)[];
+  /** Options of the service. */
+  readonly args?: readonly string[];
+  /** Environment variables of the service: the activator passes no others. */
+  readonly env?: Readonly<Record<string, string>>;
+  readonly cwd?: string;
+}
+
+/** A service under the real systemd-socket-activate, which listens when this resolves. */
+export async function activate(name: string, options: ActivateOptions): Promise<Running> {
+  const { flags = [], listen, args = [], env = {}, cwd } = options;
+  const running = new Running(
+    Bun.spawn(
+      [
+        "systemd-socket-activate",
+        ...flags,
+        ...listen.flatMap((address) => ["-l", String(address)]),
+        ...Object.entries(env).flatMap(([variable, value]) => ["-E", `${variable}=${value}`]),
+        executable(name),
+        ...args,
+      ],
+      { stdin: "ignore", stdout: "pipe", stderr: "pipe", ...(cwd === undefined ? {} : { cwd }) },
+    ),
+  );
+  await eventually(() => running.stderr.split("Listening on").length > listen.length);
+  return running;
+}
+
+/**
+ * A service as systemd itself executes it: `fds` from number 3 on, and the variables that go with
+ * them, `LISTEN_PID` being its own. `variables` adds to those or, with undefined, leaves one out.
+ */
+export function execute(
+  name: string,
+  fds: readonly number[],
+  variables: Readonly<Record<string, string | undefined>> = {},
+  args: readonly string[] = [],
+): Running {
+  const env: Record<string, string> = {};
+  const all = { LISTEN_PID: "self", LISTEN_FDS: String(fds.length), ...variables };
+  for (const [key, value] of Object.entries(all)) if (value !== undefined) env[key] = value;
+  // The shell becomes the service, so that its own process id is the right one.
+  const script = `[ "$LISTEN_PID" = self ] && export LISTEN_PID=$$; exec "$0" "$@"`;
+  return new Running(
+    Bun.spawn(["/bin/sh", "-c", script, executable(name), ...args], {
+      env,
+      stdio: ["ignore", "pipe", "pipe", ...fds],
+    }) as Bun.Subprocess<"ignore", "pipe", "pipe">,
+  );
+}
+
+/** A client as a raw stream: half-open, and reading only when told to. */
+export class Client {
+  readonly #socket: Socket;
+  #received = "";
+  #error: string | undefined;
+  #ended = false;
+
+  private constructor(socket: Socket) {
+    this.#socket = socket;
+    socket.on("data", (data) => (this.#received += data.toString()));
+    socket.on("end", () => (this.#ended = true));
+    socket.on(
+      "error",
+      (error: NodeJS.ErrnoException) => (this.#error = error.code ?? error.message),
+    );
+  }
+
+  /** Connects to a port of the loopback, or a path. */
+  static async connect(to: number | string, host = "127.0.0.1"): Promise<Client> {
+    const options = typeof to === "number" ? { port: to, host } : { path: to };
+    const socket = connect({ ...options, allowHalfOpen: true });
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    socket.once("connect", resolve).once("error", reject);
+    await promise;
+    return new Client(socket);
+  }
+
+  send(data: string | Uint8Array): void {
+    this.#socket.write(data);
+  }
+
+  pause(): void {
+    this.#socket.pause();
+  }
+
+  /** Shuts the sending side down. */
+  finish(): void {
+    this.#socket.end();
+  }
+
+  /** Sends a reset. */
+  reset(): void {
+    this.#socket.resetAndDestroy();
+  }
+
+  /** Whether the service has dropped the connection: both sides closed, or a reset. */
+  get gone(): boolean {
+    return this.#socket.destroyed;
+  }
+
+  /** All that came until the service's end of file, or how the connection failed instead. */
+  async received(within = 10_000): Promise<string> {
+    this.#socket.resume();
+    await eventually(() => this.#ended || this.#error !== undefined, within);
+    return this.#error ?? this.#received;
+  }
+
+  close(): void {
+    this.#socket.destroy();
+  }
+}
+
+/** Connects, reads to the end of file, and closes: what most clients do. */
+export async function ask(to: number | string, host?: string): Promise<string> {
+  const client = await Client.connect(to, host);
+  const received = await client.received();
+  client.close();
+  return received;
+}

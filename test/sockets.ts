@@ -1,0 +1,204 @@
+/* Sockets of every kind, as raw descriptors, for the tests to pass and to look at. */
+import { dlopen, ptr, read } from "bun:ffi";
+
+export const AF_UNIX = 1;
+export const AF_INET = 2;
+export const AF_INET6 = 10;
+export const SOCK_STREAM = 1;
+export const SOCK_DGRAM = 2;
+export const SOCK_SEQPACKET = 5;
+
+const SOCK_CLOEXEC = 0o2000000;
+const SOCK_NONBLOCK = 0o4000;
+const MSG_DONTWAIT = 0x40;
+const EAGAIN = 11;
+
+const { symbols: libc } = dlopen("libc.so.6", {
+  __errno_location: { args: [], returns: "ptr" },
+  accept4: { args: ["i32", "ptr", "ptr", "i32"], returns: "i32" },
+  bind: { args: ["i32", "buffer", "u32"], returns: "i32" },
+  close: { args: ["i32"], returns: "i32" },
+  connect: { args: ["i32", "buffer", "u32"], returns: "i32" },
+  fcntl: { args: ["i32", "i32", "i32"], returns: "i32" },
+  getsockname: { args: ["i32", "buffer", "buffer"], returns: "i32" },
+  getsockopt: { args: ["i32", "i32", "i32", "buffer", "buffer"], returns: "i32" },
+  listen: { args: ["i32", "i32"], returns: "i32" },
+  open: { args: ["cstring", "i32"], returns: "i32" },
+  pipe2: { args: ["buffer", "i32"], returns: "i32" },
+  recvmsg: { args: ["i32", "buffer", "i32"], returns: "i64" },
+  setsockopt: { args: ["i32", "i32", "i32", "buffer", "u32"], returns: "i32" },
+  socket: { args: ["i32", "i32", "i32"], returns: "i32" },
+  socketpair: { args: ["i32", "i32", "i32", "buffer"], returns: "i32" },
+});
+
+function errno(): number {
+  const at = libc.__errno_location();
+  return at === null ? 0 : read.i32(at);
+}
+
+function check(call: string, result: number | bigint): number {
+  if (result < 0) throw new Error(`${call} failed with errno ${errno()}`);
+  return Number(result);
+}
+
+/** Closes a descriptor. */
+export function close(fd: number): void {
+  check("close", libc.close(fd));
+}
+
+/** An open file, with the flags of open(2). */
+export function open(path: string, flags: number): number {
+  return check("open", libc.open(path, flags | SOCK_CLOEXEC));
+}
+
+/** The two ends of a pipe: the one to read, the one to write. */
+export function pipe(): [number, number] {
+  const ends = new Int32Array(2);
+  check("pipe2", libc.pipe2(ends, SOCK_CLOEXEC));
+  return [ends[0] ?? -1, ends[1] ?? -1];
+}
+
+export function socket(family: number, type: number): number {
+  return check("socket", libc.socket(family, type | SOCK_CLOEXEC, 0));
+}
+
+/** Two connected sockets over AF_UNIX. */
+export function socketPair(type = SOCK_STREAM): [number, number] {
+  const ends = new Int32Array(2);
+  check("socketpair", libc.socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, ends));
+  return [ends[0] ?? -1, ends[1] ?? -1];
+}
+
+/** An address as a sockaddr: a path, `@name`, or a port on the loopback of a family. */
+function sockaddr(address: string | { family: number; port: number }): Uint8Array {
+  if (typeof address === "string") {
+    const path = new TextEncoder().encode(address);
+    if (path[0] === 0x40) path[0] = 0;
+    return Uint8Array.of(AF_UNIX, 0, ...path);
+  }
+  const { family, port } = address;
+  const head = [family, 0, port >> 8, port & 255];
+  if (family === AF_INET) return Uint8Array.of(...head, 127, 0, 0, 1, ...Array(8).fill(0));
+  return Uint8Array.of(...head, 0, 0, 0, 0, ...Array(15).fill(0), 1, 0, 0, 0, 0);
+}
+
+/** A socket bound to a path or to a free port of the loopback. */
+export function bound(family: number, type: number, path?: string): number {
+  const fd = socket(family, type);
+  const address = sockaddr(path ?? { family, port: 0 });
+  check("bind", libc.bind(fd, address, address.length));
+  return fd;
+}
+
+/** A stream socket that listens, with a backlog, on a path or a free port of the loopback. */
+export function listening(family: number, backlog: number, path?: string): number {
+  const fd = bound(family, SOCK_STREAM, path);
+  check("listen", libc.listen(fd, backlog));
+  return fd;
+}
+
+/** The port that a socket over IPv4 or IPv6 is bound to. */
+export function portOf(fd: number): number {
+  const name = new Uint8Array(128);
+  check("getsockname", libc.getsockname(fd, name, Uint32Array.of(name.length)));
+  return new DataView(name.buffer).getUint16(2);
+}
+
+/** A socket connected to a path or to a port of the loopback; undefined where it would block. */
+export function connected(
+  to: string | { family: number; port: number },
+  type = SOCK_STREAM,
+): number | undefined {
+  const family = typeof to === "string" ? AF_UNIX : to.family;
+  // Over AF_UNIX a full backlog is EAGAIN, where a blocking call would wait.
+  const fd = socket(family, family === AF_UNIX ? type | SOCK_NONBLOCK : type);
+  const address = sockaddr(to);
+  if (libc.connect(fd, address, address.length) === 0) return fd;
+  const error = errno();
+  close(fd);
+  if (error === EAGAIN) return undefined;
+  throw new Error(`connect failed with errno ${error}`);
+}
+
+export function accept(fd: number): number {
+  return check("accept4", libc.accept4(fd, null, null, SOCK_CLOEXEC));
+}
+
+/** Makes the next close of a TCP socket send a reset. */
+export function resetOnClose(fd: number): void {
+  check("setsockopt", libc.setsockopt(fd, 1, 13, Int32Array.of(1, 0), 8));
+}
+
+/** The backlog of a listening TCP socket: tcpi_sacked of TCP_INFO. */
+export function backlogOf(fd: number): number {
+  const info = new Uint8Array(104);
+  check("getsockopt", libc.getsockopt(fd, 6, 11, info, Uint32Array.of(info.length)));
+  return new DataView(info.buffer).getUint32(28, true);
+}
+
+export function closesOnExec(fd: number): boolean {
+  return (check("fcntl", libc.fcntl(fd, 1, 0)) & 1) !== 0;
+}
+
+export function clearCloseOnExec(fd: number): void {
+  check("fcntl", libc.fcntl(fd, 2, 0));
+}
+
+/** One datagram as it arrived. */
+export interface Datagram {
+  readonly text: string;
+  /** Descriptors that came with it (SCM_RIGHTS), to be closed by the receiver. */
+  readonly fds: readonly number[];
+}
+
+/** A service manager's notification socket. */
+export class NotifyReceiver {
+  readonly #fd: number;
+
+  constructor(readonly address: string) {
+    this.#fd = bound(AF_UNIX, SOCK_DGRAM, address);
+  }
+
+  /** The next datagram that is there, if any. */
+  poll(): Datagram | undefined {
+    const payload = new Uint8Array(new ArrayBuffer(65536));
+    const control = new Uint8Array(new ArrayBuffer(1024));
+    const iovec = BigUint64Array.of(BigInt(ptr(payload)), BigInt(payload.length));
+    const message = new BigUint64Array(7);
+    message.set([BigInt(ptr(iovec)), 1n, BigInt(ptr(control)), BigInt(control.length)], 2);
+    const length = libc.recvmsg(this.#fd, message, MSG_DONTWAIT | SOCK_CLOEXEC);
+    if (length < 0) {
+      if (errno() !== EAGAIN) check("recvmsg", length);
+      return undefined;
+    }
+    const view = new DataView(control.buffer);
+    const fds: number[] = [];
+    // One message of ancillary data is all that a notification has: a header of 16 bytes, then it.
+    if ((message[5] ?? 0n) > 0n && view.getInt32(12, true) === 1)
+      for (let at = 16; at < Number(view.getBigUint64(0, true)); at += 4)
+        fds.push(view.getInt32(at, true));
+    return { text: new TextDecoder().decode(payload.subarray(0, Number(length))), fds };
+  }
+
+  /** Waits for the next datagram. */
+  async next(): Promise<Datagram> {
+    return await eventually(() => this.poll());
+  }
+
+  close(): void {
+    close(this.#fd);
+  }
+}
+
+/** Waits until `attempt` gives something, looking again and again. */
+export async function eventually<T>(
+  attempt: () => T | undefined | false | Promise<T | undefined | false>,
+  within = 10_000,
+): Promise<T> {
+  for (const deadline = performance.now() + within; ;) {
+    const result = await attempt();
+    if (result !== undefined && result !== false) return result;
+    if (performance.now() > deadline) throw new Error(`it did not happen within ${within} ms`);
+    await Bun.sleep(5);
+  }
+}
