@@ -25,6 +25,7 @@ const { symbols: libc } = dlopen("libc.so.6", {
   listen: { args: ["i32", "i32"], returns: "i32" },
   open: { args: ["cstring", "i32"], returns: "i32" },
   pipe2: { args: ["buffer", "i32"], returns: "i32" },
+  read: { args: ["i32", "buffer", "u64"], returns: "i64" },
   recvmsg: { args: ["i32", "buffer", "i32"], returns: "i64" },
   setsockopt: { args: ["i32", "i32", "i32", "buffer", "u32"], returns: "i32" },
   socket: { args: ["i32", "i32", "i32"], returns: "i32" },
@@ -122,6 +123,14 @@ export function connected(
 
 export function accept(fd: number): number {
   return check("accept4", libc.accept4(fd, null, null, SOCK_CLOEXEC));
+}
+
+/** What came on a descriptor so far, without waiting: nothing at the end of file, too. */
+export function peek(fd: number): string {
+  const bytes = new Uint8Array(new ArrayBuffer(4096));
+  check("fcntl", libc.fcntl(fd, 4, SOCK_NONBLOCK));
+  const length = Number(libc.read(fd, bytes, BigInt(bytes.length)));
+  return new TextDecoder().decode(bytes.subarray(0, Math.max(length, 0)));
 }
 
 /** Makes the next close of a TCP socket send a reset. */

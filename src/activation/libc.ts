@@ -36,6 +36,7 @@ const MSG_NOSIGNAL = 0x4000;
 const EPOLL_CTL_ADD = 1;
 const CLOCK_MONOTONIC = 1;
 const SYS_pidfd_open = 434;
+const PID_FS_MAGIC = 0x50494446n;
 const ENOENT = 2;
 const EBADF = 9;
 const ENOTSOCK = 88;
@@ -59,6 +60,7 @@ function load() {
       dup3: { args: ["i32", "i32", "i32"], returns: "i32" },
       epoll_ctl: { args: ["i32", "i32", "i32", "buffer"], returns: "i32" },
       fcntl: { args: ["i32", "i32", "i32"], returns: "i32" },
+      fstatfs: { args: ["i32", "buffer"], returns: "i32" },
       getpeername: { args: ["i32", "buffer", "buffer"], returns: "i32" },
       getsockname: { args: ["i32", "buffer", "buffer"], returns: "i32" },
       getsockopt: { args: ["i32", "i32", "i32", "buffer", "buffer"], returns: "i32" },
@@ -217,7 +219,6 @@ export function monotonicMicroseconds(): bigint {
 
 /** The id of this process's pidfd, or undefined where kernel or runtime cannot tell. */
 export function pidfdId(): number | undefined {
-  const { readlinkSync } = process.getBuiltinModule("node:fs");
   let fd: number;
   try {
     fd = check("pidfd_open", libc().syscall(SYS_pidfd_open, process.pid, 0));
@@ -226,9 +227,11 @@ export function pidfdId(): number | undefined {
     return undefined;
   }
   try {
-    // On pidfs (Linux 6.9) "pidfd:[ID]", with an inode of its own; before, "anon_inode:[pidfd]".
-    const id = /^pidfd:\[(\d+)\]$/.exec(readlinkSync(`/proc/self/fd/${fd}`))?.[1];
-    return id === undefined ? undefined : Number(id);
+    // Only on pidfs (Linux 6.9) does the inode tell one process from another.
+    const filesystem = new BigInt64Array(16);
+    check("fstatfs", libc().fstatfs(fd, filesystem));
+    const [, id] = readProc(`/proc/self/fdinfo/${fd}`)?.split("ino:\t") ?? [];
+    return filesystem[0] === PID_FS_MAGIC && id !== undefined ? Number.parseInt(id, 10) : undefined;
   } finally {
     close(fd);
   }
