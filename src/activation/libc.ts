@@ -89,6 +89,15 @@ function libc() {
   return (loaded ??= load());
 }
 
+/** Whether libc can be called at all: bun:ffi needs the JIT. */
+export function canCall(): boolean {
+  try {
+    return libc() !== undefined;
+  } catch {
+    return false;
+  }
+}
+
 /** Passes a result on, or throws the error that errno tells, if the call failed. */
 function check(call: string, result: number | bigint): number {
   if (result >= 0) return Number(result);

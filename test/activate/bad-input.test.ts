@@ -315,6 +315,15 @@ describe("socket-service-accepted and socket-service-inet print the greeting", (
   });
 });
 
+test("an error has its level before it where stderr is the journal, and only there", async () => {
+  await using journal = execute("../test/activate/journal.sh", [], {}, ["socket-service"]);
+  expect(await journal.status()).toBe(CONFIGURATION);
+  expect(journal.stderr).toMatch(/^<3>socket-service: LISTEN_FDS is "0"[^\n]*\n$/);
+  await using other = execute("socket-service", [], { JOURNAL_STREAM: "1:1" });
+  expect(await other.status()).toBe(CONFIGURATION);
+  expect(other.stderr).toMatch(/^socket-service: /);
+});
+
 const OPTIONS: Record<string, string[]> = {
   "an unknown option": ["--idle"],
   "an unknown short option": ["-v"],

@@ -179,6 +179,13 @@ export class Client {
     return this.#socket.destroyed;
   }
 
+  /** Waits for the first data, or for the end of a connection that brings none. */
+  async firstByte(): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#socket.once("data", () => resolve()).once("close", resolve);
+    await promise;
+  }
+
   /** All that came until the service's end of file, or how the connection failed instead. */
   async received(within = 10_000): Promise<string> {
     this.#socket.resume();

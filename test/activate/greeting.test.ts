@@ -74,6 +74,22 @@ for (const { name, flags, greeting } of SERVICES) {
       await expectNormal(service, 1);
     });
 
+    if (perConnection)
+      test("greets without FFI, where memory is not both written and run", async () => {
+        using directory = scratch();
+        const [port, path] = [freePort(), join(directory.path, "socket")];
+        // bun:ffi fails without the JIT.
+        const env = { BUN_JSC_useJIT: "0" };
+        await using tcp = await activate(name, { flags, listen: [port], env });
+        await using unix = await activate(name, { flags, listen: [path], env });
+        expect(await ask(port)).toBe(greeting);
+        expect(await ask(path)).toBe(greeting);
+        // A client that is gone before the greeting needs an explanation, and gets none here.
+        (await Client.connect(port)).reset();
+        await expectNormal(tcp, 2);
+        await expectNormal(unix, 1);
+      });
+
     test("greets a client that sends a megabyte before it reads", async () => {
       const port = freePort();
       await using service = await start(port);
