@@ -25,7 +25,7 @@ export const SERVICES = [
 ] as const;
 
 export function executable(name: string): string {
-  return join(DIST, name);
+  return resolve(DIST, name);
 }
 
 /** A directory that is gone when the test is over. */
