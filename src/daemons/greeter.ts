@@ -46,11 +46,6 @@ export class Greeter {
     error() {},
   };
 
-  /** Drops every connection that is still open. */
-  drop(): void {
-    for (const socket of this.#open.keys()) socket.terminate();
-  }
-
   /** One timer for all: it sleeps until the oldest connection is due, and is not armed per client. */
   #sweepIn(milliseconds: number): void {
     this.#sweeping = true;

@@ -58,6 +58,7 @@ function serve(idleTimeout: number): void {
   const listeners = passed.map(({ fd }) =>
     listen(fd, { allowHalfOpen: true, socket: greeter.handlers }),
   );
+  startWatchdog(warn);
   process.on("SIGTERM", stop);
   process.on("SIGINT", stop);
   // The event loop polls before it runs a timer: the client that waits is greeted first.
@@ -68,7 +69,6 @@ function serve(idleTimeout: number): void {
     if (stopping || !notifyEnabled()) return;
     const where = passed.map(({ fd }) => endpoint(describe(fd))).join(", ");
     tell({ ready: true, status: `Listening on ${where}` });
-    startWatchdog(warn);
     report();
   }
 

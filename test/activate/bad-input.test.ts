@@ -203,6 +203,14 @@ describe("socket-service refuses", () => {
       names: /descriptor 4 is an? .*datagram/,
     }));
 
+  test.each(["", "0", "-1", "soon", "1e6"])("WATCHDOG_USEC=%j", (value) =>
+    expectRefusal("socket-service", {
+      passed: listening,
+      env: { WATCHDOG_USEC: value },
+      names: /WATCHDOG_USEC is "/,
+    }),
+  );
+
   test("descriptors with a gap", () =>
     expectRefusal("socket-service", {
       passed: listening,
