@@ -188,7 +188,7 @@ describe("socket-service tells the service manager", () => {
     expect((await receiver.next()).text).toStartWith("READY=1\n");
     const began = performance.now();
     for (let ping = 0; ping < 5; ping++) expect((await receiver.next()).text).toBe("WATCHDOG=1\n");
-    expect(performance.now() - began).toBeWithin(400, 1000);
+    expect(performance.now() - began).toBeWithin(400, 800);
     // A process that is stuck is not alive.
     service.process.kill("SIGSTOP");
     await Bun.sleep(300);
@@ -235,10 +235,11 @@ describe("socket-service ends", () => {
     await using service = execute(NAME, [fd], {}, ["--idle-timeout", "0.1"]);
     const client = await Client.connect(sockets.portOf(fd));
     expect(await client.received()).toBe(GREETING);
-    const began = performance.now();
-    setTimeout(() => client.finish(), 1000);
+    // Long after the idle timeout it still greets, and then ends with the connection.
+    await Bun.sleep(1000);
+    expect(await ask(sockets.portOf(fd))).toBe(GREETING);
+    client.finish();
     expect(await service.status()).toBe(0);
-    expect(performance.now() - began).toBeWithin(1000, 2000);
     sockets.close(fd);
   });
 
