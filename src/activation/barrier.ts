@@ -15,6 +15,7 @@ export async function notifyBarrier(timeout: number): Promise<boolean> {
   // The manager closes the end it is sent when it comes to this message, and ours sees that.
   const [ours, theirs] = socketPair();
   const handled = Promise.withResolvers<true>();
+  // Of a pair that is connected, no adoption fails.
   const socket = await Bun.connect({
     fd: ours,
     socket: { data() {}, close: () => handled.resolve(true) },
@@ -23,7 +24,8 @@ export async function notifyBarrier(timeout: number): Promise<boolean> {
     const message = `the service manager did not come to a barrier within ${timeout} ms`;
     handled.reject(new ActivationError(ExitStatus.systemCall, message, "ETIMEDOUT"));
   };
-  const timer = timeout < 0x7fffffff ? setTimeout(expire, timeout) : undefined;
+  // A timer takes 25 days at most, which is for ever.
+  const timer = timeout > 0x7fffffff ? undefined : setTimeout(expire, timeout);
   try {
     try {
       send("BARRIER=1", { fds: [theirs] });

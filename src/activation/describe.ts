@@ -104,10 +104,11 @@ export function isListeningStream(fd: number): boolean {
 
 /** One phrase that names what a descriptor is, for messages and status texts. */
 export function phrase(it: Descriptor): string {
+  if (it.kind === "other") return "an anonymous file";
   if (it.kind !== "socket") return `a ${it.kind}`;
   const family = typeof it.family === "number" ? `family ${it.family}` : it.family;
-  const state = it.listening ? "listening" : it.connected ? "connected" : "unconnected";
-  return `a ${state} ${it.type} socket (${family})`;
+  const state = it.listening ? "a listening" : it.connected ? "a connected" : "an unconnected";
+  return `${state} ${it.type} socket (${family})`;
 }
 
 /** Where a socket listens, as one writes it in `ListenStream=`. */
@@ -136,11 +137,9 @@ function port(name: Uint8Array): number {
 }
 
 function unixPath(path: Uint8Array): string {
+  const text = new TextDecoder().decode(path);
   // An abstract name begins with a NUL and may hold more; a path ends at its first.
-  const end = path.indexOf(0, 1);
-  const isAbstract = path[0] === 0 && path.length > 1;
-  if (isAbstract) return `@${new TextDecoder().decode(path.subarray(1))}`;
-  return new TextDecoder().decode(end < 0 ? path : path.subarray(0, end)).replace("\0", "");
+  return text.startsWith("\0") ? `@${text.slice(1)}` : (text.split("\0", 1)[0] ?? "");
 }
 
 function ipv6Address(name: Uint8Array): string {

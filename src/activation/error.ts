@@ -17,13 +17,14 @@ export type ExitStatus = (typeof ExitStatus)[keyof typeof ExitStatus];
 export class ActivationError extends Error {
   override readonly name = "ActivationError";
 
-  constructor(
-    readonly status: ExitStatus,
-    message: string,
-    /** The symbolic errno of a failed system call, such as `ENOENT`. */
-    readonly code?: string,
-  ) {
+  readonly status: ExitStatus;
+  /** The symbolic errno of a failed system call, such as `ENOENT`. */
+  readonly code: string | undefined;
+
+  constructor(status: ExitStatus, message: string, code?: string) {
     super(message);
+    this.status = status;
+    this.code = code;
   }
 }
 

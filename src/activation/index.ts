@@ -1,12 +1,12 @@
+/// <reference path="./bun-fd.d.ts" />
 /**
  * systemd's protocols for Bun: sockets that the service manager passes, readiness, watchdog.
  *
  * @example
  * ```ts
- * import { listen, listenFds, notify } from "socket-service/activation";
+ * import { notify, passedFd, serve } from "socket-service/activation";
  *
- * for (const { fd } of listenFds())
- *   listen(fd, { socket: { open: (socket) => void socket.end("Hello\n") } });
+ * serve(passedFd() ?? { port: 4000 }, { fetch: () => new Response("Hello\n") });
  * notify({ ready: true });
  * ```
  *
@@ -27,7 +27,7 @@ export {
   type UnixSocket,
 } from "./describe.ts";
 export { ActivationError, ExitStatus } from "./error.ts";
-export { listen, type ListenOptions } from "./listen.ts";
+export { type Address, listen, type ListenOptions } from "./listen.ts";
 export {
   LISTEN_FDS_START,
   listenFds,
@@ -36,4 +36,6 @@ export {
 } from "./listen-fds.ts";
 export { log, LogLevel } from "./log.ts";
 export { notify, notifyEnabled, type Notification, type NotifyOptions } from "./notify.ts";
+export { passedFd, pick, type Picked, type Quantity } from "./pick.ts";
+export { serve, type ServeOptions } from "./serve.ts";
 export { startWatchdog, watchdogEnabled } from "./watchdog.ts";

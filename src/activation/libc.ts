@@ -17,6 +17,9 @@ export const SO_ACCEPTCONN = 30;
 export const SO_DOMAIN = 39;
 export const O_CLOEXEC = 0o2000000;
 
+/** More than a process has open: above, a search for a descriptor gives up. */
+export const DESCRIPTORS = 1 << 16;
+
 const SOCK_CLOEXEC = 0o2000000;
 const O_NONBLOCK = 0o4000;
 const SOL_SOCKET = 1;
@@ -33,15 +36,16 @@ const FD_CLOEXEC = 1;
 const SCM_RIGHTS = 1;
 const SCM_CREDENTIALS = 2;
 const MSG_NOSIGNAL = 0x4000;
+const MSG_DONTWAIT = 0x40;
 const EPOLL_CTL_ADD = 1;
 const CLOCK_MONOTONIC = 1;
 const SYS_pidfd_open = 434;
 const PID_FS_MAGIC = 0x50494446n;
 const ENOENT = 2;
 const EBADF = 9;
+const EAGAIN = 11;
 const ENOTSOCK = 88;
 const EOPNOTSUPP = 95;
-const ENOTCONN = 107;
 
 /** The size of a sockaddr_storage, which holds an address of any family. */
 const SOCKADDR_SIZE = 128;
@@ -108,8 +112,8 @@ function check(call: string, result: number | bigint): number {
 }
 
 /** The same, but gives undefined for a failure that was to be expected. */
-function unless(expected: number, call: string, result: number | bigint): number | undefined {
-  return result < 0 && libc().errno() === expected ? undefined : check(call, result);
+function unless(call: string, result: number | bigint, ...expected: number[]): number | undefined {
+  return result < 0 && expected.includes(libc().errno()) ? undefined : check(call, result);
 }
 
 export function close(fd: number): void {
@@ -118,7 +122,7 @@ export function close(fd: number): void {
 
 /** Whether close-on-exec is set; undefined where the descriptor is not open. */
 export function closesOnExec(fd: number): boolean | undefined {
-  const flags = unless(EBADF, "fcntl", libc().fcntl(fd, F_GETFD, 0));
+  const flags = unless("fcntl", libc().fcntl(fd, F_GETFD, 0), EBADF);
   return flags === undefined ? undefined : (flags & FD_CLOEXEC) !== 0;
 }
 
@@ -140,11 +144,11 @@ export function replace(fd: number, onto: number): void {
   check("dup3", libc().dup3(fd, onto, O_CLOEXEC));
 }
 
-/** An option of SOL_SOCKET that is an int; undefined where the descriptor is not a socket. */
+/** An option of SOL_SOCKET that is an int; undefined for what is no socket, or not open. */
 export function socketOption(fd: number, option: number): number | undefined {
   const value = new Int32Array(1);
   const result = libc().getsockopt(fd, SOL_SOCKET, option, value, Uint32Array.of(4));
-  return unless(ENOTSOCK, "getsockopt", result) === undefined ? undefined : value[0];
+  return unless("getsockopt", result, ENOTSOCK, EBADF) === undefined ? undefined : value[0];
 }
 
 /** The local address of a socket, as the bytes of a sockaddr. */
@@ -155,11 +159,10 @@ export function socketName(fd: number): Uint8Array {
   return address.subarray(0, length[0]);
 }
 
-/** Whether a socket has a peer. One that the peer has reset has none any more. */
+/** Whether a socket has a peer. One that the peer has reset has none, some families never do. */
 export function hasPeer(fd: number): boolean {
   const length = Uint32Array.of(SOCKADDR_SIZE);
-  const result = libc().getpeername(fd, new Uint8Array(SOCKADDR_SIZE), length);
-  return unless(ENOTCONN, "getpeername", result) !== undefined;
+  return libc().getpeername(fd, new Uint8Array(SOCKADDR_SIZE), length) === 0;
 }
 
 /** Whether a socket over TCP that has no peer had one: whether it ever received a segment. */
@@ -167,19 +170,18 @@ export function wasConnected(fd: number): boolean {
   const info = new Uint8Array(TCP_INFO_SEGS_IN + 4);
   const length = Uint32Array.of(info.length);
   const result = libc().getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, length);
-  if (unless(EOPNOTSUPP, "getsockopt", result) === undefined) return false;
+  if (unless("getsockopt", result, EOPNOTSUPP) === undefined) return false;
   return new DataView(info.buffer).getUint32(TCP_INFO_SEGS_IN, true) > 0;
 }
 
-/** A stream socket over AF_UNIX that is bound to a name of the kernel's choice (unix(7)). */
-export function autoboundSocket(): number {
+/** Puts a stream socket over AF_UNIX, bound to a name of the kernel's choice (unix(7)), in place. */
+export function replaceByThrowAway(onto: number): void {
   const fd = check("socket", libc().socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   try {
     check("bind", libc().bind(fd, Uint16Array.of(AF_UNIX), 2));
-    return fd;
-  } catch (error) {
+    replace(fd, onto);
+  } finally {
     close(fd);
-    throw error;
   }
 }
 
@@ -203,7 +205,7 @@ export function epollAdd(epoll: number, fd: number, events: number, data: bigint
 /** The text of a file of /proc, or undefined where there is none of that name. */
 export function readProc(path: string): string | undefined {
   const name = new TextEncoder().encode(`${path}\0`);
-  const fd = unless(ENOENT, "open", libc().open(name, O_CLOEXEC));
+  const fd = unless("open", libc().open(name, O_CLOEXEC), ENOENT);
   if (fd === undefined) return undefined;
   try {
     const page = new Uint8Array(4096);
@@ -246,6 +248,9 @@ export function pidfdId(): number | undefined {
   }
 }
 
+/** How long to wait for room in the queue of a receiver, in steps of a millisecond. */
+const SEND_TIMEOUT = 100;
+
 /** What a datagram carries beside its bytes. */
 export interface Ancillary {
   /** Descriptors, which the receiver gets duplicates of (SCM_RIGHTS). */
@@ -284,7 +289,13 @@ export function sendDatagram(path: Uint8Array, payload: Uint8Array, ancillary: A
 
   const fd = check("socket", libc().socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   try {
-    check("sendmsg", libc().sendmsg(fd, bytes, MSG_NOSIGNAL));
+    const flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+    let sent = libc().sendmsg(fd, bytes, flags);
+    for (let waited = 0; sent < 0 && libc().errno() === EAGAIN && waited < SEND_TIMEOUT; waited++) {
+      Bun.sleepSync(1);
+      sent = libc().sendmsg(fd, bytes, flags);
+    }
+    check("sendmsg", sent);
   } finally {
     close(fd);
   }

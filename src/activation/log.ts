@@ -14,8 +14,8 @@ export type LogLevel = (typeof LogLevel)[keyof typeof LogLevel];
 
 /**
  * Writes a message to stderr at once, as one line: control characters in it, newlines too, become
- * spaces. Where stderr is
- * the journal, `<N>` stands before it, from which the journal takes the level (sd-daemon(3)).
+ * spaces. Where stderr is the journal, `<N>` stands before it, from which the journal takes the
+ * level (sd-daemon(3)).
  * A stderr that is closed or full is no error.
  */
 export function log(level: LogLevel, message: string): void {

@@ -50,11 +50,14 @@ export interface Notification {
 
 /** How to send a notification. */
 export interface NotifyOptions extends Ancillary {
-  /** The descriptors to send along, which stay open here. At most 253 (SCM_MAX_FD). */
+  /** The descriptors to send along, which stay open here. At most 253. */
   readonly fds?: readonly number[];
   /** The process to send for, as sd_pid_notify(3): needs CAP_SYS_ADMIN unless it is our own. */
   readonly pid?: number;
 }
+
+/** The most descriptors that the kernel sends at once (unix(7)). */
+const SCM_MAX_FD = 253;
 
 let address: string | undefined;
 
@@ -73,12 +76,13 @@ export function notifyEnabled(): boolean {
  * sd_pid_notify_with_fds(3). `NOTIFY_SOCKET` leaves the environment at the first call, so that
  * children do not notify in our name.
  *
- * Limitations: the message is sent, not known to be handled: see {@link notifyBarrier}. Sending
- * never waits; `AF_VSOCK` addresses are refused.
+ * Limitations: the message is sent, not known to be handled: see {@link notifyBarrier}. Where the
+ * manager's queue is full, sending waits 100 milliseconds for room and then fails with `EAGAIN`,
+ * where sd_notify(3) would wait for ever. `AF_VSOCK` addresses are refused.
  *
  * @returns Whether there was somebody to notify: false where `NOTIFY_SOCKET` is not set.
  * @throws {ActivationError} (78) when a value cannot be sent (a newline in it would be taken for
- *   the start of the next assignment), or the address is malformed, too long or of another kind;
+ *   the start of the next assignment), a field lacks another that it needs, or the address is malformed, too long or of another kind;
  *   (71) when sending fails, with `code` such as `ENOENT` or `ECONNREFUSED` (no receiver).
  *
  * @example
@@ -87,6 +91,17 @@ export function notifyEnabled(): boolean {
  * ```
  */
 export function notify(notification: Notification, options: NotifyOptions = {}): boolean {
+  const { fds = [], pid } = options;
+  if (notification.fdStore === true && fds.length === 0)
+    throw misconfigured("cannot notify FDSTORE=1 with no descriptor: give some as fds");
+  if (notification.fdStoreRemove === true && notification.fdName === undefined)
+    throw misconfigured("cannot notify FDSTOREREMOVE=1 without a name: give fdName");
+  if (fds.length > SCM_MAX_FD)
+    throw misconfigured(
+      `cannot send ${fds.length} descriptors at once: give at most ${SCM_MAX_FD}`,
+    );
+  if (pid !== undefined && !(Number.isInteger(pid) && pid > 0))
+    throw misconfigured(`cannot notify for process ${pid}: give the id of one`);
   return send(serialize(notification), options);
 }
 

@@ -19,7 +19,7 @@ export type Values = Readonly<Record<string, string | boolean | undefined>>;
 export async function run(daemon: Daemon): Promise<void> {
   try {
     // Most runs have no arguments, and need not load what parses them.
-    await daemon.run(process.argv.length > 2 ? parse(daemon) : {});
+    await daemon.run(Bun.argv.length > 2 ? parse(daemon) : {});
   } catch (error) {
     log(LogLevel.error, `${daemon.name}: ${error instanceof Error ? error.message : error}`);
     process.exit(error instanceof ActivationError ? error.status : ExitStatus.systemCall);
@@ -38,7 +38,7 @@ function parse({ name, about, options = {} }: Daemon): Values {
   let values: Values;
   try {
     const config = { ...Object.fromEntries(strings), help: flag, version: flag };
-    ({ values } = parseArgs({ args: process.argv.slice(2), options: config }));
+    ({ values } = parseArgs({ args: Bun.argv.slice(2), options: config }));
   } catch (error) {
     throw misused(error instanceof Error ? error.message : String(error));
   }

@@ -1,0 +1,396 @@
+/**
+ * Measures the services and their peers in one run, in turn, so that noise hits all alike, and
+ * prints one table: ratios first, then the figures.
+ *
+ *   bun test/bench/run.ts [--quick] [--only 1,3] [--json FILE]
+ *
+ * Parts: 1 cold activation, 2 the same through a booted systemd (root), 3 warm throughput,
+ * 4 a process per connection, 5 memory, 6 size and build time. `--quick` is for trying things out:
+ * half a minute, and too few runs to quote.
+ */
+import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
+import { cpus, release, totalmem } from "node:os";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+
+import {
+  assemble,
+  bunFloor,
+  buildFlags,
+  type Contender,
+  type Field,
+  greetings,
+  ours,
+  run,
+  services,
+  type Style,
+  styles,
+} from "./contenders.ts";
+import { columns, Figures, plot, ratio, show, tables } from "./figures.ts";
+import { lines, throughSystemd } from "./systemd.ts";
+
+const { values: options } = parseArgs({
+  options: {
+    quick: { type: "boolean", default: false },
+    only: { type: "string", default: "1,2,3,4,5,6" },
+    json: { type: "string" },
+  },
+});
+const parts = new Set(options.only.split(",").map(Number));
+const pick = (full: number, quick: number): number => (options.quick ? quick : full);
+
+// Here, and not with temporary files, for the booted systemd: it sees this checkout, but not those.
+const dist = join(import.meta.dir, "../../dist");
+mkdirSync(dist, { recursive: true });
+const directory = mkdtempSync(join(dist, "bench-"));
+chmodSync(directory, 0o755);
+process.on("exit", () => rmSync(directory, { recursive: true, force: true }));
+for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => process.exit(1));
+
+const figures = new Figures();
+const notes: string[] = [];
+
+/** The activator, and the lines it answers with. Its servers end with it, and it with us. */
+class Activator {
+  readonly #process;
+  readonly #answers;
+
+  constructor(program: string) {
+    this.#process = Bun.spawn([program, join(directory, "notify")], {
+      stdin: "pipe",
+      stdout: "pipe",
+      stderr: "inherit",
+    });
+    this.#answers = lines(this.#process.stdout);
+  }
+
+  /** @throws {Error} when the activator ends instead of answering. */
+  async ask(...words: (string | number)[]): Promise<string> {
+    this.#process.stdin.write(`${words.join(" ")}\n`);
+    await this.#process.stdin.flush();
+    const { value } = await this.#answers.next();
+    if (value === undefined) throw new Error(`the activator gave up on: ${words.join(" ")}`);
+    return value;
+  }
+
+  async end(): Promise<void> {
+    await this.#process.stdin.end();
+    await this.#process.exited;
+  }
+}
+
+const numbers = (answer: string): number[] => answer.split(" ").map(Number);
+
+/** 1. From the client's connect(2), which starts the program, to what the client sees. */
+async function cold(activator: Activator, { contenders, files }: Field): Promise<void> {
+  await activator.ask("refresh", ...files);
+  for (let round = -2; round < pick(200, 15); round++)
+    for (const style of styles)
+      for (const { name, command } of contenders) {
+        const [first, end, exit, cpu, ...text] = (
+          await activator.ask("cold", style, ...command(style))
+        ).split(" ");
+        if (text.join(" ") !== greetings[style])
+          throw new Error(`${name}, ${style}: the client received "${text.join(" ")}"`);
+        if (round < 0) continue; // the page cache fills
+        const record = (metric: string, microseconds = ""): void =>
+          figures.record(`cold, ${services[style]}`, metric, name, Number(microseconds) / 1000);
+        record("first byte ms", first);
+        record("end of file ms", end);
+        if (style !== "listen") record("exit ms", exit);
+        record("processor ms", cpu);
+      }
+}
+
+const systemdGroup = (style: Style, hardened: boolean): string =>
+  `through systemd${hardened ? ", hardened" : ""}, ${services[style]}`;
+
+/** 2. The same through a booted systemd with the installed units, C in the same units beside ours. */
+async function systemd(activator: Activator, { contenders, files }: Field): Promise<void> {
+  await activator.ask("refresh", ...files);
+  const record = (style: Style, hardened: boolean, who: string, first: number, end: number) => {
+    const group = systemdGroup(style, hardened);
+    figures.record(group, "first byte ms", who, first);
+    figures.record(group, "end of file ms", who, end);
+  };
+  const both = contenders.filter(({ name }) => name === ours || name === "C");
+  const obstacle = await throughSystemd(pick(100, 4), both, directory, record);
+  if (obstacle !== undefined) notes.push(`through systemd: ${obstacle}`);
+}
+
+interface Server extends Contender {
+  readonly pid: number;
+  readonly port: number;
+}
+
+/** Starts the listening service of each contender; `stop` ends them all. */
+async function serve(activator: Activator, { contenders }: Field): Promise<Server[]> {
+  const servers: Server[] = [];
+  for (const contender of contenders) {
+    const forEver = contender.name === ours ? ["--idle-timeout=infinity"] : [];
+    const answer = await activator.ask(
+      "start",
+      "listen",
+      ...contender.command("listen"),
+      ...forEver,
+    );
+    const [pid = 0, port = 0] = numbers(answer);
+    servers.push({ ...contender, pid, port });
+  }
+  return servers;
+}
+
+/** @returns Elapsed and the server's processor time in microseconds, and how busy the clients were. */
+async function slice(program: string, { name, pid, port }: Server, clients: number, n: number) {
+  const load = Bun.spawn([program, ...[port, clients, n, pid].map(String)], { stderr: "inherit" });
+  const answer = await load.stdout.text();
+  const [elapsed = 0, own = 0, cpu = 0, errors = -1, loops = 1] = numbers(answer);
+  if (errors !== 0) throw new Error(`${name}: ${errors} of ${n} connections failed`);
+  return { elapsed, busy: own / elapsed / loops, cpu };
+}
+
+const warmGroup = (clients: number): string => `warm, ${clients} at a time`;
+
+/** 3. Connections a second, and what each costs. */
+async function warm(activator: Activator, field: Field): Promise<void> {
+  const servers = await serve(activator, field);
+  for (const clients of [64, 1, 1024]) {
+    const group = warmGroup(clients);
+    const sizes = new Map<string, number>();
+    for (let round = -1; round < pick(10, 2); round++)
+      for (const server of servers) {
+        // The first slice is not counted: compilers warm up. It tells how many take a second, which
+        // is enough for the slower ones.
+        const size = sizes.get(server.name) ?? pick(4_000, 2_000);
+        const { elapsed, busy, cpu } = await slice(field.load, server, clients, size);
+        const most = pick(20_000, 4_000);
+        if (round < 0) {
+          const aSecond = Math.ceil((size / elapsed) * 1e6);
+          sizes.set(server.name, server.name === ours ? most : Math.min(aSecond, most));
+          continue;
+        }
+        figures.record(group, "connections/s", server.name, (size / elapsed) * 1e6);
+        figures.record(group, "processor us/connection", server.name, cpu / size);
+        figures.record(group, "generator busy %", server.name, busy * 100);
+      }
+  }
+  await activator.ask("stop");
+}
+
+/** 4. A process for each connection, four at a time. */
+async function perConnection(activator: Activator, { contenders, files }: Field): Promise<void> {
+  await activator.ask("refresh", ...files);
+  const n = pick(100, 20);
+  for (let round = 0; round < pick(6, 1); round++)
+    for (const style of styles.filter((style) => style !== "listen"))
+      for (const { name, command } of contenders) {
+        const answer = await activator.ask("storm", style, n, 4, ...command(style));
+        const [elapsed = 0, cpu = 0, failures = -1] = numbers(answer);
+        if (failures !== 0) throw new Error(`${name}: ${failures} of ${n} activations failed`);
+        const group = `a process per connection, ${services[style]}`;
+        figures.record(group, "activations/s", name, (n / elapsed) * 1e6);
+        figures.record(group, "processor ms/activation", name, cpu / n / 1000);
+      }
+}
+
+const MiB = 1024;
+const memoryGroup = "memory, socket-service";
+
+/** Mebibytes of a process: what it alone wrote to, all that is resident, and its share of that. */
+function memory(pid: number): { own: number; resident: number; share: number } {
+  const rollup = readFileSync(`/proc/${pid}/smaps_rollup`, "utf8");
+  const field = (name: string): number =>
+    Number(new RegExp(`^${name}: +(\\d+) kB`, "m").exec(rollup)?.[1]) / MiB;
+  return { own: field("Anonymous"), resident: field("Rss"), share: field("Pss") };
+}
+
+/** 5. Private and shared memory of the listener in four states, and of a hundred processes. */
+async function memories(activator: Activator, field: Field): Promise<void> {
+  const contenders = field.contenders.filter(({ floor, name }) => !floor || name === bunFloor);
+  const servers = await serve(activator, { ...field, contenders });
+  const settle = pick(10_000, 1_000);
+  const record = (state: string, { name, pid }: Server): void => {
+    const { own, resident } = memory(pid);
+    figures.record(memoryGroup, `${state}: private MiB`, name, own);
+    if (state === "idle") figures.record(memoryGroup, "shared MiB", name, resident - own);
+  };
+  await Bun.sleep(pick(2_000, 500));
+  for (const server of servers) record("idle", server);
+  // As many for the others as fit into the time that the slower ones are given.
+  for (const server of servers)
+    for (let done = 0, began = performance.now(); done < pick(200_000, 20_000); done += 10_000)
+      if (server.name === ours || performance.now() - began < pick(10_000, 500))
+        await slice(field.load, server, 64, 10_000);
+  await Bun.sleep(settle);
+  for (const server of servers) record("10 s after 200,000", server);
+  const clients = pick(10_000, 1_000);
+  for (const server of servers) {
+    const load = Bun.spawn([field.load, `${server.port}`, `${clients}`, "hold"], {
+      stdin: "pipe",
+      stderr: "inherit",
+    });
+    const { value } = await lines(load.stdout).next();
+    if (Number(value) !== clients)
+      throw new Error(`${server.name}: not all of ${clients} clients were greeted`);
+    record("10,000 open", server);
+    load.stdin.write("\n");
+    await load.stdin.end();
+    await load.exited;
+  }
+  await Bun.sleep(settle);
+  for (const server of servers) record("10 s after those", server);
+  await activator.ask("stop");
+
+  const group = "memory, 100 of socket-service-accepted at once";
+  for (const { name, command } of contenders) {
+    const pids = numbers(await activator.ask("hold", "accepted", 100, ...command("accepted")));
+    const all = pids.map(memory);
+    const sum = (of: (m: ReturnType<typeof memory>) => number): number =>
+      all.reduce((total, one) => total + of(one), 0);
+    figures.record(group, "private MiB, each", name, sum((m) => m.own) / pids.length);
+    figures.record(
+      group,
+      "MiB, all together",
+      name,
+      sum((m) => m.share),
+    );
+    await activator.ask("stop");
+  }
+}
+
+/** 6. What is added to the runtime, and how long it takes. */
+function sizes(): void {
+  const group = "executable";
+  const runtime = statSync(process.execPath).size;
+  for (const [style, name] of Object.entries(services)) {
+    const { size } = statSync(join(directory, name));
+    figures.record(group, "MiB", name, size / MiB / MiB);
+    figures.record(group, "over the runtime", name, size / runtime);
+    const source = join(import.meta.dir, "../../src/daemons", `${name}.ts`);
+    for (let i = 0; i < pick(5, 1); i++) {
+      const began = performance.now();
+      run([
+        process.execPath,
+        ...buildFlags,
+        source,
+        "--outfile",
+        join(directory, `again-${style}`),
+      ]);
+      figures.record(group, "build s", name, (performance.now() - began) / 1000);
+    }
+  }
+  figures.record(group, "MiB", "the runtime", runtime / MiB / MiB);
+}
+
+/** A line of the table of what the services must show. */
+function claims(): string[][] {
+  const rows: string[][] = [];
+  const claim = (
+    what: string,
+    [group, metric]: [string, string],
+    of: string,
+    over: string,
+    bound: number,
+    atLeast = false,
+  ): void => {
+    const [a, b] = [figures.find(group, metric, of), figures.find(group, metric, over)];
+    const label = `${what} over ${over}`;
+    const wanted = `${atLeast ? "at least" : "at most"} ${bound.toFixed(2)}`;
+    if (a === undefined || b === undefined) return;
+    const { value, from, to, runs } = ratio(a, b);
+    const met = atLeast ? value >= bound : value <= bound;
+    rows.push([
+      label,
+      value.toFixed(2),
+      `${from.toFixed(2)} - ${to.toFixed(2)}`,
+      `${runs}`,
+      wanted,
+      met ? "yes" : "NO",
+    ]);
+  };
+  const within = (what: string, value: number, bound: number, unit: string): void => {
+    if (Number.isNaN(value)) return;
+    const met = value <= bound ? "yes" : "NO";
+    rows.push([what, show(value), "", "1", `at most ${bound} ${unit}`, met]);
+  };
+
+  for (const style of styles) {
+    const first: [string, string] = [`cold, ${services[style]}`, "first byte ms"];
+    const what = `cold, first byte: ${services[style]}`;
+    claim(what, first, ours, bunFloor, style === "listen" ? 1.25 : 1.1);
+    claim(what, first, ours, "Node", 0.25);
+    claim(what, first, ours, "Python", 0.45);
+    claim(what, first, ours, "Go", 2);
+  }
+  for (const style of styles)
+    for (const hardened of [false, true]) {
+      const what = `through systemd${hardened ? ", hardened" : ""}: ${services[style]}`;
+      claim(what, [systemdGroup(style, hardened), "first byte ms"], ours, "C", 1.4);
+    }
+  const busy = warmGroup(64);
+  for (const [over, bound] of [
+    ["C", 0.95],
+    ["Go", 1.05],
+    ["Node", 1.8],
+  ] as const)
+    claim("warm, 64 clients, connections/s", [busy, "connections/s"], ours, over, bound, true);
+  for (const [over, bound] of [
+    ["C", 1.15],
+    ["Go", 0.8],
+  ] as const)
+    claim("processor time per connection", [busy, "processor us/connection"], ours, over, bound);
+
+  const held = (state: string): number =>
+    figures.find(memoryGroup, `${state}: private MiB`, ours)?.samples[0] ?? Number.NaN;
+  within("private memory, idle, MiB", held("idle"), 3, "MiB");
+  within("the same 10 s after 200,000, more", held("10 s after 200,000") - held("idle"), 1, "MiB");
+  for (const name of Object.values(services)) {
+    const over = figures.find("executable", "over the runtime", name)?.samples[0] ?? Number.NaN;
+    within(`${name} over its runtime`, over, 1.02, "times");
+  }
+  return rows;
+}
+
+const machine = [
+  `${cpus().length} x ${cpus()[0]?.model ?? "unknown processor"}`,
+  `${Math.round(totalmem() / MiB ** 3)} GiB`,
+  `Linux ${release()}`,
+  `Bun ${Bun.version}`,
+].join(", ");
+
+let field: Field;
+try {
+  field = assemble(directory);
+} catch (error) {
+  console.error(`bench: ${error instanceof Error ? error.message : error}`);
+  process.exit(1);
+}
+notes.push(...field.missing);
+const activator = new Activator(field.activator);
+const measure: [part: number, of: () => void | Promise<void>][] = [
+  [1, () => cold(activator, field)],
+  [2, () => systemd(activator, field)],
+  [3, () => warm(activator, field)],
+  [4, () => perConnection(activator, field)],
+  [5, () => memories(activator, field)],
+  [6, sizes],
+];
+const began = performance.now();
+for (const [part, of] of measure) if (parts.has(part)) await of();
+await activator.end();
+const seconds = (performance.now() - began) / 1000;
+
+console.log(
+  `${machine}; ${seconds.toFixed(0)} s${options.quick ? "; quick, not to be quoted" : ""}`,
+);
+for (const note of notes) console.log(`not measured: ${note}`);
+const rows = claims();
+console.log(`\n${columns([["ratio", "", "middle half", "runs", "wanted", "met"], ...rows])}`);
+console.log(`\nfigures: median (10th - 99th percentile)\n\n${tables(figures)}`);
+for (const style of styles)
+  if (figures.all.some(({ group }) => group === `cold, ${services[style]}`))
+    console.log(`\n${plot(figures, `cold, ${services[style]}`, "first byte ms")}`);
+if (options.json !== undefined) {
+  const results = { date: new Date(), machine, seconds, notes, ratios: rows, figures: figures.all };
+  await Bun.write(options.json, `${JSON.stringify(results, undefined, 2)}\n`);
+}

@@ -1,0 +1,142 @@
+/** What the tests of the units share: a machine with the services installed, and their clients. */
+import { readdir, readFile, readlink } from "node:fs/promises";
+import { join } from "node:path";
+import type { Tally } from "./client.ts";
+import { CHECKOUT, Machine } from "./machine.ts";
+
+export const SERVICES = [
+  { name: "socket-service", unit: "socket-service.service", port: 4000 },
+  { name: "socket-service-accepted", unit: "socket-service-accepted@.service", port: 4001 },
+  { name: "socket-service-inet", unit: "socket-service-inet@.service", port: 4002 },
+] as const;
+
+export const SOCKETS = SERVICES.map(({ name }) => `${name}.socket`);
+
+const obstacle = Machine.obstacle();
+if (obstacle !== undefined)
+  console.log(`test/system is skipped, no systemd can be booted: ${obstacle}`);
+
+/** Whether the tests of this folder cannot run here. */
+export const cannotRun = obstacle !== undefined;
+
+/** A machine on which an administrator has installed the services and started their sockets. */
+export async function installed(): Promise<Machine> {
+  const machine = await Machine.boot();
+  await machine.must("make", "-C", CHECKOUT, "install");
+  await machine.must("systemctl", "daemon-reload");
+  await machine.must("systemctl", "enable", "--now", ...SOCKETS);
+  return machine;
+}
+
+/** Ends a machine, and throws if a unit of it has failed meanwhile. */
+export async function nothingFailed(machine: Machine): Promise<void> {
+  const { stdout } = await machine.run("systemctl", "--failed", "--no-legend", "--plain");
+  await machine.shutdown();
+  if (stdout !== "") throw new Error(`failed units:\n${stdout}`);
+}
+
+export type Kind = "once" | "load" | "pulse" | "silent" | "trickle" | "reset";
+
+/** A running client.ts. */
+export class Clients {
+  readonly #process: Bun.Subprocess<"pipe", "pipe", "inherit">;
+  readonly #lines: AsyncIterableIterator<string>;
+
+  /** `pause`, in milliseconds, is for `pulse`. */
+  constructor(machine: Machine, kind: Kind, port: number, count: number, pause = 0) {
+    const args = [kind, String(port), String(count), String(pause)];
+    this.#process = machine.client(join(import.meta.dir, "client.ts"), ...args);
+    this.#lines = lines(this.#process.stdout);
+  }
+
+  /** How it has gone so far. */
+  async tally(): Promise<Tally> {
+    this.#process.stdin.write("\n");
+    await this.#process.stdin.flush();
+    const line = await this.#lines.next();
+    if (line.done === true) throw new Error("client.ts has ended");
+    return JSON.parse(line.value);
+  }
+
+  /** Begins no more connections, waits for those that are open, and says how it has gone. */
+  async finish(): Promise<Tally> {
+    await this.#process.stdin.end();
+    let last = "";
+    for await (const line of this.#lines) last = line;
+    await this.#process.exited;
+    return JSON.parse(last);
+  }
+}
+
+/** The lines of a process's output, each as soon as it is there. */
+export async function* lines(stream: ReadableStream<Uint8Array>): AsyncGenerator<string, void> {
+  const decoder = new TextDecoder();
+  let rest = "";
+  for await (const bytes of stream) {
+    const parts = (rest + decoder.decode(bytes, { stream: true })).split("\n");
+    rest = parts.pop() ?? "";
+    yield* parts;
+  }
+}
+
+/** What one client receives, until the end of file. */
+export async function greeting(machine: Machine, port: number): Promise<Tally> {
+  return new Clients(machine, "once", port, 1).finish();
+}
+
+/** One property of a unit, as `systemctl show` has it. */
+export async function show(machine: Machine, unit: string, property: string): Promise<string> {
+  return machine.must("systemctl", "show", "--property", property, "--value", unit);
+}
+
+/** Adds a drop-in to a unit until it is disposed of. */
+export async function dropIn(
+  machine: Machine,
+  unit: string,
+  ...lines: string[]
+): Promise<AsyncDisposable> {
+  const path = `/run/systemd/system/${unit}.d/90-test.conf`;
+  await machine.write(path, `[Service]\n${lines.join("\n")}\n`);
+  await machine.must("systemctl", "daemon-reload");
+  return {
+    async [Symbol.asyncDispose]() {
+      await machine.must("rm", path);
+      await machine.must("systemctl", "daemon-reload");
+    },
+  };
+}
+
+/** The lines of a unit in the journal, each with its priority: `3 socket-service: …`. */
+export async function journal(machine: Machine, unit: string): Promise<string[]> {
+  const fields = "--output-fields=PRIORITY,MESSAGE";
+  const entries = await machine.must("journalctl", "--unit", unit, "--output=json", fields);
+  return entries
+    .split("\n")
+    .filter((entry) => entry !== "")
+    .map((entry) => JSON.parse(entry))
+    .map((entry) => `${String(entry.PRIORITY)} ${String(entry.MESSAGE)}`);
+}
+
+export interface Memory {
+  processes: number;
+  /** Bytes of memory that the processes would free by ending. */
+  own: number;
+  /** The same with their shares of what they have in common, such as the executable. */
+  proportional: number;
+}
+
+/** What the running instances of an executable hold. */
+export async function memory(executable: string): Promise<Memory> {
+  const total: Memory = { processes: 0, own: 0, proportional: 0 };
+  for (const pid of await readdir("/proc")) {
+    const exe = await readlink(`/proc/${pid}/exe`).catch(() => "");
+    if (exe !== `/usr/local/bin/${executable}`) continue;
+    // Empty for a process that ends meanwhile.
+    const sizes = await readFile(`/proc/${pid}/smaps_rollup`, "utf8").catch(() => "");
+    const size = (name: string) => 1024 * Number(sizes.match(`\n${name}: +(\\d+)`)?.[1] ?? 0);
+    total.processes += 1;
+    total.own += size("Private_Clean") + size("Private_Dirty");
+    total.proportional += size("Pss");
+  }
+  return total;
+}

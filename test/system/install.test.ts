@@ -1,0 +1,227 @@
+/** What `make install` and its like leave on a machine, and that it works there. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { readdir, readFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { cannotRun, Clients, greeting, installed, nothingFailed } from "./harness.ts";
+import { SERVICES, SOCKETS } from "./harness.ts";
+import { CHECKOUT, Machine, until } from "./machine.ts";
+
+const UNITS = "usr/local/lib/systemd/system";
+const INSTALLED = [
+  "usr/local/bin/socket-service",
+  "usr/local/bin/socket-service-accepted",
+  "usr/local/bin/socket-service-inet",
+  `${UNITS}/socket-service-accepted.socket`,
+  `${UNITS}/socket-service-accepted@.service`,
+  `${UNITS}/socket-service-accepted@.service.d/50-hardening.conf`,
+  `${UNITS}/socket-service-inet.socket`,
+  `${UNITS}/socket-service-inet@.service`,
+  `${UNITS}/socket-service-inet@.service.d/50-hardening.conf`,
+  `${UNITS}/socket-service.service`,
+  `${UNITS}/socket-service.service.d/50-hardening.conf`,
+  `${UNITS}/socket-service.socket`,
+];
+
+setDefaultTimeout(60_000);
+
+describe.skipIf(cannotRun)("installation", () => {
+  let machine: Machine;
+  beforeAll(async () => {
+    machine = await Machine.boot();
+  });
+  afterAll(async () => {
+    await nothingFailed(machine);
+  });
+
+  const make = (...args: string[]) => machine.must("make", "-C", CHECKOUT, ...args);
+  const files = async (directory: string) => {
+    const found = await machine.must("find", directory, "-type", "f", "-printf", "%P\n");
+    return found
+      .split("\n")
+      .filter((path) => path !== "")
+      .toSorted();
+  };
+
+  test("make install with DESTDIR writes there and nowhere else", async () => {
+    // /tmp is a file system of its own, so it stays writable.
+    const script = `mount -o remount,bind,ro / && make -C ${CHECKOUT} install DESTDIR=/tmp/package`;
+    await machine.must("unshare", "--mount", "sh", "-c", script);
+    expect(await files("/tmp/package")).toEqual(INSTALLED);
+  });
+
+  test("with PREFIX=/usr the units are where systemd looks for that prefix", async () => {
+    await make("install", "DESTDIR=/tmp/usr", "PREFIX=/usr");
+    expect(await files("/tmp/usr")).toEqual(INSTALLED.map((path) => path.replace("/local", "")));
+    expect(
+      await machine.must("cat", "/tmp/usr/usr/lib/systemd/system/socket-service.service"),
+    ).toContain("\nExecStart=/usr/bin/socket-service\n");
+  });
+
+  test("with BINDIR and UNITDIR each is where it was asked for", async () => {
+    await make("install", "DESTDIR=/tmp/dirs", "BINDIR=/opt/s/bin", "UNITDIR=/etc/systemd/system");
+    expect(await files("/tmp/dirs")).toEqual(
+      INSTALLED.map((path) =>
+        path.replace("usr/local/bin", "opt/s/bin").replace(UNITS, "etc/systemd/system"),
+      ).toSorted(),
+    );
+    const unit = "/tmp/dirs/etc/systemd/system/socket-service-inet@.service";
+    expect(await machine.must("cat", unit)).toContain(
+      "\nExecStart=/opt/s/bin/socket-service-inet\n",
+    );
+  });
+
+  test("a BINDIR that cannot stand in a unit is refused, and nothing is installed", async () => {
+    for (const directory of ["relative/bin", "/with space/bin", "/50%/bin"]) {
+      const { status, stderr } = await machine.run(
+        ...["make", "-C", CHECKOUT, "install", "DESTDIR=/tmp/refused", `BINDIR=${directory}`],
+      );
+      expect(status).not.toBe(0);
+      expect(stderr).toContain(`not "${directory}"`);
+    }
+    expect((await machine.run("ls", "/tmp/refused")).status).not.toBe(0);
+  });
+
+  test("make uninstall removes what make install put there, and only that", async () => {
+    const drop = `/tmp/package/${UNITS}/socket-service.service.d/mine.conf`;
+    await machine.write(drop, "[Service]\n");
+    await make("uninstall", "DESTDIR=/tmp/package");
+    expect(await files("/tmp/package")).toEqual([drop.replace("/tmp/package/", "")]);
+    const drops = ["find", "/tmp/package", "-name", "*.d"];
+    expect(await machine.must(...drops)).toBe(drop.replace("/mine.conf", ""));
+  });
+
+  test("make install, systemctl enable --now, one client each: three greetings", async () => {
+    await make("install");
+    await machine.must("systemctl", "daemon-reload");
+    await machine.must("systemctl", "enable", "--now", ...SOCKETS);
+    for (const { port } of SERVICES) {
+      expect(await greeting(machine, port)).toMatchObject({ served: 1, lost: {} });
+    }
+  });
+
+  test("the executables are whole and have mode 755, the units 644", async () => {
+    for (const { name } of SERVICES) {
+      await machine.must("cmp", `/usr/local/bin/${name}`, `${CHECKOUT}/dist/${name}`);
+    }
+    const paths = INSTALLED.map((path) => `/${path}`);
+    const modes = (await machine.must("stat", "--format=%a %U", ...paths)).split("\n");
+    expect(modes).toEqual(paths.map((path) => (path.includes("/bin/") ? "755 root" : "644 root")));
+  });
+
+  test("systemd-analyze verify finds nothing to say about the units", async () => {
+    const units = SERVICES.flatMap(({ name, unit }) => [`${name}.socket`, unit]);
+    const verify = ["systemd-analyze", "--recursive-errors=yes", "--man=no", "verify"];
+    expect(await machine.run(...verify, ...units.map((unit) => `/${UNITS}/${unit}`))).toEqual({
+      status: 0,
+      stdout: "",
+      stderr: "",
+    });
+  });
+
+  for (const { unit, name } of SERVICES) {
+    const most = unit.includes("@") ? 1.5 : 0.5;
+    test(`systemd-analyze security gives ${name} an exposure of ${most} at most`, async () => {
+      const { stdout } = await machine.run("systemd-analyze", "security", unit.replace("@", "@1"));
+      const exposure = Number(/Overall exposure level for .*: ([\d.]+)/.exec(stdout)?.[1]);
+      console.log(`${name}: exposure ${exposure}`);
+      expect(exposure).toBeLessThanOrEqual(most);
+    });
+  }
+
+  test("make install replaces running executables, and loses no client meanwhile", async () => {
+    // Each connection to the second socket is a start of its executable.
+    const clients = [new Clients(machine, "load", 4000, 4), new Clients(machine, "load", 4001, 4)];
+    for (let i = 0; i < 3; i += 1) await make("install");
+    for (const running of clients) {
+      const { begun, served, lost } = await running.finish();
+      expect(lost).toEqual({});
+      expect(served).toBe(begun);
+    }
+    const main = await machine.must(
+      ...["systemctl", "show", "--property=MainPID", "--value", "socket-service.service"],
+    );
+    // The running one is the one from before, until it is restarted.
+    expect(await machine.must("readlink", `/proc/${main}/exe`)).toEndWith(" (deleted)");
+  });
+
+  test("upgrading as the README says it: services, then sockets, and clients are served", async () => {
+    await make("install");
+    await machine.must("systemctl", "daemon-reload");
+    await machine.must("systemctl", "try-restart", "socket-service.service");
+    // A changed socket unit: systemd refuses to restart it while its service runs.
+    const refused = await machine.run("systemctl", "restart", "socket-service.socket");
+    expect(refused.status).not.toBe(0);
+    await machine.must("systemctl", "stop", "socket-service.service");
+    await machine.must("systemctl", "restart", ...SOCKETS);
+    for (const { port } of SERVICES) {
+      expect(await greeting(machine, port)).toMatchObject({ served: 1, lost: {} });
+    }
+  });
+
+  test("removing as the README says it leaves nothing behind", async () => {
+    await machine.must("systemctl", "disable", "--now", ...SOCKETS, "socket-service.service");
+    await make("uninstall");
+    await machine.must("systemctl", "daemon-reload");
+    const found = ["find", "/usr/local", "/etc/systemd", "/run/systemd/system"];
+    expect(await machine.must(...found, "-name", "socket-service*")).toBe("");
+    const units = ["systemctl", "list-units", "--all", "--no-legend", "socket-service*"];
+    await until(
+      "systemd knows none of them",
+      10,
+      async () => (await machine.must(...units)) === "",
+    );
+  });
+
+  test("an ordinary user installs and runs all three under the user's own manager", async () => {
+    await machine.must("useradd", "--create-home", "someone");
+    const id = await machine.must("id", "--user", "someone");
+    await machine.must("systemctl", "start", `user@${id}.service`);
+    const asUser = async (...command: string[]) =>
+      machine.must(
+        ...["setpriv", "--reuid", id, "--regid", id, "--clear-groups", "env", "HOME=/home/someone"],
+        ...[`XDG_RUNTIME_DIR=/run/user/${id}`, ...command],
+      );
+    await asUser("make", "-C", CHECKOUT, "install-user");
+    expect(await files("/home/someone/.local/bin")).toEqual(SERVICES.map(({ name }) => name));
+    const units = await files("/home/someone/.config/systemd/user");
+    expect(units).toHaveLength(6);
+    await asUser("systemctl", "--user", "daemon-reload");
+    await asUser("systemctl", "--user", "enable", "--now", ...SOCKETS);
+    for (const { port } of SERVICES) {
+      expect(await greeting(machine, port)).toMatchObject({ served: 1, lost: {} });
+    }
+    const status = await asUser("systemctl", "--user", "status", "socket-service.service");
+    expect(status).toContain("Active: active (running)");
+    expect(status).toContain('Status: "Socket accepted');
+    await asUser("systemctl", "--user", "disable", "--now", ...SOCKETS);
+    await asUser("systemctl", "--user", "stop", "socket-service.service");
+    await asUser("make", "-C", CHECKOUT, "uninstall-user");
+    const left = ["find", "/home/someone", "-name", "socket-service*"];
+    expect(await machine.must(...left)).toBe("");
+    await machine.must("systemctl", "stop", `user@${id}.service`);
+  });
+});
+
+describe.skipIf(cannotRun)("a machine", () => {
+  test("leaves no process, no mount and no file when it is shut down", async () => {
+    const traces = async () => {
+      const processes: string[] = [];
+      for (const pid of await readdir("/proc")) {
+        const command = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
+        if (/systemd-nspawn|machine-|\/socket-service|client\.ts/.test(command))
+          processes.push(pid);
+      }
+      const mounts = await readFile("/proc/self/mountinfo", "utf8");
+      const propagated = await readdir("/run/systemd/nspawn/propagate").catch(() => []);
+      const temporary = (await readdir(tmpdir())).filter((name) => /machine|nspawn/.test(name));
+      return { processes, mounts, propagated, temporary };
+    };
+    const before = await traces();
+    const machine = await installed();
+    const clients = new Clients(machine, "silent", 4000, 1);
+    await until("there is a connection", 5, async () => (await clients.tally()).served === 1);
+    expect((await traces()).processes.length).toBeGreaterThan(before.processes.length);
+    await machine.shutdown();
+    expect(await traces()).toEqual(before);
+  });
+});

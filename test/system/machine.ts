@@ -1,0 +1,224 @@
+/**
+ * A real systemd for a test file: a container booted by systemd-nspawn on this machine's own files.
+ * What is written in it is gone when it ends, and it has a network of its own, so that the units'
+ * fixed ports are free. It boots in under a second.
+ *
+ *     const machine = await Machine.boot();
+ *     await machine.must("make", "-C", CHECKOUT, "install");
+ *     await machine.must("systemctl", "start", "socket-service.socket");
+ *     const client = machine.client(join(import.meta.dir, "client.ts"), "once", "4000", "1");
+ *     await machine.shutdown();
+ */
+import { mkdir, mkdtemp, readFile, readlink, rmdir, unlink } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { basename, dirname, join, resolve } from "node:path";
+
+/** What is needed outside and inside, and the Debian package that has it. */
+const PROGRAMS = {
+  "systemd-nspawn": "systemd-container",
+  nsenter: "util-linux",
+  unshare: "util-linux",
+  setpriv: "util-linux",
+  ip: "iproute2",
+  ss: "iproute2",
+};
+
+const DIES_WITH_US = ["setpriv", "--pdeathsig"];
+
+/** Where a machine has this checkout, read-only. */
+export const CHECKOUT = "/srv/socket-service";
+
+export interface Output {
+  status: number;
+  stdout: string;
+  stderr: string;
+}
+
+/**
+ * Asks `probe` again and again until it answers something other than undefined or false, and
+ * returns that. Throws after `seconds`, naming `what` it waited for.
+ */
+export async function until<T>(
+  what: string,
+  seconds: number,
+  probe: () => Promise<T | undefined | false>,
+): Promise<T> {
+  const deadline = performance.now() + seconds * 1000;
+  for (;;) {
+    const answer = await probe();
+    if (answer !== undefined && answer !== false) return answer;
+    if (performance.now() > deadline) throw new Error(`not in ${seconds} s: ${what}`);
+    await Bun.sleep(20);
+  }
+}
+
+export class Machine implements AsyncDisposable {
+  readonly #nspawn: Bun.Subprocess;
+  /** The machine's init, by its number outside. */
+  readonly #init: number;
+  readonly #directory: string;
+  /** What was started in the machine and has not ended. */
+  readonly #running = new Set<Bun.Subprocess>();
+
+  private constructor(nspawn: Bun.Subprocess, init: number, directory: string) {
+    this.#nspawn = nspawn;
+    this.#init = init;
+    this.#directory = directory;
+  }
+
+  /** Why no machine can be booted here, or undefined where one can. */
+  static obstacle(): string | undefined {
+    if (process.platform !== "linux") return "Linux is needed";
+    if (process.geteuid?.() !== 0) return "root is needed";
+    for (const [program, debian] of Object.entries(PROGRAMS)) {
+      if (Bun.which(program) === null) return `${program} is missing (Debian: ${debian})`;
+    }
+    return undefined;
+  }
+
+  /** Returns when systemd says that it is up, whether or not all of this machine's own units are. */
+  static async boot(): Promise<Machine> {
+    const directory = await mkdtemp(join(tmpdir(), "machine-"));
+    const console = Bun.file(join(directory, "console"));
+    await Bun.write(console, "");
+    const root = join(directory, "root");
+    await mkdir(root);
+    // The bind mount is in a mount namespace of its own and so goes with it.
+    // basic.target has sockets, logins by systemctl and users' managers, and none of the services
+    // that this machine happens to have.
+    const script = `mount --bind / "$1" && exec systemd-nspawn --directory="$1" \
+      --volatile=overlay --bind-ro="$2:${CHECKOUT}" --machine="$3" --boot --private-network \
+      --register=no --keep-unit --link-journal=no --console=passive systemd.unit=basic.target`;
+    const apart = [...DIES_WITH_US, "TERM", "unshare", "--mount", "--propagation=private"];
+    const args = [root, resolve(import.meta.dir, "../.."), basename(directory)];
+    const nspawn = Bun.spawn([...apart, "sh", "-c", script, "sh", ...args], {
+      env: { PATH: process.env["PATH"] ?? "", SYSTEMD_NSPAWN_UNIFIED_HIERARCHY: "1" },
+      stdin: "ignore",
+      stdout: console,
+      stderr: console,
+    });
+    try {
+      const init = await until("systemd-nspawn has started its init", 30, async () => {
+        if (nspawn.exitCode !== null) throw new Error("systemd-nspawn has ended");
+        return initOf(nspawn.pid);
+      });
+      const machine = new Machine(nspawn, init, directory);
+      await until("systemd is up", 60, async () => {
+        const { stdout } = await machine.run("systemctl", "is-system-running");
+        return ["running", "degraded"].includes(stdout.trim());
+      });
+      // From here on a failed unit is the doing of a test.
+      await machine.must("systemctl", "reset-failed");
+      await machine.must("ip", "link", "set", "lo", "up");
+      return machine;
+    } catch (error) {
+      const said = await console.text();
+      nspawn.kill("SIGKILL");
+      await nspawn.exited;
+      await remove(directory);
+      throw new Error(`the machine does not boot: ${String(error)}\n${said}`);
+    }
+  }
+
+  /** Runs a command as root inside, with no input. */
+  async run(...command: string[]): Promise<Output> {
+    const started = Bun.spawn([...this.#enter("--all"), ...command], {
+      cwd: "/",
+      env: {
+        PATH: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        LANG: "C.UTF-8",
+      },
+      stdin: "ignore",
+      stdout: "pipe",
+      stderr: "pipe",
+    });
+    this.#running.add(started);
+    const [stdout, stderr, status] = await Promise.all([
+      started.stdout.text(),
+      started.stderr.text(),
+      started.exited,
+    ]);
+    this.#running.delete(started);
+    return { status, stdout, stderr };
+  }
+
+  /** The same for a command that must succeed: its standard output, trimmed. */
+  async must(...command: string[]): Promise<string> {
+    const { status, stdout, stderr } = await this.run(...command);
+    if (status !== 0) throw new Error(`${command.join(" ")}: status ${status}\n${stdout}${stderr}`);
+    return stdout.trim();
+  }
+
+  /** Writes a file inside, with the directories above it. */
+  async write(path: string, text: string): Promise<void> {
+    await this.must("install", "-d", dirname(path));
+    await this.must("sh", "-c", 'printf %s "$2" > "$1"', "sh", path, text);
+  }
+
+  /**
+   * Starts a Bun program of this checkout in the machine's network, and only that: it is a process
+   * of the machine outside, with its files, but ends with this one. Output and input are pipes.
+   */
+  client(script: string, ...args: string[]): Bun.Subprocess<"pipe", "pipe", "inherit"> {
+    const client = Bun.spawn([...this.#enter("--net"), process.execPath, script, ...args], {
+      stdin: "pipe",
+      stdout: "pipe",
+      stderr: "inherit",
+    });
+    this.#running.add(client);
+    void client.exited.then(() => this.#running.delete(client));
+    return client;
+  }
+
+  /**
+   * nsenter stops itself when its command is stopped, as a shutdown does, and a stopped one that
+   * nobody ends would keep its machine from ever ending: so it dies with the test.
+   */
+  #enter(namespaces: "--all" | "--net"): string[] {
+    return [...DIES_WITH_US, "KILL", "nsenter", "--target", String(this.#init), namespaces];
+  }
+
+  /** Ends all of it: afterwards no process, mount or file of the machine is left. */
+  async shutdown(): Promise<void> {
+    for (const process of this.#running) process.kill("SIGKILL");
+    await Promise.all([...this.#running].map((process) => process.exited));
+    this.#nspawn.kill("SIGTERM");
+    const patience = setTimeout(() => process.kill(this.#init, "SIGKILL"), 20_000);
+    await this.#nspawn.exited;
+    clearTimeout(patience);
+    await remove(this.#directory);
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.shutdown();
+  }
+}
+
+/** Nothing here is recursive: were the bind mount of the root still there, rmdir would refuse. */
+async function remove(directory: string): Promise<void> {
+  await rmdir(join(directory, "root"));
+  // The second is systemd-nspawn's lock, which only a killed one leaves behind.
+  for (const name of ["console", ".#root.lck"]) {
+    await unlink(join(directory, name)).catch(() => undefined);
+  }
+  await rmdir(directory);
+  // systemd-nspawn leaves this one behind where /run is not a tmpfs.
+  await rmdir(`/run/systemd/nspawn/propagate/${basename(directory)}`).catch(() => undefined);
+}
+
+/** The child of systemd-nspawn that is the init of another pid namespace, once there is one. */
+async function initOf(nspawn: number): Promise<number | undefined> {
+  const children = await readFile(`/proc/${nspawn}/task/${nspawn}/children`, "utf8").catch(
+    () => "",
+  );
+  const child = Number.parseInt(children, 10);
+  if (Number.isNaN(child)) return undefined;
+  // systemd-nspawn's first child is a helper outside. Entering its namespaces would be to run the
+  // test's commands on the real machine.
+  const [inside, outside, name] = await Promise.all([
+    readlink(`/proc/${child}/ns/pid`).catch(() => undefined),
+    readlink("/proc/self/ns/pid"),
+    readFile(`/proc/${child}/comm`, "utf8").catch(() => ""),
+  ]);
+  return inside !== undefined && inside !== outside && name === "systemd\n" ? child : undefined;
+}

@@ -1,0 +1,222 @@
+/** The activation module in services of one's own, under a real systemd. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+
+import { cannotRun, nothingFailed, show } from "./harness.ts";
+import { CHECKOUT, Machine, until } from "./machine.ts";
+
+setDefaultTimeout(60_000);
+
+const README = readFileSync(join(import.meta.dir, "../../src/activation/README.md"), "utf8");
+const BUN = `${CHECKOUT}/node_modules/${process.execPath.split("/node_modules/").pop()}`;
+const PORT = 4100;
+
+/** A program of the module's README. */
+function program(name: string): string {
+  const [, source = ""] = README.split(`\`\`\`ts\n// ${name}\n`);
+  return source.slice(0, source.indexOf("```"));
+}
+
+interface Tally {
+  readonly answered: number;
+  readonly connections: number;
+  readonly lost: Readonly<Record<string, number>>;
+  readonly last: string;
+}
+
+describe.skipIf(cannotRun)("a service on the module", () => {
+  let machine: Machine;
+  beforeAll(async () => {
+    machine = await Machine.boot();
+    await machine.must("install", "-d", "/srv/programs/node_modules");
+    await machine.must("ln", "-s", CHECKOUT, "/srv/programs/node_modules/socket-service");
+  });
+  afterAll(() => nothingFailed(machine));
+
+  /** Installs a program as a service, with a socket unit for it, and starts the latter. */
+  async function install(name: string, source: string, service: string[], socket: string[]) {
+    await machine.write(`/srv/programs/${name}.ts`, source);
+    const unit = (section: string, lines: string[]) => `[${section}]\n${lines.join("\n")}\n`;
+    const start = `ExecStart=${BUN} /srv/programs/${name}.ts`;
+    const directory = "/run/systemd/system";
+    await machine.write(
+      `${directory}/${name}.service`,
+      unit("Unit", ["StartLimitIntervalSec=0"]) + unit("Service", [start, ...service]),
+    );
+    if (socket.length > 0)
+      await machine.write(`${directory}/${name}.socket`, unit("Socket", socket));
+    await machine.must("systemctl", "daemon-reload");
+    if (socket.length > 0) await machine.must("systemctl", "start", `${name}.socket`);
+  }
+
+  async function ask(port: number, requests = 1, connections = 1): Promise<Tally> {
+    const numbers = [port, requests, connections].map(String);
+    const client = machine.client(join(import.meta.dir, "http.ts"), ...numbers);
+    return JSON.parse(await client.stdout.text());
+  }
+
+  test("keeps its state across a restart in the descriptor store", async () => {
+    const [service = [], socket = []] = ["service", "socket"].map((kind) => {
+      const [, lines = ""] = README.split(`# counter.${kind}\n`);
+      return lines
+        .slice(0, lines.search(/\n\n|```/))
+        .split("\n")
+        .filter((line) => line !== "" && !/^\[|^ListenStream=|^ExecStart=/.test(line));
+    });
+    expect(service).toContain("FileDescriptorStoreMax=1");
+    const listen = `ListenStream=127.0.0.1:${PORT}`;
+    await install("counter", program("counter.ts"), service, [listen, ...socket]);
+    for (const count of [1, 2, 3]) expect((await ask(PORT)).last).toBe(`${count}\n`);
+    expect(await show(machine, "counter.service", "NFileDescriptorStore")).toBe("1");
+    await machine.must("systemctl", "restart", "counter.service");
+    for (const count of [4, 5]) expect((await ask(PORT)).last).toBe(`${count}\n`);
+    await machine.must("systemctl", "kill", "--signal=KILL", "counter.service");
+    await machine.must("systemctl", "reset-failed");
+    await machine.must("systemctl", "stop", "counter.socket", "counter.service");
+  });
+
+  for (const [name, sandbox] of [
+    ["with no sandbox", []],
+    [
+      "in a sandbox with no network and AF_UNIX only",
+      [
+        "PrivateNetwork=yes",
+        "RestrictAddressFamilies=AF_UNIX",
+        "ProtectProc=invisible",
+        "ProcSubset=pid",
+      ],
+    ],
+  ] as const)
+    test(`loses none of 10,000 requests over 64 connections in restarts, ${name}`, async () => {
+      await install(
+        "http",
+        program("http.ts"),
+        ["Type=notify", ...sandbox],
+        [`ListenStream=127.0.0.1:${PORT}`, "Backlog=4096"],
+      );
+      const going = ask(PORT, 10_000, 64);
+      const pid = () => show(machine, "http.service", "MainPID");
+      const first = await until("the service runs", 10, async () => {
+        const it = await pid();
+        return (
+          it !== "0" && (await show(machine, "http.service", "ActiveState")) === "active" && it
+        );
+      });
+      await machine.must("systemctl", "restart", "http.service");
+      const tally = await going;
+      expect(await pid()).not.toBe(first);
+      expect(tally).toMatchObject({ answered: 10_000, lost: {}, last: "Hello\n" });
+      expect(tally.connections).toBeGreaterThan(64);
+      expect(await show(machine, "http.service", "StatusText")).toBe(
+        `Serving http://127.0.0.1:${PORT}/`,
+      );
+      await machine.must("systemctl", "stop", "http.socket", "http.service");
+    });
+
+  const state = async (unit: string) =>
+    `${await show(machine, unit, "ActiveState")} ${await show(machine, unit, "StatusText")}`;
+
+  test("reloads", async () => {
+    const source = `
+      import { notify } from "socket-service/activation";
+      process.on("SIGHUP", () => notify({ reloading: true, status: "reading" }));
+      process.on("SIGUSR1", () => notify({ ready: true, status: "read" }));
+      setInterval(() => {}, 1000);
+      notify({ ready: true, status: "fresh" });`;
+    const reload = `ExecReload=/bin/kill -HUP $MAINPID`;
+    await install("reloads", source, ["Type=notify", reload], []);
+    await machine.must("systemctl", "start", "reloads.service");
+    expect(await state("reloads.service")).toBe("active fresh");
+    await machine.must("systemctl", "reload", "--no-block", "reloads.service");
+    const becomes = (wanted: string) =>
+      until(wanted, 10, async () => (await state("reloads.service")) === wanted);
+    await becomes("reloading reading");
+    await machine.must("systemctl", "kill", "--signal=USR1", "reloads.service");
+    await becomes("active read");
+    await machine.must("systemctl", "stop", "reloads.service");
+  });
+
+  test("starts for longer than its timeout where it extends it, and not where it does not", async () => {
+    const source = (extend: string) => `
+      import { notify } from "socket-service/activation";
+      ${extend}
+      await Bun.sleep(2500);
+      notify({ ready: true });
+      setInterval(() => {}, 1000);`;
+    const service = ["Type=notify", "TimeoutStartSec=1"];
+    await install("slow", source("notify({ extendTimeoutUsec: 20_000_000 });"), service, []);
+    await machine.must("systemctl", "start", "slow.service");
+    expect(await show(machine, "slow.service", "ActiveState")).toBe("active");
+    await machine.must("systemctl", "stop", "slow.service");
+    await install("slow", source(""), service, []);
+    expect((await machine.run("systemctl", "start", "slow.service")).status).not.toBe(0);
+    expect(await show(machine, "slow.service", "Result")).toBe("timeout");
+    await machine.must("systemctl", "reset-failed", "slow.service");
+  });
+
+  test("knows after a barrier that what it told was handled", async () => {
+    const source = `
+      import { notify, notifyBarrier } from "socket-service/activation";
+      const show = ["systemctl", "show", "--value", "--property=StatusText", "barrier.service"];
+      for (let n = 0; n < 20; n++) {
+        notify({ status: "step " + n });
+        const handled = await notifyBarrier(5000);
+        const told = Bun.spawnSync(show).stdout.toString().trim();
+        if (!handled || told !== "step " + n) throw new Error(told);
+      }
+      notify({ ready: true, status: "all handled" });
+      setInterval(() => {}, 1000);`;
+    await install("barrier", source, ["Type=notify"], []);
+    await machine.must("systemctl", "start", "barrier.service");
+    expect(await state("barrier.service")).toBe("active all handled");
+    await machine.must("systemctl", "stop", "barrier.service");
+  });
+
+  test("is ended by its watchdog when it triggers it, and when its loop is stuck", async () => {
+    const source = (then: string) => `
+      import { notify, startWatchdog } from "socket-service/activation";
+      startWatchdog(console.error);
+      notify({ ready: true });
+      // Longer than the interval: the pings have kept it alive.
+      setTimeout(() => { ${then} }, 1500);
+      setInterval(() => {}, 1000);`;
+    const service = ["Type=notify", "WatchdogSec=1", "LimitCORE=0"];
+    for (const then of [`notify({ watchdog: "trigger" });`, "for (;;);"]) {
+      await install("watched", source(then), service, []);
+      const began = performance.now();
+      await machine.must("systemctl", "start", "watched.service");
+      await until(
+        "the watchdog ends it",
+        10,
+        async () => (await show(machine, "watched.service", "Result")) === "watchdog",
+      );
+      expect(performance.now() - began).toBeGreaterThan(1500);
+      await until(
+        "it has ended",
+        10,
+        async () => (await show(machine, "watched.service", "ActiveState")) === "failed",
+      );
+      await machine.must("systemctl", "reset-failed", "watched.service");
+    }
+  });
+
+  test("drops a stored descriptor by its name", async () => {
+    const source = `
+      import { notify, notifyBarrier } from "socket-service/activation";
+      notify({ fdStore: true, fdName: "one" }, { fds: [0] });
+      notify({ fdStore: true, fdName: "two", fdPoll: false }, { fds: [1] });
+      await notifyBarrier(5000);
+      notify({ ready: true });
+      process.on("SIGUSR1", () => notify({ fdStoreRemove: true, fdName: "one" }));
+      setInterval(() => {}, 1000);`;
+    const output = "StandardOutput=file:/run/stores.log";
+    await install("stores", source, ["Type=notify", "FileDescriptorStoreMax=5", output], []);
+    await machine.must("systemctl", "start", "stores.service");
+    const stored = () => show(machine, "stores.service", "NFileDescriptorStore");
+    expect(await stored()).toBe("2");
+    await machine.must("systemctl", "kill", "--signal=USR1", "stores.service");
+    await until("one is dropped", 10, async () => (await stored()) === "1");
+    await machine.must("systemctl", "stop", "stores.service");
+  });
+});
