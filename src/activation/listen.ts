@@ -93,7 +93,7 @@ function registration(fd: number): { epoll: number; events: number; data: bigint
   const target = `tfd: ${String(fd).padStart(8)} events: `;
   // Below are stdin, stdout and stderr; the event loop's is among the first free ones after.
   for (let epoll = 3; epoll < libc.DESCRIPTORS; epoll++) {
-    const text = epoll === fd ? undefined : libc.readProc(`/proc/self/fdinfo/${epoll}`);
+    const text = libc.readProc(`/proc/self/fdinfo/${epoll}`);
     const at = text?.indexOf(target) ?? -1;
     if (text === undefined || at < 0) continue;
     const columns = text.slice(at + target.length);

@@ -117,6 +117,21 @@ describe.skipIf(cannotRun)("a service on the module", () => {
   const state = async (unit: string) =>
     `${await show(machine, unit, "ActiveState")} ${await show(machine, unit, "StatusText")}`;
 
+  test("tells an address of one link with the number of the link, but in a URL", async () => {
+    const source = `
+      import { notify, passedFd, serve } from "socket-service/activation";
+      const server = serve(passedFd() ?? 0, { fetch: () => new Response("linked") });
+      notify({ ready: true, status: server.url + " " + server.hostname });`;
+    await machine.must("ip", "address", "add", "fe80::1/64", "dev", "lo", "nodad");
+    const listen = `ListenStream=[fe80::1%%lo]:${PORT}`;
+    await install("linked", source, ["Type=notify"], [listen]);
+    await machine.must("systemctl", "start", "linked.service");
+    expect(await show(machine, "linked.service", "StatusText")).toBe(
+      `http://[fe80::1]:${PORT}/ fe80::1%1`,
+    );
+    await machine.must("systemctl", "stop", "linked.socket", "linked.service");
+  });
+
   test("reloads", async () => {
     const source = `
       import { notify } from "socket-service/activation";

@@ -1,10 +1,13 @@
 import { afterEach, describe, expect, spyOn, test } from "bun:test";
 import { request } from "node:http";
-import { readFileSync } from "node:fs";
+import { readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 
 import { serve } from "../../src/activation/serve.ts";
 import { closesOnExec, duplicate } from "../../src/activation/libc.ts";
-import { backlogOf, close, eventually, portOf, socketPair } from "../sockets.ts";
+import * as sockets from "../sockets.ts";
+import { AF_UNIX, backlogOf, close, eventually, portOf, socketPair } from "../sockets.ts";
 import {
   certificate,
   client,
@@ -235,6 +238,15 @@ test("serve refuses what is no listening stream socket, and leaves it open", () 
   expect(thrown(() => serve(987654, { fetch: () => new Response() }))).toEqual(
     refusal(78, /^descriptor 987654 is not open/),
   );
+});
+
+test("serve tells a path with every character that means something in a URL", () => {
+  const path = join(tmpdir(), `socket-service ?#%@ü-${crypto.randomUUID()}`);
+  const fd = sockets.listening(AF_UNIX, 1, path);
+  const server = started(serve(fd, { fetch: () => new Response() }));
+  expect(decodeURIComponent(server.url.pathname)).toBe(path);
+  expect(server.url.search + server.url.hash).toBe("");
+  rmSync(path);
 });
 
 test("serve gives a server that reloads", async () => {
