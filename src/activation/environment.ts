@@ -29,7 +29,14 @@ export function parseDecimal(
   const number = Number(value);
   if (String(number) === value && Number.isInteger(number) && number > 0 && number <= max)
     return number;
-  throw misconfigured(`${name} is ${quote(value)}, which is not ${what}: ${REMEDY}`);
+  throw misconfigured(
+    `${name} is ${quote(value)}, which is not ${what}: leave the variable to the service manager`,
+  );
+}
+
+/** @throws {ActivationError} (78) when the value of a variable is no process id. */
+export function isOwnPid(name: string, value: string): boolean {
+  return parseDecimal(name, value, "a process id", 0x7fffffff) === process.pid;
 }
 
 /**
@@ -46,7 +53,7 @@ export function takePassed(): Passed {
   const names = takeVariable("LISTEN_FDNAMES");
 
   if (pid === undefined) return { count: 0, reason: "LISTEN_PID is not set" };
-  if (parseDecimal("LISTEN_PID", pid, "a process id", 0x7fffffff) !== process.pid)
+  if (!isOwnPid("LISTEN_PID", pid))
     return { count: 0, reason: `LISTEN_PID is ${pid} and this is process ${process.pid}` };
 
   if (pidfd !== undefined) {

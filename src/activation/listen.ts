@@ -97,6 +97,7 @@ function registration(fd: number): { epoll: number; events: number; data: bigint
     const at = text?.indexOf(target) ?? -1;
     if (text === undefined || at < 0) continue;
     const columns = text.slice(at + target.length);
+    if (columns.slice(8, 15) !== " data: ") break;
     const events = Number(`0x${columns.slice(0, 8).trim()}`);
     return { epoll, events, data: BigInt(`0x${columns.slice(15, 31).trim()}`) };
   }

@@ -56,6 +56,9 @@ export interface NotifyOptions extends Ancillary {
   readonly pid?: number;
 }
 
+/** In bytes: a sun_path but for the NUL that ends it, which libsystemd wants after a name too. */
+const LONGEST_ADDRESS = 107;
+
 /** The most descriptors that the kernel sends at once (unix(7)). */
 const SCM_MAX_FD = 253;
 
@@ -176,15 +179,13 @@ function socketPath(socket: string): Uint8Array {
     );
   const bytes = new TextEncoder().encode(socket);
   const isAbstract = socket.startsWith("@");
-  // A path needs room for the NUL that ends it, an abstract name does not.
-  const room = isAbstract ? 108 : 107;
   if (!isAbstract && !socket.startsWith("/"))
     throw misconfigured(
       `NOTIFY_SOCKET is ${quote(socket)}, not an absolute path or @name: set one`,
     );
-  if (bytes.length < 2 || bytes.length > room)
+  if (bytes.length < 2 || bytes.length > LONGEST_ADDRESS)
     throw misconfigured(
-      `NOTIFY_SOCKET is ${quote(socket)}, ${bytes.length} bytes long: use 2 to ${room}`,
+      `NOTIFY_SOCKET is ${quote(socket)}, ${bytes.length} bytes long: use 2 to ${LONGEST_ADDRESS}`,
     );
   if (isAbstract) bytes[0] = 0;
   return isAbstract ? bytes : new Uint8Array([...bytes, 0]);

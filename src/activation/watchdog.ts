@@ -1,4 +1,4 @@
-import { parseDecimal, takeVariable } from "./environment.ts";
+import { isOwnPid, parseDecimal, takeVariable } from "./environment.ts";
 import { notify } from "./notify.ts";
 
 /**
@@ -14,9 +14,7 @@ export function watchdogEnabled(): number | undefined {
   const pid = takeVariable("WATCHDOG_PID");
   if (usec === undefined) return undefined;
   const interval = parseDecimal("WATCHDOG_USEC", usec, "a number of microseconds");
-  if (pid !== undefined && parseDecimal("WATCHDOG_PID", pid, "a process id") !== process.pid)
-    return undefined;
-  return interval;
+  return pid === undefined || isOwnPid("WATCHDOG_PID", pid) ? interval : undefined;
 }
 
 /**

@@ -11,14 +11,16 @@ import {
   startWatchdog,
 } from "../activation/index.ts";
 import { Greeter } from "./greeter.ts";
-import { misused, run } from "./run.ts";
+import { fail, misused, run } from "./run.ts";
 
 /** In milliseconds: how often the status may change, and the longest that a timer takes. */
 const STATUS_INTERVAL = 1000;
 const LONGEST_TIMER = 0x7fffffff;
 
+const NAME = "socket-service";
+
 await run({
-  name: "socket-service",
+  name: NAME,
   about: "Greets every connection to the listening sockets that the service manager passes.",
   options: {
     "idle-timeout": "SECONDS  exit after so long without a connection; infinity: never [30]",
@@ -58,7 +60,6 @@ function serve(idleTimeout: number): void {
   const listeners = passed.map(({ fd }) =>
     listen(fd, { allowHalfOpen: true, socket: greeter.handlers }),
   );
-  startWatchdog(warn);
   process.on("SIGTERM", stop);
   process.on("SIGINT", stop);
   // The event loop polls before it runs a timer: the client that waits is greeted first.
@@ -66,6 +67,11 @@ function serve(idleTimeout: number): void {
 
   function announce(): void {
     watchIdle(idleTimeout);
+    try {
+      startWatchdog(warn);
+    } catch (error) {
+      fail(NAME, error);
+    }
     if (stopping || !notifyEnabled()) return;
     const where = passed.map(({ fd }) => endpoint(describe(fd))).join(", ");
     tell({ ready: true, status: `Listening on ${where}` });
@@ -116,5 +122,5 @@ function tell(notification: Notification): void {
 }
 
 function warn(error: unknown): void {
-  log(LogLevel.warning, `socket-service: ${error instanceof Error ? error.message : error}`);
+  log(LogLevel.warning, `${NAME}: ${error instanceof Error ? error.message : error}`);
 }

@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -274,14 +275,14 @@ static void answer(char *line) {
   fflush(stdout);
 }
 
-// The first argument is where to bind the socket that stands for systemd's /run/systemd/notify.
-int main(int argc, char **argv) {
+int main(void) {
+  // What stands for systemd's /run/systemd/notify, with an abstract name: no file to clean up.
   struct sockaddr_un address = {.sun_family = AF_UNIX};
-  if (argc != 2) fail("usage: activator NOTIFY-SOCKET");
-  snprintf(address.sun_path, sizeof address.sun_path, "%s", argv[1]);
-  snprintf(notifyVariable, sizeof notifyVariable, "NOTIFY_SOCKET=%s", argv[1]);
+  int length = snprintf(address.sun_path + 1, sizeof address.sun_path - 1, "socket-service-bench-%d", getpid());
+  snprintf(notifyVariable, sizeof notifyVariable, "NOTIFY_SOCKET=@%s", address.sun_path + 1);
   notifySocket = check(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), "socket");
-  check(bind(notifySocket, (struct sockaddr *)&address, sizeof address), argv[1]);
+  length += offsetof(struct sockaddr_un, sun_path) + 1;
+  check(bind(notifySocket, (struct sockaddr *)&address, length), "bind");
 
   struct rlimit files;
   getrlimit(RLIMIT_NOFILE, &files);

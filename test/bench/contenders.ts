@@ -72,7 +72,8 @@ function find(program: string): string | undefined {
  */
 export function assemble(directory: string): Field {
   const gcc = find("gcc");
-  if (gcc === undefined) throw new Error("no gcc, which builds the activator: apt-get install gcc");
+  if (gcc === undefined)
+    throw new Error("nothing can be measured without gcc (Debian package gcc)");
   const absent = Object.values(services).filter((name) => !existsSync(join(dist, name)));
   if (absent.length > 0) throw new Error(`dist/${absent[0]} is not built: run make first`);
 

@@ -56,11 +56,7 @@ class Activator {
   readonly #answers;
 
   constructor(program: string) {
-    this.#process = Bun.spawn([program, join(directory, "notify")], {
-      stdin: "pipe",
-      stdout: "pipe",
-      stderr: "inherit",
-    });
+    this.#process = Bun.spawn([program], { stdin: "pipe", stdout: "pipe", stderr: "inherit" });
     this.#answers = lines(this.#process.stdout);
   }
 
@@ -161,9 +157,9 @@ async function warm(activator: Activator, field: Field): Promise<void> {
       for (const server of servers) {
         // The first slice is not counted: compilers warm up. It tells how many take a second, which
         // is enough for the slower ones.
-        const size = sizes.get(server.name) ?? pick(4_000, 2_000);
+        const size = sizes.get(server.name) ?? pick(4_000, 1_000);
         const { elapsed, busy, cpu } = await slice(field.load, server, clients, size);
-        const most = pick(20_000, 4_000);
+        const most = pick(20_000, 2_000);
         if (round < 0) {
           const aSecond = Math.ceil((size / elapsed) * 1e6);
           sizes.set(server.name, server.name === ours ? most : Math.min(aSecond, most));

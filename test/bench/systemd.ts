@@ -28,9 +28,13 @@ export async function throughSystemd(
 ): Promise<string | undefined> {
   const obstacle = Machine.obstacle();
   if (obstacle !== undefined) return obstacle;
-  // What the other parts measure is not to be lost over this one.
-  const booted = await Machine.boot().catch((error: Error) => error);
-  if (booted instanceof Error) return booted.message.trimEnd();
+  let booted: Machine;
+  try {
+    booted = await Machine.boot();
+  } catch (error) {
+    // What the other parts measure is not to be lost over this one.
+    return String(error).trimEnd();
+  }
   await using machine = booted;
   await machine.must("make", "-C", CHECKOUT, "install");
 

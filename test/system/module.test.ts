@@ -123,7 +123,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
       const server = serve(passedFd() ?? 0, { fetch: () => new Response("linked") });
       notify({ ready: true, status: server.url + " " + server.hostname });`;
     await machine.must("ip", "address", "add", "fe80::1/64", "dev", "lo", "nodad");
-    const listen = `ListenStream=[fe80::1%%lo]:${PORT}`;
+    const listen = `ListenStream=[fe80::1]:${PORT}%%lo`;
     await install("linked", source, ["Type=notify"], [listen]);
     await machine.must("systemctl", "start", "linked.service");
     expect(await show(machine, "linked.service", "StatusText")).toBe(
@@ -150,6 +150,28 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     await machine.must("systemctl", "kill", "--signal=USR1", "reloads.service");
     await becomes("active read");
     await machine.must("systemctl", "stop", "reloads.service");
+  });
+
+  test("is told of by another process, where that sends for it", async () => {
+    // NotifyAccess=main, the default of Type=notify: what others send for themselves is dropped.
+    const child = `
+      import { notify } from "socket-service/activation";
+      notify({ status: "on behalf" }, { pid: process.ppid });
+      notify({ status: "for itself" });`;
+    await machine.write("/srv/programs/child.ts", child);
+    const source = `
+      import { notify, notifyBarrier } from "socket-service/activation";
+      const { NOTIFY_SOCKET } = process.env;
+      notify({ status: "alone" });
+      if ("NOTIFY_SOCKET" in process.env) throw new Error("a child would inherit it");
+      Bun.spawnSync([process.execPath, "/srv/programs/child.ts"], { env: { NOTIFY_SOCKET } });
+      await notifyBarrier(5000);
+      notify({ ready: true });
+      setInterval(() => {}, 1000);`;
+    await install("parent", source, ["Type=notify"], []);
+    await machine.must("systemctl", "start", "parent.service");
+    expect(await state("parent.service")).toBe("active on behalf");
+    await machine.must("systemctl", "stop", "parent.service");
   });
 
   test("starts for longer than its timeout where it extends it, and not where it does not", async () => {

@@ -11,6 +11,8 @@ import {
   type Question,
   type Questions,
   type Variables,
+  WATCHDOG_VARIABLES,
+  type Watched,
 } from "./questions.ts";
 
 const { symbols: libc } = dlopen("libc.so.6", {
@@ -27,14 +29,35 @@ const { symbols: sd } = dlopen("libsystemd.so.0", {
   sd_is_socket_unix: { args: ["i32", "i32", "i32", "ptr", "u64"], returns: "i32" },
   sd_is_special: { args: ["i32", "ptr"], returns: "i32" },
   sd_listen_fds_with_names: { args: ["i32", "ptr"], returns: "i32" },
+  sd_notify: { args: ["i32", "buffer"], returns: "i32" },
+  sd_watchdog_enabled: { args: ["i32", "buffer"], returns: "i32" },
 });
 
 const c = (text: string) => new TextEncoder().encode(`${text}\0`);
 const isSet = (name: string) => libc.getenv(c(name)) !== null;
 
-function listen(variables: Variables): Listened {
-  for (const name of LISTEN_VARIABLES) libc.unsetenv(c(name));
+/** Sets these variables and no others of `names`. */
+function set(names: readonly string[], variables: Variables): void {
+  for (const name of names) libc.unsetenv(c(name));
   for (const [name, value] of Object.entries(own(variables))) libc.setenv(c(name), c(value), 1);
+}
+
+function watchdog(variables: Variables): Watched {
+  set(WATCHDOG_VARIABLES, variables);
+  const usec = new BigUint64Array(1);
+  const result = sd.sd_watchdog_enabled(1, usec);
+  const left = WATCHDOG_VARIABLES.filter(isSet);
+  return { usec: result < 0 ? "error" : result === 0 ? "none" : String(usec[0]), left };
+}
+
+function notify(address: string): Answer {
+  set(["NOTIFY_SOCKET"], { NOTIFY_SOCKET: address });
+  const result = sd.sd_notify(1, c("READY=1"));
+  return result < 0 ? "error" : result > 0;
+}
+
+function listen(variables: Variables): Listened {
+  set(LISTEN_VARIABLES, variables);
   const list = new BigUint64Array(1);
   const count = sd.sd_listen_fds_with_names(1, ptr(list));
   const left = LISTEN_VARIABLES.filter(isSet);
@@ -81,6 +104,8 @@ function ask(it: Question): number {
 const asked: Questions = JSON.parse(readFileSync(process.argv[2] ?? "", "utf8"));
 const answers: Answers = {
   environments: asked.environments.map(listen),
+  watchdogs: asked.watchdogs.map(watchdog),
+  addresses: asked.addresses.map(notify),
   questions: asked.questions.map(answer),
 };
 console.log(JSON.stringify(answers));

@@ -1,7 +1,13 @@
 /* Answers the questions in the file named by the first argument as this module does. */
 import { readFileSync } from "node:fs";
 
-import { type Descriptor, describe, listenFds } from "../../src/activation/index.ts";
+import {
+  type Descriptor,
+  describe,
+  listenFds,
+  notify,
+  watchdogEnabled,
+} from "../../src/activation/index.ts";
 import { clearCloseOnExec } from "../sockets.ts";
 import {
   type Answer,
@@ -12,6 +18,8 @@ import {
   type Question,
   type Questions,
   type Variables,
+  WATCHDOG_VARIABLES,
+  type Watched,
 } from "./questions.ts";
 
 function listen(variables: Variables): Listened {
@@ -26,6 +34,27 @@ function listen(variables: Variables): Listened {
     names = "error";
   }
   return { names, left: LISTEN_VARIABLES.filter((name) => name in process.env) };
+}
+
+function watchdog(variables: Variables): Watched {
+  for (const name of WATCHDOG_VARIABLES) delete process.env[name];
+  Object.assign(process.env, own(variables));
+  let usec: string;
+  try {
+    usec = String(watchdogEnabled() ?? "none");
+  } catch {
+    usec = "error";
+  }
+  return { usec, left: WATCHDOG_VARIABLES.filter((name) => name in process.env) };
+}
+
+function send(address: string): Answer {
+  process.env["NOTIFY_SOCKET"] = address;
+  try {
+    return notify({ ready: true });
+  } catch {
+    return "error";
+  }
 }
 
 const FAMILIES: Readonly<Record<string, number>> = { Unix: 1, IPv4: 2, IPv6: 10 };
@@ -79,6 +108,8 @@ function text(address: string): string {
 const asked: Questions = JSON.parse(readFileSync(process.argv[2] ?? "", "utf8"));
 const answers: Answers = {
   environments: asked.environments.map(listen),
+  watchdogs: asked.watchdogs.map(watchdog),
+  addresses: asked.addresses.map(send),
   questions: asked.questions.map(answer),
 };
 console.log(JSON.stringify(answers));

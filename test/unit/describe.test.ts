@@ -1,5 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { constants, readdirSync, readlinkSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 
 import { describe as describeFd, endpoint, phrase } from "../../src/activation/describe.ts";
 import { duplicate } from "../../src/activation/libc.ts";
@@ -83,7 +85,7 @@ describe("describe tells", () => {
   });
 
   test("the longest path that fits, 108 bytes with no NUL after them", () => {
-    const path = `/tmp/${"x".repeat(103)}`;
+    const path = join(tmpdir(), crypto.randomUUID()).padEnd(108, "x");
     const fd = sockets.bound(AF_UNIX, SOCK_STREAM, path);
     expect(told(fd)[2]).toBe(path);
     rmSync(path);

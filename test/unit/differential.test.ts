@@ -214,7 +214,7 @@ describe("the environment", () => {
       openSync("/dev/null", "r"),
       openSync("/dev/null", "r"),
     ];
-    const asked = { environments, questions: [] };
+    const asked = { environments, watchdogs: [], addresses: [], questions: [] };
     const [theirs, ours] = await Promise.all([
       answers("libsystemd", asked, fds),
       answers("module", asked, fds),
@@ -245,6 +245,71 @@ describe("the environment", () => {
     expect(same.names).toBeGreaterThan(500);
     expect(same.error).toBeGreaterThan(500);
     expect(same.none).toBeGreaterThan(50);
+  });
+});
+
+describe("the watchdog", () => {
+  const pick = random(258);
+  const USEC = [
+    "1",
+    "20000000",
+    "9007199254740991",
+    "0",
+    "",
+    "x",
+    "-1",
+    "1.5",
+    "18446744073709551615",
+  ];
+  const ODD_USEC = [
+    "+5",
+    " 5",
+    "5 ",
+    "05",
+    "0x5",
+    "0b1",
+    "9007199254740993",
+    "18446744073709551616",
+    "5\n",
+  ];
+  const PIDS = [
+    "{pid}",
+    "1",
+    "0",
+    "",
+    "x",
+    "-1",
+    "99999999999",
+    "+{pid}",
+    " {pid}",
+    "0x{pid16}",
+    "{pid} ",
+  ];
+
+  test("is what sd_watchdog_enabled(3) says, but for numbers that systemd does not write", async () => {
+    const watchdogs = Array.from({ length: 500 }, () => {
+      const it: Record<string, string> = {};
+      if (pick([0, 1, 2, 3, 4]) > 0) it["WATCHDOG_USEC"] = pick(pick([USEC, USEC, ODD_USEC]));
+      if (pick([0, 1, 2]) > 0) it["WATCHDOG_PID"] = pick(pick([["{pid}"], PIDS]));
+      return it;
+    });
+    const asked = { environments: [], watchdogs, addresses: [], questions: [] };
+    const [theirs, ours] = await Promise.all([
+      answers("libsystemd", asked, []),
+      answers("module", asked, []),
+    ]);
+    let strict = 0;
+    for (const [index, it] of watchdogs.entries()) {
+      const [their, our] = [theirs.watchdogs[index], ours.watchdogs[index]];
+      if (Bun.deepEquals(their, our)) continue;
+      // Another base, a sign, a space, or more than a number holds exactly: 285 years.
+      expect({ it, our }).toEqual({ it, our: { usec: "error", left: [] } });
+      const canonical = (value = "1") =>
+        CANONICAL.test(value) && !value.startsWith("90071992547409");
+      expect(canonical(it["WATCHDOG_USEC"]) && canonical(it["WATCHDOG_PID"])).toBe(false);
+      strict++;
+    }
+    expect(strict).toBeWithin(1, 250);
   });
 });
 
@@ -352,7 +417,7 @@ describe("descriptors", () => {
               questions.push({ call: "sd_is_socket_sockaddr", address, port: wanted, ...asked });
         }
     }
-    const asked = { environments: [], questions };
+    const asked = { environments: [], watchdogs: [], addresses: [], questions };
     const [theirs, ours] = await Promise.all([
       answers("libsystemd", asked, passed),
       answers("module", asked, passed),
@@ -371,6 +436,59 @@ describe("descriptors", () => {
     for (const answer of [true, false, "error"] as const)
       expect(theirs.questions.filter((it) => it === answer).length).toBeGreaterThan(100);
   });
+});
+
+test("NOTIFY_SOCKET reaches whom sd_notify(3) reaches, and fails where it fails", async () => {
+  const path = join(directory, "manager");
+  const long = join(directory, "x".repeat(106 - directory.length));
+  const reached = [
+    path,
+    `@${path}`,
+    `@${"n".repeat(106)}`,
+    long,
+    `@a b\t\\`,
+    "@ü",
+    `${directory}/ü :%`,
+  ];
+  const receivers = reached.map((address) => new NotifyReceiver(address));
+  const failing = [
+    "",
+    "@",
+    "/",
+    "x",
+    "./manager",
+    "unix:/x",
+    " /x",
+    `${path}/`,
+    `${path} `,
+    "/nonexistent/x",
+  ];
+  const malformed = [
+    "vsock",
+    "vsock:",
+    "vsock:x:1",
+    "vsock::1",
+    "vsock:4294967295:1",
+    "vsock:2",
+    "VSOCK:2:1",
+  ];
+  const addresses = [...reached, ...failing, ...malformed, "/dev/null", `@${path}x`, directory];
+  for (const length of [106, 107, 108, 200]) addresses.push(`@${"m".repeat(length)}`);
+  for (const length of [106, 107, 108, 200]) addresses.push(`/${"m".repeat(length)}`);
+  const asked = { environments: [], watchdogs: [], addresses, questions: [] };
+  const theirs = await answers("libsystemd", asked, []);
+  const ours = await answers("module", asked, []);
+  for (const [index, address] of addresses.entries()) {
+    const expected = index < reached.length ? true : "error";
+    const outcome = [address, theirs.addresses[index], ours.addresses[index]];
+    expect(outcome).toEqual([address, expected, expected]);
+  }
+  for (const receiver of receivers) {
+    expect(receiver.poll()?.text).toBe("READY=1");
+    expect(receiver.poll()?.text).toBe("READY=1\n");
+    expect(receiver.poll()).toBeUndefined();
+    receiver.close();
+  }
 });
 
 describe("datagrams", () => {

@@ -15,7 +15,7 @@ import {
   pick,
   requireListenFds,
 } from "../../src/activation/index.ts";
-import { pidfdId } from "../../src/activation/libc.ts";
+import { pidfdId, setCloseOnExec } from "../../src/activation/libc.ts";
 import { clearCloseOnExec, closesOnExec } from "../sockets.ts";
 import { refusal, thrown } from "./listening.ts";
 
@@ -143,6 +143,7 @@ describe("listenFds", () => {
   });
 
   test("refuses descriptors that are not open, or were not passed", () => {
+    setCloseOnExec(3);
     pass({ LISTEN_FDS: "1" });
     expect(thrown(listenFds)).toEqual(
       refusal(78, /^descriptor 3 is not open, though LISTEN_FDS is 1/),

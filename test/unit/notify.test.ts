@@ -178,8 +178,8 @@ describe("notify", () => {
     for (const [address, message] of [
       ["", /not an absolute path or @name: set one$/],
       ["relative", /not an absolute path or @name/],
-      ["@", /1 bytes long: use 2 to 108$/],
-      [`@${"x".repeat(108)}`, /109 bytes long: use 2 to 108$/],
+      ["@", /1 bytes long: use 2 to 107$/],
+      [`@${"x".repeat(107)}`, /108 bytes long: use 2 to 107$/],
       [`/${"x".repeat(107)}`, /108 bytes long: use 2 to 107$/],
       ["vsock:2:1234", /AF_VSOCK is not supported, use AF_UNIX$/],
       ["vsock-stream:2:1234", /AF_VSOCK is not supported/],
@@ -188,7 +188,7 @@ describe("notify", () => {
       expect(thrown(() => notify({ ready: true }))).toEqual(refusal(78, message));
     }
     for (const address of [
-      `@${"x".repeat(107)}`,
+      `@${"x".repeat(106)}`,
       join(tmpdir(), "y".repeat(106 - tmpdir().length)),
     ]) {
       const longest = new NotifyReceiver(address);

@@ -48,13 +48,27 @@ export type Question =
 
 export type Answer = boolean | "error";
 
+/** What sd_watchdog_enabled(3) tells: the interval in microseconds, none, or an error. */
+export interface Watched {
+  readonly usec: string | "none" | "error";
+  readonly left: readonly string[];
+}
+
+export const WATCHDOG_VARIABLES = ["WATCHDOG_USEC", "WATCHDOG_PID"];
+
 export interface Questions {
   readonly environments: readonly Variables[];
+  readonly watchdogs: readonly Variables[];
+  /** Values of NOTIFY_SOCKET, each to send a datagram to. */
+  readonly addresses: readonly string[];
   readonly questions: readonly Question[];
 }
 
 export interface Answers {
   readonly environments: readonly Listened[];
+  readonly watchdogs: readonly Watched[];
+  /** Whether the datagram was sent. */
+  readonly addresses: readonly Answer[];
   readonly questions: readonly Answer[];
 }
 

@@ -1,6 +1,6 @@
 import { afterEach, describe, expect, spyOn, test } from "bun:test";
 import { request } from "node:http";
-import { readFileSync, rmSync } from "node:fs";
+import { readdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -36,10 +36,27 @@ async function exchange(to: Parameters<typeof client>[0], target = "/"): Promise
   return await text(socket);
 }
 
-/** The listening sockets of this process, as /proc/net tells them. */
-function listeners(): number {
-  const own = readFileSync("/proc/self/net/unix", "utf8").split("\n");
-  return own.filter((line) => line.includes("bun-serve-")).length;
+/** The inodes of the sockets that this process has open and that listen. */
+function listeners(): Set<string> {
+  const own = new Set<string>();
+  for (const fd of readdirSync("/proc/self/fd")) {
+    // The directory itself is closed by now.
+    const link =
+      thrown(() => readlinkSync(`/proc/self/fd/${fd}`)) ?? readlinkSync(`/proc/self/fd/${fd}`);
+    const inode = /^socket:\[(\d+)\]$/.exec(String(link))?.[1];
+    if (inode !== undefined) own.add(inode);
+  }
+  const listening = new Set<string>();
+  for (const table of ["tcp", "tcp6", "unix"])
+    for (const line of readFileSync(`/proc/self/net/${table}`, "utf8").split("\n")) {
+      const columns = line.trim().split(/\s+/);
+      const [isListening, inode] =
+        table === "unix"
+          ? [columns[3] === "00010000", columns[6]]
+          : [columns[3] === "0A", columns[9]];
+      if (isListening && inode !== undefined && own.has(inode)) listening.add(inode);
+    }
+  return listening;
 }
 
 describe.each(FAMILIES)("serve on a listening socket over %s", (family) => {
@@ -149,8 +166,10 @@ describe.each(FAMILIES)("serve on a listening socket over %s", (family) => {
   test("leaves nothing else listening, nothing open, and the socket with its passer", async () => {
     using it = listening(family);
     const before = openDescriptors();
+    const listened = listeners();
+    expect(listened.size).toBeGreaterThan(0);
     const server = serve(it.fd, { fetch: () => new Response("first") });
-    expect(listeners()).toBe(0);
+    expect(listeners()).toEqual(listened);
     expect(await exchange(it.to)).toEndWith("first");
     await server.stop();
     await eventually(() => openDescriptors() === before - 1);
