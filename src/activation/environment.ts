@@ -11,7 +11,7 @@ const REMEDY = "start it from a socket unit or with systemd-socket-activate";
 /** Takes a variable out of the environment, so that no child process inherits it. */
 export function takeVariable(name: string): string | undefined {
   const value = process.env[name];
-  delete process.env[name];
+  if (value !== undefined) delete process.env[name];
   return value;
 }
 

@@ -15,20 +15,15 @@ export interface Daemon {
 
 export type Values = Readonly<Record<string, string | boolean | undefined>>;
 
-/** Runs a daemon. Its errors end here, in one line on stderr. */
+/** Runs a daemon. Its errors end here: one line on stderr, and the exit status it maps to. */
 export async function run(daemon: Daemon): Promise<void> {
   try {
     // Most runs have no arguments, and need not load what parses them.
     await daemon.run(Bun.argv.length > 2 ? parse(daemon) : {});
   } catch (error) {
-    fail(daemon.name, error);
+    log(LogLevel.error, `${daemon.name}: ${error instanceof Error ? error.message : error}`);
+    process.exit(error instanceof ActivationError ? error.status : ExitStatus.systemCall);
   }
-}
-
-/** Says what is wrong, and exits with the status for it. */
-export function fail(name: string, error: unknown): never {
-  log(LogLevel.error, `${name}: ${error instanceof Error ? error.message : error}`);
-  process.exit(error instanceof ActivationError ? error.status : ExitStatus.systemCall);
 }
 
 /** An error in how the daemon was called. */

@@ -11,7 +11,7 @@ import {
   startWatchdog,
 } from "../activation/index.ts";
 import { Greeter } from "./greeter.ts";
-import { fail, misused, run } from "./run.ts";
+import { misused, run } from "./run.ts";
 
 /** In milliseconds: how often the status may change, and the longest that a timer takes. */
 const STATUS_INTERVAL = 1000;
@@ -60,6 +60,7 @@ function serve(idleTimeout: number): void {
   const listeners = passed.map(({ fd }) =>
     listen(fd, { allowHalfOpen: true, socket: greeter.handlers }),
   );
+  startWatchdog(warn);
   process.on("SIGTERM", stop);
   process.on("SIGINT", stop);
   // The event loop polls before it runs a timer: the client that waits is greeted first.
@@ -67,11 +68,6 @@ function serve(idleTimeout: number): void {
 
   function announce(): void {
     watchIdle(idleTimeout);
-    try {
-      startWatchdog(warn);
-    } catch (error) {
-      fail(NAME, error);
-    }
     if (stopping || !notifyEnabled()) return;
     const where = passed.map(({ fd }) => endpoint(describe(fd))).join(", ");
     tell({ ready: true, status: `Listening on ${where}` });
