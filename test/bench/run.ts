@@ -372,7 +372,14 @@ const measure: [part: number, of: () => void | Promise<void>][] = [
   [6, sizes],
 ];
 const began = performance.now();
-for (const [part, of] of measure) if (parts.has(part)) await of();
+for (const [part, of] of measure)
+  try {
+    if (parts.has(part)) await of();
+  } catch (error) {
+    // What was measured before it is not to be lost.
+    notes.push(`part ${part}, from here on: ${error instanceof Error ? error.message : error}`);
+    process.exitCode = 1;
+  }
 await activator.end();
 const seconds = (performance.now() - began) / 1000;
 
