@@ -125,7 +125,7 @@ export function execute(
     Bun.spawn(["/bin/sh", "-c", script, executable(name), ...args], {
       env,
       stdio: ["ignore", "pipe", "pipe", ...fds],
-    }) as Bun.Subprocess<"ignore", "pipe", "pipe">,
+    }),
   );
 }
 
