@@ -83,12 +83,17 @@ function sockaddr(address: string | { family: number; port: number }): Uint8Arra
   return Uint8Array.of(...head, 0, 0, 0, 0, ...Array(15).fill(0), 1, 0, 0, 0, 0);
 }
 
-/** A socket bound to a path or to a free port of the loopback. */
-export function bound(family: number, type: number, path?: string): number {
+/** A socket bound to a path, or to a port of the loopback: a free one if none is given. */
+export function bound(family: number, type: number, at: string | number = 0): number {
   const fd = socket(family, type);
-  const address = sockaddr(path ?? { family, port: 0 });
-  check("bind", libc.bind(fd, address, address.length));
-  return fd;
+  const address = sockaddr(typeof at === "string" ? at : { family, port: at });
+  try {
+    check("bind", libc.bind(fd, address, address.length));
+    return fd;
+  } catch (error) {
+    close(fd);
+    throw error;
+  }
 }
 
 /** A stream socket that listens, with a backlog, on a path or a free port of the loopback. */

@@ -34,12 +34,20 @@ export function scratch(): { path: string } & Disposable {
   return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true }) };
 }
 
-/** A port of the loopback that is free now. */
+/**
+ * A port of the loopback that is free now, below those that the kernel gives to clients: one of
+ * them may take it before the activator does.
+ */
 export function freePort(family = sockets.AF_INET): number {
-  const fd = sockets.bound(family, sockets.SOCK_STREAM);
-  const port = sockets.portOf(fd);
-  sockets.close(fd);
-  return port;
+  for (;;) {
+    const port = 16_384 + Math.floor(Math.random() * 16_384);
+    try {
+      sockets.close(sockets.bound(family, sockets.SOCK_STREAM, port));
+      return port;
+    } catch {
+      // Somebody has it.
+    }
+  }
 }
 
 /** A process and all that it says on stderr. */
@@ -102,7 +110,10 @@ export async function activate(name: string, options: ActivateOptions): Promise<
       { stdin: "ignore", stdout: "pipe", stderr: "pipe", ...(cwd === undefined ? {} : { cwd }) },
     ),
   );
-  await eventually(() => running.stderr.split("Listening on").length > listen.length);
+  await eventually(() => {
+    if (running.process.exitCode !== null) throw new Error(`it does not start: ${running.stderr}`);
+    return running.stderr.split("Listening on").length > listen.length;
+  });
   return running;
 }
 
