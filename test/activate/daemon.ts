@@ -38,11 +38,11 @@ export function scratch(): { path: string } & Disposable {
  * A port of the loopback that is free now, below those that the kernel gives to clients: one of
  * them may take it before the activator does.
  */
-export function freePort(family = sockets.AF_INET): number {
+export function freePort(family = sockets.AF_INET, type = sockets.SOCK_STREAM): number {
   for (;;) {
     const port = 16_384 + Math.floor(Math.random() * 16_384);
     try {
-      sockets.close(sockets.bound(family, sockets.SOCK_STREAM, port));
+      sockets.close(sockets.bound(family, type, port));
       return port;
     } catch {
       // Somebody has it.

@@ -5,8 +5,9 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSyn
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 
+import { freePort } from "../activate/daemon.ts";
 import * as sockets from "../sockets.ts";
-import { AF_INET, eventually, NotifyReceiver, SOCK_DGRAM, SOCK_STREAM } from "../sockets.ts";
+import { AF_INET, eventually, NotifyReceiver, SOCK_DGRAM } from "../sockets.ts";
 import { client, text } from "./listening.ts";
 
 setDefaultTimeout(60_000);
@@ -29,13 +30,6 @@ function program(name: string): string {
   const file = join(directory, name);
   writeFileSync(file, source.slice(0, source.indexOf("```")));
   return file;
-}
-
-function freePort(type = SOCK_STREAM): number {
-  const fd = sockets.bound(AF_INET, type);
-  const port = sockets.portOf(fd);
-  sockets.close(fd);
-  return port;
 }
 
 interface Running extends AsyncDisposable {
@@ -138,7 +132,7 @@ test("named.ts says which socket is missing", async () => {
 });
 
 test("echo.ts sends datagrams back", async () => {
-  const port = freePort(SOCK_DGRAM);
+  const port = freePort(AF_INET, SOCK_DGRAM);
   await using it = await activate("echo.ts", ["-d"], [port]);
   const received = Promise.withResolvers<string>();
   const socket = await Bun.udpSocket({
