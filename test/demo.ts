@@ -1,5 +1,5 @@
 /* Starts each service under systemd-socket-activate, is its client, and shows what came. */
-import { activate, Client, freePort, SERVICES } from "./activate/daemon.ts";
+import { activate, Client, freePort, SERVICES } from "./support/daemon.ts";
 
 if (Bun.which("systemd-socket-activate") === null) {
   console.error("systemd-socket-activate is missing: install the package systemd, which holds it");

@@ -1,9 +1,9 @@
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 
-import * as sockets from "../sockets.ts";
-import { AF_INET, AF_UNIX, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM } from "../sockets.ts";
-import { executable, execute, scratch, SERVICES } from "./daemon.ts";
+import { executable, execute, scratch, SERVICES } from "../support/daemon.ts";
+import * as sockets from "../support/sockets.ts";
+import { AF_INET, AF_UNIX, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM } from "../support/sockets.ts";
 
 setDefaultTimeout(20_000);
 

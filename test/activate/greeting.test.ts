@@ -2,8 +2,16 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 
-import { eventually } from "../sockets.ts";
-import { activate, ask, Client, freePort, type Running, scratch, SERVICES } from "./daemon.ts";
+import {
+  activate,
+  ask,
+  Client,
+  freePort,
+  type Running,
+  scratch,
+  SERVICES,
+} from "../support/daemon.ts";
+import { eventually } from "../support/until.ts";
 
 // Some wait out the five seconds that a connection may stay open.
 setDefaultTimeout(60_000);

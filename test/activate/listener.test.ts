@@ -2,9 +2,11 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
-import * as sockets from "../sockets.ts";
-import { AF_INET, AF_INET6, AF_UNIX, eventually, NotifyReceiver } from "../sockets.ts";
-import { activate, ask, Client, execute, freePort, scratch, SERVICES } from "./daemon.ts";
+import { activate, ask, Client, execute, freePort, scratch, SERVICES } from "../support/daemon.ts";
+import { NotifyReceiver } from "../support/notify-receiver.ts";
+import * as sockets from "../support/sockets.ts";
+import { AF_INET, AF_INET6, AF_UNIX } from "../support/sockets.ts";
+import { eventually } from "../support/until.ts";
 
 setDefaultTimeout(60_000);
 

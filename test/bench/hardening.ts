@@ -13,7 +13,8 @@
  * times that of the same unit with no hardening.
  */
 import { join } from "node:path";
-import { lines, SERVICES } from "../system/harness.ts";
+import { lines } from "../support/lines.ts";
+import { SERVICES } from "../system/harness.ts";
 import { CHECKOUT, Machine } from "../system/machine.ts";
 
 /** Run in the machine's network: for each port on a line of input, one connection's time. */

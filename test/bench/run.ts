@@ -26,8 +26,9 @@ import {
   type Style,
   styles,
 } from "./contenders.ts";
+import { lines } from "../support/lines.ts";
 import { columns, Figures, plot, ratio, show, tables } from "./figures.ts";
-import { lines, throughSystemd } from "./systemd.ts";
+import { throughSystemd } from "./systemd.ts";
 
 const { values: options } = parseArgs({
   options: {

@@ -6,6 +6,7 @@
  */
 import { relative, resolve } from "node:path";
 
+import { lines } from "../support/lines.ts";
 import { CHECKOUT, Machine } from "../system/machine.ts";
 import { type Contender, services, type Style, styles } from "./contenders.ts";
 
@@ -91,20 +92,6 @@ function shuffled<T>(items: readonly T[]): T[] {
     .map((item) => ({ item, at: Math.random() }))
     .toSorted((a, b) => a.at - b.at)
     .map(({ item }) => item);
-}
-
-/** The lines of a stream, without their ends. */
-export async function* lines(
-  stream: ReadableStream<Uint8Array>,
-): AsyncGenerator<string, undefined> {
-  const decoder = new TextDecoder();
-  let rest = "";
-  for await (const bytes of stream) {
-    const whole = (rest + decoder.decode(bytes, { stream: true })).split("\n");
-    rest = whole.pop() ?? "";
-    yield* whole;
-  }
-  return undefined;
 }
 
 /** The client, in the machine's network: for each port on a line, one connection's times. */

@@ -1,6 +1,7 @@
 /** What the tests of the units share: a machine with the services installed, and their clients. */
 import { readdir, readFile, readlink } from "node:fs/promises";
 import { join } from "node:path";
+import { lines } from "../support/lines.ts";
 import type { Tally } from "./client.ts";
 import { CHECKOUT, Machine } from "./machine.ts";
 
@@ -65,17 +66,6 @@ export class Clients {
     for await (const line of this.#lines) last = line;
     await this.#process.exited;
     return JSON.parse(last);
-  }
-}
-
-/** The lines of a process's output, each as soon as it is there. */
-export async function* lines(stream: ReadableStream<Uint8Array>): AsyncGenerator<string, void> {
-  const decoder = new TextDecoder();
-  let rest = "";
-  for await (const bytes of stream) {
-    const parts = (rest + decoder.decode(bytes, { stream: true })).split("\n");
-    rest = parts.pop() ?? "";
-    yield* parts;
   }
 }
 

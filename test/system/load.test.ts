@@ -2,7 +2,8 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { cannotRun, Clients, dropIn, installed, memory, nothingFailed, show } from "./harness.ts";
 import { SERVICES, SOCKETS } from "./harness.ts";
-import { type Machine, until } from "./machine.ts";
+import { until } from "../support/until.ts";
+import type { Machine } from "./machine.ts";
 
 const SERVICE = "socket-service.service";
 

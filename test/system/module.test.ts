@@ -4,7 +4,8 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 
 import { cannotRun, nothingFailed, show } from "./harness.ts";
-import { CHECKOUT, Machine, until } from "./machine.ts";
+import { until } from "../support/until.ts";
+import { CHECKOUT, Machine } from "./machine.ts";
 
 setDefaultTimeout(60_000);
 

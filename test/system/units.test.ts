@@ -11,7 +11,8 @@ import {
   show,
 } from "./harness.ts";
 import { SERVICES } from "./harness.ts";
-import { type Machine, until } from "./machine.ts";
+import { until } from "../support/until.ts";
+import type { Machine } from "./machine.ts";
 
 const SERVICE = "socket-service.service";
 const IDLE = ["ExecStart=", "ExecStart=/usr/local/bin/socket-service --idle-timeout=0.2"];

@@ -8,7 +8,7 @@ import {
   notify,
   watchdogEnabled,
 } from "../../src/activation/index.ts";
-import { clearCloseOnExec } from "../sockets.ts";
+import { clearCloseOnExec } from "../support/sockets.ts";
 import {
   type Answer,
   type Answers,

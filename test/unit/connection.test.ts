@@ -2,17 +2,17 @@ import { describe, expect, test } from "bun:test";
 
 import { adoptConnection } from "../../src/activation/connection.ts";
 import { closesOnExec } from "../../src/activation/libc.ts";
-import * as sockets from "../sockets.ts";
+import * as sockets from "../support/sockets.ts";
 import {
   AF_INET,
   AF_INET6,
   AF_UNIX,
-  eventually,
   SOCK_DGRAM,
   SOCK_SEQPACKET,
   SOCK_STREAM,
-} from "../sockets.ts";
-import { refusal } from "./listening.ts";
+} from "../support/sockets.ts";
+import { eventually } from "../support/until.ts";
+import { refusal } from "../support/listening.ts";
 
 /** What adopting a descriptor throws, with handlers that send at once. */
 async function refused(fd: number): Promise<unknown> {

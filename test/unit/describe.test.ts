@@ -5,9 +5,16 @@ import { join } from "node:path";
 
 import { describe as describeFd, endpoint, phrase } from "../../src/activation/describe.ts";
 import { duplicate } from "../../src/activation/libc.ts";
-import * as sockets from "../sockets.ts";
-import { AF_INET, AF_INET6, AF_UNIX, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM } from "../sockets.ts";
-import { listening, refusal, thrown } from "./listening.ts";
+import * as sockets from "../support/sockets.ts";
+import {
+  AF_INET,
+  AF_INET6,
+  AF_UNIX,
+  SOCK_DGRAM,
+  SOCK_SEQPACKET,
+  SOCK_STREAM,
+} from "../support/sockets.ts";
+import { listening, refusal, thrown } from "../support/listening.ts";
 
 /** The epoll instance of this process. */
 function eventLoop(): number {

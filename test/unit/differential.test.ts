@@ -14,16 +14,16 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import { type Notification, notify, notifyBarrier } from "../../src/activation/index.ts";
-import * as sockets from "../sockets.ts";
+import { NotifyReceiver } from "../support/notify-receiver.ts";
+import * as sockets from "../support/sockets.ts";
 import {
   AF_INET,
   AF_INET6,
   AF_UNIX,
-  NotifyReceiver,
   SOCK_DGRAM,
   SOCK_SEQPACKET,
   SOCK_STREAM,
-} from "../sockets.ts";
+} from "../support/sockets.ts";
 import type { Answers, Listened, Question, Questions, Variables } from "./questions.ts";
 
 setDefaultTimeout(60_000);

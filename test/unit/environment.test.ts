@@ -16,8 +16,8 @@ import {
   requireListenFds,
 } from "../../src/activation/index.ts";
 import { pidfdId, setCloseOnExec } from "../../src/activation/libc.ts";
-import { clearCloseOnExec, closesOnExec } from "../sockets.ts";
-import { refusal, thrown } from "./listening.ts";
+import { clearCloseOnExec, closesOnExec } from "../support/sockets.ts";
+import { refusal, thrown } from "../support/listening.ts";
 
 const NAMES = ["LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"] as const;
 type Variables = Partial<Record<(typeof NAMES)[number], string>>;

@@ -1,7 +1,7 @@
 import { expect, spyOn, test } from "bun:test";
 
 import { monotonicMicroseconds, readProc } from "../../src/activation/libc.ts";
-import { refusal, thrown } from "./listening.ts";
+import { refusal, thrown } from "../support/listening.ts";
 
 test("without FFI each call says why and what to do, and what can do without does", async () => {
   // An instance of the module that has opened no library yet.

@@ -4,7 +4,8 @@ import { connect } from "node:tls";
 import { describe as describeFd } from "../../src/activation/describe.ts";
 import { closesOnExec, duplicate } from "../../src/activation/libc.ts";
 import { listen, substitute } from "../../src/activation/listen.ts";
-import { backlogOf, bound, close, eventually, pipe, SOCK_STREAM, AF_INET } from "../sockets.ts";
+import { backlogOf, bound, close, pipe, SOCK_STREAM, AF_INET } from "../support/sockets.ts";
+import { eventually } from "../support/until.ts";
 import {
   certificate,
   client,
@@ -14,7 +15,7 @@ import {
   refusal,
   text,
   thrown,
-} from "./listening.ts";
+} from "../support/listening.ts";
 
 const listeners: Bun.SocketListener<undefined>[] = [];
 afterEach(() => {

@@ -10,8 +10,9 @@ import { notifyBarrier } from "../../src/activation/barrier.ts";
 import { takeVariable } from "../../src/activation/environment.ts";
 import { type Notification, notify, notifyEnabled } from "../../src/activation/notify.ts";
 import { startWatchdog, watchdogEnabled } from "../../src/activation/watchdog.ts";
-import { close, NotifyReceiver, pipe } from "../sockets.ts";
-import { openDescriptors, refusal, thrown } from "./listening.ts";
+import { NotifyReceiver } from "../support/notify-receiver.ts";
+import { close, pipe } from "../support/sockets.ts";
+import { openDescriptors, refusal, thrown } from "../support/listening.ts";
 
 setDefaultTimeout(60_000);
 

@@ -6,8 +6,9 @@ import { join } from "node:path";
 
 import { serve } from "../../src/activation/serve.ts";
 import { closesOnExec, duplicate } from "../../src/activation/libc.ts";
-import * as sockets from "../sockets.ts";
-import { AF_UNIX, backlogOf, close, eventually, portOf, socketPair } from "../sockets.ts";
+import * as sockets from "../support/sockets.ts";
+import { AF_UNIX, backlogOf, close, portOf, socketPair } from "../support/sockets.ts";
+import { eventually } from "../support/until.ts";
 import {
   certificate,
   client,
@@ -17,7 +18,7 @@ import {
   refusal,
   text,
   thrown,
-} from "./listening.ts";
+} from "../support/listening.ts";
 
 const servers: Bun.Server<undefined>[] = [];
 afterEach(async () => {

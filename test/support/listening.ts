@@ -7,8 +7,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import { duplicate } from "../../src/activation/libc.ts";
-import * as sockets from "../sockets.ts";
-import { AF_INET, AF_INET6, AF_UNIX } from "../sockets.ts";
+import * as sockets from "./sockets.ts";
+import { AF_INET, AF_INET6, AF_UNIX } from "./sockets.ts";
 
 export const FAMILIES = ["IPv4", "IPv6", "Unix", "abstract Unix"] as const;
 

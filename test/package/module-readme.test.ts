@@ -5,10 +5,12 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSyn
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 
-import { freePort } from "../activate/daemon.ts";
-import * as sockets from "../sockets.ts";
-import { AF_INET, eventually, NotifyReceiver, SOCK_DGRAM } from "../sockets.ts";
-import { client, text } from "./listening.ts";
+import { freePort } from "../support/daemon.ts";
+import { client, text } from "../support/listening.ts";
+import { NotifyReceiver } from "../support/notify-receiver.ts";
+import * as sockets from "../support/sockets.ts";
+import { AF_INET, SOCK_DGRAM } from "../support/sockets.ts";
+import { eventually } from "../support/until.ts";
 
 setDefaultTimeout(60_000);
 

@@ -4,8 +4,8 @@ import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 
-import * as sockets from "../sockets.ts";
-import { eventually } from "../sockets.ts";
+import * as sockets from "./sockets.ts";
+import { eventually } from "./until.ts";
 
 const DIST = resolve(import.meta.dir, "../../dist");
 

@@ -2,7 +2,7 @@ import { expect, test } from "bun:test";
 import { mkdirSync, readFileSync, symlinkSync } from "node:fs";
 import { join, resolve } from "node:path";
 
-import { activate, Client, freePort, scratch } from "./daemon.ts";
+import { activate, Client, freePort, scratch } from "../support/daemon.ts";
 
 const ROOT = resolve(import.meta.dir, "../..");
 

@@ -165,54 +165,23 @@ export interface Datagram {
   readonly fds: readonly number[];
 }
 
-/** A service manager's notification socket. */
-export class NotifyReceiver {
-  readonly #fd: number;
-
-  constructor(readonly address: string) {
-    this.#fd = bound(AF_UNIX, SOCK_DGRAM, address);
+/** The next datagram that is there, if any. */
+export function receive(fd: number): Datagram | undefined {
+  const payload = new Uint8Array(new ArrayBuffer(65536));
+  const control = new Uint8Array(new ArrayBuffer(1024));
+  const iovec = BigUint64Array.of(BigInt(ptr(payload)), BigInt(payload.length));
+  const message = new BigUint64Array(7);
+  message.set([BigInt(ptr(iovec)), 1n, BigInt(ptr(control)), BigInt(control.length)], 2);
+  const length = libc.recvmsg(fd, message, MSG_DONTWAIT | SOCK_CLOEXEC);
+  if (length < 0) {
+    if (errno() !== EAGAIN) check("recvmsg", length);
+    return undefined;
   }
-
-  /** The next datagram that is there, if any. */
-  poll(): Datagram | undefined {
-    const payload = new Uint8Array(new ArrayBuffer(65536));
-    const control = new Uint8Array(new ArrayBuffer(1024));
-    const iovec = BigUint64Array.of(BigInt(ptr(payload)), BigInt(payload.length));
-    const message = new BigUint64Array(7);
-    message.set([BigInt(ptr(iovec)), 1n, BigInt(ptr(control)), BigInt(control.length)], 2);
-    const length = libc.recvmsg(this.#fd, message, MSG_DONTWAIT | SOCK_CLOEXEC);
-    if (length < 0) {
-      if (errno() !== EAGAIN) check("recvmsg", length);
-      return undefined;
-    }
-    const view = new DataView(control.buffer);
-    const fds: number[] = [];
-    // One message of ancillary data is all that a notification has: a header of 16 bytes, then it.
-    if ((message[5] ?? 0n) > 0n && view.getInt32(12, true) === 1)
-      for (let at = 16; at < Number(view.getBigUint64(0, true)); at += 4)
-        fds.push(view.getInt32(at, true));
-    return { text: new TextDecoder().decode(payload.subarray(0, Number(length))), fds };
-  }
-
-  /** Waits for the next datagram. */
-  async next(): Promise<Datagram> {
-    return await eventually(() => this.poll());
-  }
-
-  close(): void {
-    close(this.#fd);
-  }
-}
-
-/** Waits until `attempt` gives something, looking again and again. */
-export async function eventually<T>(
-  attempt: () => T | undefined | false | Promise<T | undefined | false>,
-  within = 10_000,
-): Promise<T> {
-  for (const deadline = performance.now() + within; ;) {
-    const result = await attempt();
-    if (result !== undefined && result !== false) return result;
-    if (performance.now() > deadline) throw new Error(`it did not happen within ${within} ms`);
-    await Bun.sleep(5);
-  }
+  const view = new DataView(control.buffer);
+  const fds: number[] = [];
+  // One message of ancillary data is all that a notification has: a header of 16 bytes, then it.
+  if ((message[5] ?? 0n) > 0n && view.getInt32(12, true) === 1)
+    for (let at = 16; at < Number(view.getBigUint64(0, true)); at += 4)
+      fds.push(view.getInt32(at, true));
+  return { text: new TextDecoder().decode(payload.subarray(0, Number(length))), fds };
 }

@@ -1,0 +1,25 @@
+/**
+ * Waits until `probe` returns something, and returns that: asks again and again for `seconds`.
+ *
+ * @throws An error that says for what it waited in vain.
+ */
+export async function until<T>(
+  what: string,
+  seconds: number,
+  probe: () => T | undefined | false | Promise<T | undefined | false>,
+): Promise<T> {
+  for (const deadline = performance.now() + 1000 * seconds; ;) {
+    const answer = await probe();
+    if (answer !== undefined && answer !== false) return answer;
+    if (performance.now() > deadline) throw new Error(`not in ${Math.round(seconds)} s: ${what}`);
+    await Bun.sleep(5);
+  }
+}
+
+/** `until` for those who do not say for what they wait. */
+export function eventually<T>(
+  probe: () => T | undefined | false | Promise<T | undefined | false>,
+  within = 10_000,
+): Promise<T> {
+  return until("what the test waits for", within / 1000, probe);
+}
