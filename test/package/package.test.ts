@@ -1,26 +1,12 @@
 /* The package that others install: packed, added to an empty project, type-checked and run. */
-import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
-import {
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  symlinkSync,
-  writeFileSync,
-} from "node:fs";
-import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { expect, setDefaultTimeout, test } from "bun:test";
+import { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+
+import { scratch } from "../support/daemon.ts";
+import { programs, ROOT } from "./programs.ts";
 
 setDefaultTimeout(60_000);
-
-const ROOT = resolve(import.meta.dir, "../..");
-
-let directory: string;
-beforeAll(() => {
-  directory = mkdtempSync(join(tmpdir(), "socket-service-"));
-});
-afterAll(() => rmSync(directory, { recursive: true }));
 
 /** Runs a command to its end; what it says is the error where it fails. */
 function run(cwd: string, ...command: string[]): string {
@@ -30,16 +16,10 @@ function run(cwd: string, ...command: string[]): string {
 }
 
 test("the module is added to an empty project from its tarball, type-checks and runs", () => {
-  run(
-    ROOT,
-    process.execPath,
-    "pm",
-    "pack",
-    "--quiet",
-    "--ignore-scripts",
-    "--destination",
-    directory,
-  );
+  using scratched = scratch();
+  const directory = scratched.path;
+  const pack = ["pm", "pack", "--quiet", "--ignore-scripts", "--destination", directory];
+  run(ROOT, process.execPath, ...pack);
   const tarball = join(directory, run(directory, "ls").trim());
 
   const held = run(directory, "tar", "-tzf", tarball).trim().split("\n");
@@ -65,13 +45,10 @@ test("the module is added to an empty project from its tarball, type-checks and 
     symlinkSync(join(ROOT, "node_modules", name), join(project, "node_modules", name));
 
   // All of the README's programs, and more options than `bun init` sets.
-  const readme = readFileSync(
-    join(project, "node_modules/socket-service/src/activation/README.md"),
-    "utf8",
-  );
-  const programs = [...readme.matchAll(/```ts\n\/\/ (\S+)\n(.*?)```/gs)];
-  expect(programs.length).toBe(5);
-  for (const [, name = "", source = ""] of programs) writeFileSync(join(project, name), source);
+  const readme = "node_modules/socket-service/src/activation/README.md";
+  const sources = programs(join(project, readme));
+  expect(sources.size).toBe(5);
+  for (const [name, source] of sources) writeFileSync(join(project, name), source);
   const compilerOptions = {
     target: "esnext",
     lib: ["esnext"],

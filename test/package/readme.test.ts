@@ -1,29 +1,63 @@
-import { expect, test } from "bun:test";
-import { mkdirSync, readFileSync, symlinkSync } from "node:fs";
-import { join, resolve } from "node:path";
+/* The programs of both READMEs, as they stand, under systemd-socket-activate. */
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
+import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 
-import { activate, Client, freePort, scratch } from "../support/daemon.ts";
+import {
+  activate,
+  type ActivateOptions,
+  ask,
+  Client,
+  execute,
+  freePort,
+  Running,
+  scratch,
+} from "../support/daemon.ts";
+import { NotifyReceiver } from "../support/notify-receiver.ts";
+import * as sockets from "../support/sockets.ts";
+import { AF_INET, SOCK_DGRAM } from "../support/sockets.ts";
+import { until } from "../support/until.ts";
+import { programs, ROOT } from "./programs.ts";
 
-const ROOT = resolve(import.meta.dir, "../..");
+setDefaultTimeout(60_000);
 
-test("the service in the README compiles and runs as it stands", async () => {
-  const readme = readFileSync(join(ROOT, "README.md"), "utf8");
-  const program = /<!-- example: echo -->\s*```ts\n([^]*?)```/.exec(readme)?.[1] ?? "";
-  expect(program).not.toBe("");
-  using directory = scratch();
+const README = join(ROOT, "src/activation/README.md");
+const PROGRAMS = programs(README);
+
+let directory: ReturnType<typeof scratch>;
+beforeAll(() => {
+  directory = scratch();
   mkdirSync(join(directory.path, "node_modules"));
   symlinkSync(ROOT, join(directory.path, "node_modules/socket-service"));
-  const source = join(directory.path, "echo.ts");
+});
+afterAll(() => directory[Symbol.dispose]());
+
+/** Writes a program into a file, and returns its path. */
+function write(name: string, source = PROGRAMS.get(name)): string {
+  if (source === undefined) throw new Error(`the README holds no ${name}`);
+  const file = join(directory.path, name);
+  writeFileSync(file, source);
+  return file;
+}
+
+/** Runs a program of the module's README on ports of the loopback. */
+async function run(
+  name: string,
+  ports: number[],
+  options: Omit<ActivateOptions, "listen"> = {},
+): Promise<Running> {
+  const listen = ports.map((port) => `127.0.0.1:${port}`);
+  return await activate(process.execPath, { ...options, listen, args: [write(name)] });
+}
+
+const get = async (port: number, path = "/"): Promise<string> =>
+  await (await fetch(`http://127.0.0.1:${port}${path}`)).text();
+
+test("the README's echo.ts compiles to one executable that echoes", async () => {
+  const source = write("echo.ts", programs(join(ROOT, "README.md")).get("echo.ts"));
   const executable = join(directory.path, "echo");
-  await Bun.write(source, program);
-  const build = Bun.spawn(
-    [process.execPath, "build", "--compile", source, "--outfile", executable],
-    {
-      cwd: directory.path,
-      stdout: "ignore",
-    },
-  );
-  expect(await build.exited).toBe(0);
+  const build = [process.execPath, "build", "--compile", source, "--outfile", executable];
+  expect(Bun.spawnSync(build, { cwd: directory.path }).exitCode).toBe(0);
 
   const port = freePort();
   await using service = await activate(executable, { flags: ["--fdname=echo"], listen: [port] });
@@ -32,4 +66,108 @@ test("the service in the README compiles and runs as it stands", async () => {
   client.finish();
   expect(await client.received()).toBe("Welcome to echo\nHello\n");
   expect(service.stderr).not.toContain("error");
+});
+
+test("http.ts serves, reports readiness, and ends when it is idle", async () => {
+  const port = freePort();
+  const receiver = new NotifyReceiver(join(directory.path, "notify"));
+  const env = { IDLE_SECONDS: "2", NOTIFY_SOCKET: receiver.address };
+  await using service = await run("http.ts", [port], { env });
+  expect(await get(port)).toBe("Hello\n");
+  expect((await receiver.next()).text).toBe(`READY=1\nSTATUS=Serving http://127.0.0.1:${port}/\n`);
+  expect(await get(port, "/hello/you")).toBe("Hello you\n");
+  expect((await receiver.next()).text).toBe("STOPPING=1\n");
+  expect(await service.status()).toBe(0);
+  receiver.close();
+});
+
+test("http.ts serves on its own port if nothing was passed, and ends at SIGTERM", async () => {
+  const port = freePort();
+  // The port that the README names may be taken here.
+  const file = write("http.ts", PROGRAMS.get("http.ts")?.replace("port: 4000", `port: ${port}`));
+  const child = Bun.spawn([process.execPath, file], {
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  await using service = new Running(child);
+  expect(await until("an answer", 10, () => get(port).catch(() => undefined))).toBe("Hello\n");
+  service.process.kill("SIGTERM");
+  expect(await service.status()).toBe(0);
+});
+
+test("named.ts serves both of its sockets", async () => {
+  const [http, admin] = [freePort(), freePort()];
+  await using service = await run("named.ts", [http, admin], { flags: ["--fdname=http:admin"] });
+  expect(await get(http)).toBe("Hello\n");
+  expect(await ask(admin)).toBe(`1 requests on 127.0.0.1:${http}\n`);
+  expect(service.stderr).not.toContain("error");
+});
+
+test("named.ts says which socket is missing", async () => {
+  const port = freePort();
+  await using service = await run("named.ts", [port], { flags: ["--fdname=http"] });
+  const client = await Client.connect(port);
+  await service.says(/0 descriptors are named "admin", where one is wanted/);
+  client.close();
+});
+
+test("echo.ts sends datagrams back", async () => {
+  const port = freePort(AF_INET, SOCK_DGRAM);
+  await using service = await run("echo.ts", [port], { flags: ["-d"] });
+  const received = Promise.withResolvers<string>();
+  const socket = await Bun.udpSocket({
+    connect: { hostname: "127.0.0.1", port },
+    socket: { data: (_, data) => received.resolve(data.toString()) },
+  });
+  socket.send("hello");
+  expect(await received.promise).toBe("hello");
+  socket.close();
+  expect(service.stderr).not.toContain("error");
+});
+
+test("counter.ts goes on counting after a restart", async () => {
+  const file = write("counter.ts");
+  const receiver = new NotifyReceiver(join(directory.path, "store"));
+  const http = sockets.listening(AF_INET, 5);
+  const port = sockets.portOf(http);
+  /** As the service manager starts it: the socket first, and then what it has stored. */
+  const start = (stored: readonly number[]) =>
+    execute(
+      process.execPath,
+      [http, ...stored],
+      {
+        LISTEN_FDNAMES: ["http", ...stored.map(() => "state")].join(":"),
+        NOTIFY_SOCKET: receiver.address,
+      },
+      [file],
+    );
+  const stored: number[] = [];
+  {
+    await using _ = start([]);
+    for (const count of [1, 2, 3]) expect(await get(port)).toBe(`${count}\n`);
+    const { text, fds } = await receiver.next();
+    expect(text).toBe("FDSTORE=1\nFDNAME=state\n");
+    stored.push(...fds);
+    expect((await receiver.next()).text).toBe("READY=1\n");
+  }
+  await using _ = start(stored);
+  for (const count of [4, 5]) expect(await get(port)).toBe(`${count}\n`);
+  expect((await receiver.next()).text).toBe("READY=1\n");
+  for (const fd of [http, ...stored]) sockets.close(fd);
+  receiver.close();
+});
+
+test("node-http.ts serves through node:http", async () => {
+  const port = freePort();
+  await using service = await run("node-http.ts", [port]);
+  expect(await get(port, "/there")).toBe("You asked for /there\n");
+  expect(service.stderr).not.toContain("error");
+});
+
+test("every export has its place in the module's README", async () => {
+  const exported = Object.keys(await import("../../src/activation/index.ts"));
+  const text = readFileSync(README, "utf8");
+  expect(exported.length).toBeGreaterThan(20);
+  expect(exported.filter((name) => !text.includes(`\`${name}`))).toEqual([]);
 });
