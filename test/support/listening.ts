@@ -12,6 +12,11 @@ import { AF_INET, AF_INET6, AF_UNIX } from "./sockets.ts";
 
 export const FAMILIES = ["IPv4", "IPv6", "Unix", "abstract Unix"] as const;
 
+/** A name that no other test and no other run has, for a file in the directory of temporary ones. */
+export function freshPath(): string {
+  return join(tmpdir(), `socket-service-${randomUUID()}`);
+}
+
 export interface Listening extends Disposable {
   readonly fd: number;
   /** A second descriptor of the socket, as the service manager keeps one. */

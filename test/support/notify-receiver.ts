@@ -1,4 +1,12 @@
-import { AF_UNIX, bound, close, type Datagram, receive, SOCK_DGRAM } from "./sockets.ts";
+import {
+  AF_UNIX,
+  bound,
+  close,
+  type Datagram,
+  passCredentials,
+  receive,
+  SOCK_DGRAM,
+} from "./sockets.ts";
 import { until } from "./until.ts";
 
 /** A service manager's notification socket. */
@@ -7,6 +15,7 @@ export class NotifyReceiver {
 
   constructor(readonly address: string) {
     this.#fd = bound(AF_UNIX, SOCK_DGRAM, address);
+    passCredentials(this.#fd);
   }
 
   /** The next datagram that is there, if any. */

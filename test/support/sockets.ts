@@ -11,6 +11,7 @@ export const SOCK_SEQPACKET = 5;
 const SOCK_CLOEXEC = 0o2000000;
 const SOCK_NONBLOCK = 0o4000;
 const MSG_DONTWAIT = 0x40;
+const MSG_CMSG_CLOEXEC = 0x40000000;
 const EAGAIN = 11;
 
 const { symbols: libc } = dlopen("libc.so.6", {
@@ -19,6 +20,7 @@ const { symbols: libc } = dlopen("libc.so.6", {
   bind: { args: ["i32", "buffer", "u32"], returns: "i32" },
   close: { args: ["i32"], returns: "i32" },
   connect: { args: ["i32", "buffer", "u32"], returns: "i32" },
+  epoll_create1: { args: ["i32"], returns: "i32" },
   fcntl: { args: ["i32", "i32", "i32"], returns: "i32" },
   getsockname: { args: ["i32", "buffer", "buffer"], returns: "i32" },
   getsockopt: { args: ["i32", "i32", "i32", "buffer", "buffer"], returns: "i32" },
@@ -59,6 +61,11 @@ export function pipe(): [number, number] {
   return [ends[0] ?? -1, ends[1] ?? -1];
 }
 
+/** An epoll instance. */
+export function epoll(): number {
+  return check("epoll_create1", libc.epoll_create1(SOCK_CLOEXEC));
+}
+
 export function socket(family: number, type: number): number {
   return check("socket", libc.socket(family, type | SOCK_CLOEXEC, 0));
 }
@@ -83,10 +90,21 @@ function sockaddr(address: string | { family: number; port: number }): Uint8Arra
   return Uint8Array.of(...head, 0, 0, 0, 0, ...Array(15).fill(0), 1, 0, 0, 0, 0);
 }
 
-/** A socket bound to a path, or to a port of the loopback: a free one if none is given. */
+/** fe80::1 on the first interface, as a sockaddr: an address of one link. */
+const LINK_LOCAL = Uint8Array.fromHex(`0a00${"0".repeat(12)}fe80${"0".repeat(27)}101000000`);
+
+/**
+ * A socket bound to a path, to an address of one link that need not be there, or to a port of the
+ * loopback: a free one if none is given.
+ */
 export function bound(family: number, type: number, at: string | number = 0): number {
   const fd = socket(family, type);
-  const address = sockaddr(typeof at === "string" ? at : { family, port: at });
+  let address = sockaddr(typeof at === "string" ? at : { family, port: at });
+  if (at === "link") {
+    const IPV6_FREEBIND = 78;
+    check("setsockopt", libc.setsockopt(fd, 41, IPV6_FREEBIND, Int32Array.of(1), 4));
+    address = LINK_LOCAL;
+  }
   try {
     check("bind", libc.bind(fd, address, address.length));
     return fd;
@@ -96,7 +114,7 @@ export function bound(family: number, type: number, at: string | number = 0): nu
   }
 }
 
-/** A stream socket that listens, with a backlog, on a path or a free port of the loopback. */
+/** A stream socket that listens, with a backlog, where {@link bound} binds it. */
 export function listening(family: number, backlog: number, path?: string): number {
   const fd = bound(family, SOCK_STREAM, path);
   check("listen", libc.listen(fd, backlog));
@@ -150,6 +168,20 @@ export function backlogOf(fd: number): number {
   return new DataView(info.buffer).getUint32(28, true);
 }
 
+/** Another descriptor of the same file. */
+export function duplicate(fd: number): number {
+  const F_DUPFD_CLOEXEC = 1030;
+  return check("fcntl", libc.fcntl(fd, F_DUPFD_CLOEXEC, 0));
+}
+
+export function isOpen(fd: number): boolean {
+  return libc.fcntl(fd, 1, 0) >= 0;
+}
+
+export function isNonBlocking(fd: number): boolean {
+  return (check("fcntl", libc.fcntl(fd, 3, 0)) & SOCK_NONBLOCK) !== 0;
+}
+
 export function closesOnExec(fd: number): boolean {
   return (check("fcntl", libc.fcntl(fd, 1, 0)) & 1) !== 0;
 }
@@ -163,25 +195,38 @@ export interface Datagram {
   readonly text: string;
   /** Descriptors that came with it (SCM_RIGHTS), to be closed by the receiver. */
   readonly fds: readonly number[];
+  /** Who sent it (SCM_CREDENTIALS), if the receiver has asked for that. */
+  readonly pid: number | undefined;
+}
+
+/** Has every datagram come with its sender. */
+export function passCredentials(fd: number): void {
+  check("setsockopt", libc.setsockopt(fd, 1, 16, Int32Array.of(1), 4));
 }
 
 /** The next datagram that is there, if any. */
 export function receive(fd: number): Datagram | undefined {
   const payload = new Uint8Array(new ArrayBuffer(65536));
-  const control = new Uint8Array(new ArrayBuffer(1024));
+  const control = new Uint8Array(new ArrayBuffer(2048));
   const iovec = BigUint64Array.of(BigInt(ptr(payload)), BigInt(payload.length));
   const message = new BigUint64Array(7);
   message.set([BigInt(ptr(iovec)), 1n, BigInt(ptr(control)), BigInt(control.length)], 2);
-  const length = libc.recvmsg(fd, message, MSG_DONTWAIT | SOCK_CLOEXEC);
+  const length = libc.recvmsg(fd, message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (length < 0) {
     if (errno() !== EAGAIN) check("recvmsg", length);
     return undefined;
   }
-  const view = new DataView(control.buffer);
+  const text = new TextDecoder().decode(payload.subarray(0, Number(length)));
   const fds: number[] = [];
-  // One message of ancillary data is all that a notification has: a header of 16 bytes, then it.
-  if ((message[5] ?? 0n) > 0n && view.getInt32(12, true) === 1)
-    for (let at = 16; at < Number(view.getBigUint64(0, true)); at += 4)
-      fds.push(view.getInt32(at, true));
-  return { text: new TextDecoder().decode(payload.subarray(0, Number(length))), fds };
+  let pid: number | undefined;
+  // Messages of cmsg(3): each a header of 16 bytes, its length first and its type last, and data.
+  const view = new DataView(control.buffer, 0, Number(message[5]));
+  for (let at = 0; at < view.byteLength;) {
+    const size = Number(view.getBigUint64(at, true));
+    if (view.getInt32(at + 12, true) === 1)
+      for (let data = 16; data < size; data += 4) fds.push(view.getInt32(at + data, true));
+    else pid = view.getInt32(at + 16, true);
+    at += (size + 7) & ~7;
+  }
+  return { text, fds, pid };
 }

@@ -1,0 +1,50 @@
+/* What the module's tests check again and again: what is thrown, and that nothing is left open. */
+import { expect } from "bun:test";
+import { readdirSync, readlinkSync } from "node:fs";
+
+import "./hang.ts";
+import { closesOnExec } from "./sockets.ts";
+import { until } from "./until.ts";
+
+/** What a call throws, if it does. */
+export function thrown(call: () => unknown): unknown {
+  try {
+    call();
+  } catch (error) {
+    return error;
+  }
+  return undefined;
+}
+
+/** What an ActivationError should look like. */
+export function refusal(status: 71 | 78, message: RegExp, code?: string) {
+  return expect.objectContaining({
+    name: "ActivationError",
+    status,
+    code,
+    message: expect.stringMatching(message),
+  });
+}
+
+/** How many descriptors of each socket, pidfd and file of /proc this process has. */
+export function descriptors(): Map<string, number> {
+  const held = new Map<string, number>();
+  for (const fd of readdirSync("/proc/self/fd")) {
+    try {
+      const name = readlinkSync(`/proc/self/fd/${fd}`);
+      if (!/^(socket|pidfd|anon_inode:\[pidfd|\/proc)/.test(name)) continue;
+      const key = closesOnExec(Number(fd)) ? name : `${name}, which children inherit`;
+      held.set(key, (held.get(key) ?? 0) + 1);
+    } catch {
+      // The directory's own, closed by now.
+    }
+  }
+  return held;
+}
+
+/** Waits until nothing is open that was not `before`: Bun closes some a moment later. */
+export async function nothingLeft(before: Map<string, number>): Promise<void> {
+  const more = () => [...descriptors()].filter(([name, count]) => count > (before.get(name) ?? 0));
+  await until("nothing more is open than before", 10, () => more().length === 0).catch(() => {});
+  expect(more()).toEqual([]);
+}
