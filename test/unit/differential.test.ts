@@ -1,19 +1,10 @@
 /* libsystemd.so.0 is the reference: whatever differs from it is in a table here, or a failure. */
 import { dlopen } from "bun:ffi";
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import {
-  closeSync,
-  constants,
-  fstatSync,
-  mkdtempSync,
-  openSync,
-  rmSync,
-  writeFileSync,
-} from "node:fs";
+import { closeSync, constants, mkdtempSync, openSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-import { type Notification, notify, notifyBarrier } from "../../src/activation/index.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
 import * as sockets from "../support/sockets.ts";
 import {
@@ -489,75 +480,4 @@ test("NOTIFY_SOCKET reaches whom sd_notify(3) reaches, and fails where it fails"
     expect(receiver.poll()).toBeUndefined();
     receiver.close();
   }
-});
-
-describe("datagrams", () => {
-  const pick = random(4);
-  const words = ["50 %", "ü", "=", "\\", "\t", "a=b", "READY=1", "", "'", "x".repeat(300)];
-  const text = () => [pick(words), pick(words), pick(words)].join(" ");
-  const number = () => pick([0, 1, 2, 4711, 2 ** 31, 2 ** 53 - 1]);
-
-  /** A notification, and the same as sd_notify(3) is given it. */
-  const MADE: readonly (() => [Notification, string])[] = [
-    () => [{ ready: true }, "READY=1"],
-    () => [{ stopping: true }, "STOPPING=1"],
-    () => ((it) => [{ status: it }, `STATUS=${it}`])(text()),
-    () => ((it) => [{ ready: true, status: it }, `READY=1\nSTATUS=${it}`])(text()),
-    () => ((it) => [{ errno: it }, `ERRNO=${it}`])(number()),
-    () => ((it) => [{ mainPid: it }, `MAINPID=${it}`])(number()),
-    () => ((it) => [{ watchdogUsec: it }, `WATCHDOG_USEC=${it}`])(number()),
-    () => ((it) => [{ extendTimeoutUsec: it }, `EXTEND_TIMEOUT_USEC=${it}`])(number()),
-    () => [{ watchdog: "trigger" }, "WATCHDOG=trigger"],
-    () => ((it) => [{ custom: { X_ONE: it } }, `X_ONE=${it}`])(text()),
-    () => [{ fdStore: true, fdName: "a b" }, "FDSTORE=1\nFDNAME=a b"],
-    () => [{ fdStore: true, fdName: "a", fdPoll: false }, "FDSTORE=1\nFDNAME=a\nFDPOLL=0"],
-  ];
-
-  test("are those of sd_notify, sd_pid_notify_with_fds and sd_notify_barrier", async () => {
-    const receiver = new NotifyReceiver(join(directory, "notify"));
-    const cases = Array.from({ length: 300 }, () => pick(MADE)()).map(([notification, state]) => ({
-      notification,
-      state,
-      fds: notification.fdStore === undefined ? [] : pick([[3], [3, 4], [4, 3, 3]]),
-    }));
-    const file = join(directory, "notify.json");
-    writeFileSync(file, JSON.stringify(cases));
-    const passed = [openSync("/dev/null", "r"), openSync(import.meta.path, "r")];
-    const child = Bun.spawn(
-      [process.execPath, join(import.meta.dir, "notify-libsystemd.ts"), file],
-      {
-        env: { NOTIFY_SOCKET: receiver.address },
-        stdio: ["ignore", "inherit", "inherit", ...passed],
-      },
-    );
-    process.env["NOTIFY_SOCKET"] = receiver.address;
-    /** A datagram, its trailing newline aside, and what its descriptors are. */
-    const received = async () => {
-      const { text, fds } = await receiver.next();
-      const inodes = fds.map((fd) => fstatSync(fd).ino);
-      fds.forEach(sockets.close);
-      return { text: text.replace(/\n$/, ""), inodes };
-    };
-    const theirs: Awaited<ReturnType<typeof received>>[] = [];
-    for (const {} of cases) theirs.push(await received());
-    const barrier = await received();
-    expect(await child.exited).toBe(0);
-
-    for (const [index, { notification, state, fds }] of cases.entries()) {
-      expect(notify(notification, { fds: fds.map((fd) => passed[fd - 3] ?? -1) })).toBe(true);
-      const ours = await received();
-      expect(ours).toEqual(theirs[index] ?? { text: "", inodes: [] });
-      expect(ours.text).toBe(state);
-    }
-    const ours = notifyBarrier(10_000);
-    const { text, inodes } = await received();
-    expect({ text, descriptors: inodes.length }).toEqual({
-      text: barrier.text,
-      descriptors: barrier.inodes.length,
-    });
-    expect(barrier.text).toBe("BARRIER=1");
-    await ours;
-    passed.forEach(sockets.close);
-    receiver.close();
-  });
 });
