@@ -1,0 +1,21 @@
+import { expect, test } from "bun:test";
+
+import { misconfigured, quote } from "../../src/activation/error.ts";
+import { ActivationError, ExitStatus } from "../../src/activation/index.ts";
+
+test("the exit statuses are those of sysexits.h", () => {
+  expect(ExitStatus).toEqual({ usage: 64, systemCall: 71, configuration: 78 });
+});
+
+test("an error has a status, a message, and the code of a failed system call", () => {
+  const { name, status, message, code } = new ActivationError(71, "it failed", "ENOENT");
+  expect([name, status, message, code]).toEqual(["ActivationError", 71, "it failed", "ENOENT"]);
+  const wrong = misconfigured("it is wrong");
+  expect([wrong.status, wrong.message, wrong.code]).toEqual([78, "it is wrong", undefined]);
+});
+
+test("a value in a message is quoted, on one line, and cut if it is longer than 80 characters", () => {
+  expect(quote('a\n"b"')).toBe('"a\\n\\"b\\""');
+  expect(quote("x".repeat(80))).toBe(`"${"x".repeat(80)}"`);
+  expect(quote("x".repeat(81))).toBe(`"${"x".repeat(77)}..."`);
+});
