@@ -1,0 +1,103 @@
+import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test";
+import { randomUUID } from "node:crypto";
+
+import { startWatchdog, watchdogEnabled } from "../../src/activation/index.ts";
+import { refusal, thrown } from "../support/checks.ts";
+import { NotifyReceiver } from "../support/notify-receiver.ts";
+
+/** Expects signs of life, of this process unless another is given. */
+function expectPings(WATCHDOG_USEC: string, WATCHDOG_PID = String(process.pid)): void {
+  Object.assign(process.env, { WATCHDOG_USEC, WATCHDOG_PID });
+}
+
+afterEach(() => {
+  expect(process.env).not.toHaveProperty("WATCHDOG_USEC");
+  expect(process.env).not.toHaveProperty("WATCHDOG_PID");
+});
+
+describe("watchdogEnabled", () => {
+  test("returns the interval in microseconds, once", () => {
+    expectPings("3000000");
+    expect(watchdogEnabled()).toBe(3_000_000);
+    expect(watchdogEnabled()).toBeUndefined();
+    // Without WATCHDOG_PID it is for whoever reads it.
+    process.env["WATCHDOG_USEC"] = "1";
+    expect(watchdogEnabled()).toBe(1);
+  });
+
+  test("returns nothing if another process is meant", () => {
+    expectPings("3000000", "1");
+    expect(watchdogEnabled()).toBeUndefined();
+    process.env["WATCHDOG_PID"] = String(process.pid);
+    expect(watchdogEnabled()).toBeUndefined();
+  });
+
+  test("refuses what is no number", () => {
+    for (const usec of ["", "0", "-1", "x", "18446744073709551615"]) {
+      expectPings(usec);
+      expect(thrown(watchdogEnabled)).toEqual(
+        refusal(78, /^WATCHDOG_USEC is ".*", which is not a number of microseconds: /),
+      );
+    }
+    expectPings("1", "x");
+    expect(thrown(watchdogEnabled)).toEqual(refusal(78, /^WATCHDOG_PID is "x", which is not a pr/));
+  });
+});
+
+describe("startWatchdog", () => {
+  let receiver: NotifyReceiver;
+  beforeEach(() => {
+    jest.useFakeTimers();
+    receiver = new NotifyReceiver(`@${randomUUID()}`);
+    process.env["NOTIFY_SOCKET"] = receiver.address;
+  });
+  afterEach(() => {
+    jest.clearAllTimers();
+    jest.useRealTimers();
+    receiver.close();
+  });
+
+  const unexpected = (error: unknown) => {
+    throw error;
+  };
+
+  /** The pings that came meanwhile. */
+  function pings(milliseconds: number): string[] {
+    jest.advanceTimersByTime(milliseconds);
+    const came: string[] = [];
+    for (let it = receiver.poll(); it !== undefined; it = receiver.poll()) came.push(it.text);
+    return came;
+  }
+
+  test("sends WATCHDOG=1 at half the interval, and keeps no process alive", () => {
+    expectPings("400000");
+    expect(startWatchdog(unexpected)?.hasRef()).toBe(false);
+    expect(pings(199)).toEqual([]);
+    expect(pings(1)).toEqual(["WATCHDOG=1\n"]);
+    expect(pings(199)).toEqual([]);
+    expect(pings(401)).toEqual(Array(3).fill("WATCHDOG=1\n"));
+  });
+
+  test("sends none if none are expected", () => {
+    expect(startWatchdog(unexpected)).toBeUndefined();
+    expect(jest.getTimerCount()).toBe(0);
+  });
+
+  test("sends none before its time if the interval is longer than any timer's", () => {
+    expectPings("9007199254740991");
+    startWatchdog(unexpected);
+    expect(pings(10_000)).toEqual([]);
+    expect(pings(0x7fffffff)).toEqual(["WATCHDOG=1\n"]);
+  });
+
+  test("reports a failure to send, and goes on", () => {
+    expectPings("400000");
+    process.env["NOTIFY_SOCKET"] = "/nonexistent/notify";
+    const errors: unknown[] = [];
+    startWatchdog((error) => errors.push(error));
+    expect(pings(400)).toEqual([]);
+    expect(errors).toEqual(Array(2).fill(refusal(71, /sendmsg failed/, "ENOENT")));
+    process.env["NOTIFY_SOCKET"] = receiver.address;
+    expect(pings(200)).toEqual(["WATCHDOG=1\n"]);
+  });
+});
