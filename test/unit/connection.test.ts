@@ -1,129 +1,135 @@
-import { describe, expect, test } from "bun:test";
+import { afterEach, describe, expect, test } from "bun:test";
 
-import { adoptConnection } from "../../src/activation/connection.ts";
-import { closesOnExec } from "../../src/activation/libc.ts";
+import { acceptedFd, adoptConnection } from "../../src/activation/index.ts";
+import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
 import * as sockets from "../support/sockets.ts";
-import {
-  AF_INET,
-  AF_INET6,
-  AF_UNIX,
-  SOCK_DGRAM,
-  SOCK_SEQPACKET,
-  SOCK_STREAM,
-} from "../support/sockets.ts";
-import { eventually } from "../support/until.ts";
-import { refusal } from "../support/listening.ts";
+import { AF_INET, AF_INET6, AF_UNIX, SOCK_DGRAM, SOCK_SEQPACKET } from "../support/sockets.ts";
+import { until } from "../support/until.ts";
 
-/** What adopting a descriptor throws, with handlers that send at once. */
+describe("acceptedFd", () => {
+  const pass = (LISTEN_FDS: string) =>
+    Object.assign(process.env, { LISTEN_PID: process.pid, LISTEN_FDS });
+
+  test("returns the number of the one descriptor, once", () => {
+    pass("1");
+    expect(acceptedFd()).toBe(3);
+    expect(thrown(acceptedFd)).toEqual(refusal(78, /^no socket was passed, LISTEN_PID is not set/));
+  });
+
+  test("refuses several", () => {
+    pass("2");
+    expect(thrown(acceptedFd)).toEqual(
+      refusal(78, /^LISTEN_FDS is 2, but this takes one connection: set Accept=yes in its socket/),
+    );
+  });
+});
+
+/** The two ends of a TCP connection. */
+function tcp(family: number): [client: number, accepted: number] {
+  const listener = sockets.listening(family, 1);
+  const client = sockets.connected({ family, port: sockets.portOf(listener) }) ?? -1;
+  const accepted = sockets.accept(listener);
+  sockets.close(listener);
+  return [client, accepted];
+}
+
+/** What adopting a descriptor throws, with handlers that send at once; what is no connection is closed. */
 async function refused(fd: number): Promise<unknown> {
   sockets.clearCloseOnExec(fd);
-  const handlers = {
-    open: (socket: Bun.Socket<undefined>) => void socket.write("must not arrive"),
-    data() {},
-  };
-  const error = await adoptConnection(fd, handlers).catch((error: unknown) => error);
-  // What was no connection is closed.
-  if (error instanceof Error) await eventually(() => closesOnExec(fd) === undefined);
+  const open = (socket: Bun.Socket<undefined>) => void socket.write("must not arrive");
+  const error = await adoptConnection(fd, { open, data() {} }).catch((error: unknown) => error);
+  await until("the descriptor is closed", 10, () => !sockets.isOpen(fd));
   return error;
 }
 
 describe("adoptConnection", () => {
-  test.each([AF_INET, AF_INET6])("adopts a connection of family %i, half-open", async (family) => {
-    const listener = sockets.listening(family, 1);
-    const client = sockets.connected({ family, port: sockets.portOf(listener) }) ?? -1;
-    const fd = sockets.accept(listener);
+  let before = descriptors();
+  afterEach(async () => {
+    await nothingLeft(before);
+    before = descriptors();
+  });
+
+  test.each([
+    ["IPv4", () => tcp(AF_INET)],
+    ["IPv6", () => tcp(AF_INET6)],
+    ["AF_UNIX", () => sockets.socketPair()],
+  ] as const)("adopts a connection over %s, half-open", async (_, connection) => {
+    const [client, fd] = connection();
     let received = "";
-    await adoptConnection(fd, {
+    const socket = await adoptConnection(fd, {
+      open: (socket) => void socket.write("welcome, "),
       data: (_, data) => void (received += data.toString()),
       // Still open in this direction.
       end: (socket) => void socket.end(`you said ${received}`),
     });
-    const answer = Promise.withResolvers<string>();
+    expect(socket).toBeDefined();
+    let answer = "";
+    const answered = Promise.withResolvers<void>();
     const peer = await adoptConnection(client, {
-      data: (_, data) => answer.resolve(data.toString()),
-      close: () => answer.resolve("closed"),
+      data: (_, data) => void (answer += data.toString()),
+      close: () => answered.resolve(),
     });
     peer?.write("hello");
     peer?.shutdown();
-    expect(await answer.promise).toBe("you said hello");
+    await answered.promise;
+    expect(answer).toBe("welcome, you said hello");
     peer?.end();
-    sockets.close(listener);
-  });
-
-  test("adopts a connection over AF_UNIX", async () => {
-    const [one, other] = sockets.socketPair();
-    const received = Promise.withResolvers<string>();
-    const socket = await adoptConnection(one, {
-      data: (socket, data) => {
-        received.resolve(data.toString());
-        socket.end();
-      },
-    });
-    const peer = await adoptConnection(other, { data() {}, end: (socket) => void socket.end() });
-    peer?.write("over a path");
-    expect(await received.promise).toBe("over a path");
-    expect(socket).toBeDefined();
   });
 
   test("leaves what is no socket as it is", async () => {
-    const [reads, writes] = sockets.pipe();
-    sockets.clearCloseOnExec(writes);
-    expect(await adoptConnection(writes, { data() {} })).toBeUndefined();
-    expect(closesOnExec(writes)).toBeDefined();
-    sockets.close(reads);
-    sockets.close(writes);
+    const ends = sockets.pipe();
+    for (const fd of ends) {
+      sockets.clearCloseOnExec(fd);
+      expect(await adoptConnection(fd, { data() {} })).toBeUndefined();
+      expect([sockets.closesOnExec(fd), sockets.isNonBlocking(fd)]).toEqual([false, false]);
+      sockets.close(fd);
+    }
   });
 
   test("refuses a number that is not open, or that the runtime opened itself", async () => {
-    expect(await adoptConnection(987, { data() {} }).catch((error: unknown) => error)).toEqual(
-      refusal(78, /^descriptor 987 is not open: pass a connection on it$/),
-    );
     const [reads, writes] = sockets.pipe();
-    expect(await adoptConnection(reads, { data() {} }).catch((error: unknown) => error)).toEqual(
-      refusal(78, /^descriptor \d+ is not open/),
-    );
-    sockets.close(reads);
-    sockets.close(writes);
+    for (const fd of [987_654, reads])
+      expect(await adoptConnection(fd, { data() {} }).catch((error: unknown) => error)).toEqual(
+        refusal(78, RegExp(`^descriptor ${fd} is not open: pass a connection on it$`)),
+      );
+    for (const fd of [reads, writes]) sockets.close(fd);
   });
 
   test.each([AF_INET, AF_INET6])("refuses a datagram socket of family %i", async (family) => {
-    expect(await refused(sockets.bound(family, SOCK_DGRAM))).toEqual(
-      refusal(78, /^descriptor \d+ is a datagram socket, not a connection: pass one$/),
-    );
+    const [fd, wanted] = [
+      sockets.bound(family, SOCK_DGRAM),
+      /is a datagram socket, not a connecti/,
+    ];
+    const handlers = { data() {} };
+    const error = await adoptConnection(fd, handlers).catch((error: unknown) => error);
+    expect(error).toEqual(refusal(78, wanted));
   });
 
-  test.each([SOCK_DGRAM, SOCK_SEQPACKET])(
-    "refuses a connected socket over AF_UNIX of type %i, and sends nothing",
-    async (type) => {
-      const [one, other] = sockets.socketPair(type);
-      expect(await refused(one)).toEqual(refusal(78, /not a connection: pass one \(Accept=yes\)$/));
-      sockets.close(other);
-    },
-  );
+  test.each([
+    ["datagram", SOCK_DGRAM],
+    ["seqpacket", SOCK_SEQPACKET],
+  ])("refuses a connected %s socket over AF_UNIX, and sends nothing", async (name, type) => {
+    const [one, other] = sockets.socketPair(type);
+    const message = `^descriptor ${one} is a connected ${name} socket \\(Unix\\), not a connection: `;
+    expect(await refused(one)).toEqual(refusal(78, RegExp(`${message}pass one \\(Accept=yes\\)$`)));
+    expect(sockets.peek(other)).toBe("");
+    sockets.close(other);
+  });
 
   test.each([AF_INET, AF_INET6, AF_UNIX])(
-    "refuses a listening socket of family %i",
+    "refuses a socket of family %i that listens, or has no peer",
     async (family) => {
-      const path = family === AF_UNIX ? `@socket-service-${crypto.randomUUID()}` : undefined;
+      const path = family === AF_UNIX ? `@${crypto.randomUUID()}` : undefined;
       expect(await refused(sockets.listening(family, 1, path))).toEqual(
-        refusal(
-          78,
-          /^descriptor \d+ is a listening stream socket \(.*\), not a connection: pass one/,
-        ),
+        refusal(78, /^descriptor \d+ is a listening stream socket \(.*\), not a connection: pass/),
       );
-    },
-  );
-
-  test.each([AF_INET, AF_INET6, AF_UNIX])(
-    "refuses one of family %i that has no peer",
-    async (family) => {
-      expect(await refused(sockets.socket(family, SOCK_STREAM))).toEqual(
+      expect(await refused(sockets.socket(family, sockets.SOCK_STREAM))).toEqual(
         refusal(78, /^descriptor \d+ is an unconnected stream socket /),
       );
     },
   );
 
-  test("passes on what a handler throws", async () => {
+  test("passes on what a handler throws, and closes the connection", async () => {
     const [one, other] = sockets.socketPair();
     const open = () => {
       throw new Error("of the handler");
@@ -133,13 +139,10 @@ describe("adoptConnection", () => {
     sockets.close(other);
   });
 
-  test("takes a connection that its peer has reset for one", async () => {
-    const listener = sockets.listening(AF_INET, 1);
-    const client = sockets.connected({ family: AF_INET, port: sockets.portOf(listener) }) ?? -1;
-    const fd = sockets.accept(listener);
+  test("adopts a connection that its peer has reset", async () => {
+    const [client, fd] = tcp(AF_INET);
     sockets.resetOnClose(client);
     sockets.close(client);
     expect(await refused(fd)).not.toBeInstanceOf(Error);
-    sockets.close(listener);
   });
 });

@@ -1,10 +1,9 @@
-import { describe, expect, test } from "bun:test";
-import { constants, readdirSync, readlinkSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { describe, expect, spyOn, test } from "bun:test";
+import fs, { constants, rmSync } from "node:fs";
 
 import { describe as describeFd, endpoint, phrase } from "../../src/activation/describe.ts";
-import { duplicate } from "../../src/activation/libc.ts";
+import { refusal, thrown } from "../support/checks.ts";
+import { freshPath } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
 import {
   AF_INET,
@@ -14,19 +13,6 @@ import {
   SOCK_SEQPACKET,
   SOCK_STREAM,
 } from "../support/sockets.ts";
-import { listening, refusal, thrown } from "../support/listening.ts";
-
-/** The epoll instance of this process. */
-function eventLoop(): number {
-  const fds = readdirSync("/proc/self/fd").map(Number);
-  // The directory itself is closed by now.
-  const isEpoll = (fd: number) => readlinkSync(`/proc/self/fd/${fd}`).includes("eventpoll");
-  return (
-    fds.find(
-      (fd) => thrown(() => readlinkSync(`/proc/self/fd/${fd}`)) === undefined && isEpoll(fd),
-    ) ?? -1
-  );
-}
 
 /** What a descriptor is, and how it is called; it is closed then. */
 function told(fd: number): [unknown, string, string] {
@@ -35,23 +21,36 @@ function told(fd: number): [unknown, string, string] {
   return [it, phrase(it), endpoint(it)];
 }
 
-describe("describe tells", () => {
-  test("a listening socket over IPv4", () => {
+describe("describe returns", () => {
+  test("a listening socket over IPv4, and the two ends of a connection to it", () => {
     const fd = sockets.listening(AF_INET, 1);
     const port = sockets.portOf(fd);
+    const client = sockets.connected({ family: AF_INET, port }) ?? -1;
+    const accepted = sockets.accept(fd);
+    const socket = { kind: "socket", type: "stream", family: "IPv4", address: "127.0.0.1" };
+    const connected = { ...socket, listening: false, connected: true };
+    expect<unknown>(describeFd(client)).toEqual({ ...connected, port: expect.any(Number) });
+    expect(told(accepted)).toEqual([
+      { ...connected, port },
+      "a connected stream socket (IPv4)",
+      `127.0.0.1:${port}`,
+    ]);
+    sockets.close(client);
     expect(told(fd)).toEqual([
-      {
-        kind: "socket",
-        type: "stream",
-        listening: true,
-        connected: false,
-        family: "IPv4",
-        address: "127.0.0.1",
-        port,
-      },
+      { ...socket, listening: true, connected: false, port },
       "a listening stream socket (IPv4)",
       `127.0.0.1:${port}`,
     ]);
+  });
+
+  test("a connection that its peer has reset: it has none any more", () => {
+    const fd = sockets.listening(AF_INET, 1);
+    const client = sockets.connected({ family: AF_INET, port: sockets.portOf(fd) }) ?? -1;
+    const accepted = sockets.accept(fd);
+    sockets.resetOnClose(client);
+    sockets.close(client);
+    expect(told(accepted)[0]).toMatchObject({ listening: false, connected: false });
+    sockets.close(fd);
   });
 
   test("a datagram socket over IPv6", () => {
@@ -65,17 +64,17 @@ describe("describe tells", () => {
     ]);
   });
 
-  test("both ends of a connection over AF_UNIX, and one that has lost its peer", () => {
+  test("an address of one link, with the number of its interface", () => {
+    const [it, , where] = told(sockets.bound(AF_INET6, SOCK_DGRAM, "link"));
+    expect(it).toMatchObject({ family: "IPv6", address: "fe80::1%1" });
+    expect(where).toMatch(/^\[fe80::1%1\]:[1-9][0-9]*$/);
+  });
+
+  test("a connected socket over AF_UNIX that is not bound", () => {
     const [one, other] = sockets.socketPair(SOCK_SEQPACKET);
+    const it = { kind: "socket", type: "seqpacket", listening: false, connected: true };
     expect(told(one)).toEqual([
-      {
-        kind: "socket",
-        type: "seqpacket",
-        listening: false,
-        connected: true,
-        family: "Unix",
-        path: "",
-      },
+      { ...it, family: "Unix", path: "" },
       "a connected seqpacket socket (Unix)",
       "",
     ]);
@@ -83,27 +82,21 @@ describe("describe tells", () => {
   });
 
   test("a path and an abstract name, with a NUL in it too", () => {
-    using path = listening("Unix");
-    using name = listening("abstract Unix");
-    if (!("path" in path.to) || !("path" in name.to)) throw new Error("these are over AF_UNIX");
-    expect(told(path.fd)[2]).toBe(path.to.path);
-    expect(told(name.fd)[2]).toBe(name.to.path.replace("\0", "@"));
-    expect(told(sockets.bound(AF_UNIX, SOCK_STREAM, "@a\0b"))[2]).toBe("@a\0b");
-  });
-
-  test("the longest path that fits, 108 bytes with no NUL after them", () => {
-    const path = join(tmpdir(), crypto.randomUUID()).padEnd(108, "x");
-    const fd = sockets.bound(AF_UNIX, SOCK_STREAM, path);
-    expect(told(fd)[2]).toBe(path);
-    rmSync(path);
+    const path = freshPath();
+    // The longest that there is has 108 bytes, with no NUL after them.
+    for (const at of [path, `@${path}`, `@${path}\0b`, path.padEnd(108, "x")]) {
+      expect(told(sockets.bound(AF_UNIX, SOCK_STREAM, at))[2]).toBe(at);
+      rmSync(at.replaceAll("\0", ""), { force: true });
+    }
   });
 
   test("a socket of another family by its number", () => {
     const AF_NETLINK = 16;
-    const [it, words, where] = told(sockets.socket(AF_NETLINK, 3));
-    expect(it).toMatchObject({ kind: "socket", type: "other", family: AF_NETLINK });
-    expect(words).toContain("other socket (family 16)");
-    expect(where).toBe("family 16");
+    expect(told(sockets.socket(AF_NETLINK, 3))).toEqual([
+      expect.objectContaining({ kind: "socket", type: "other", family: AF_NETLINK }),
+      expect.stringMatching(/^an? (un)?connected other socket \(family 16\)$/),
+      "family 16",
+    ]);
   });
 
   test("what is no socket", () => {
@@ -113,13 +106,17 @@ describe("describe tells", () => {
     expect(told(sockets.open("/dev/null", 0))[0]).toEqual({ kind: "character device" });
     expect(told(sockets.open("/", constants.O_DIRECTORY))[1]).toBe("a directory");
     expect(told(sockets.open(import.meta.path, 0))[1]).toBe("a regular file");
-    expect(told(duplicate(eventLoop()))).toEqual([{ kind: "other" }, "an anonymous file", ""]);
+    expect(told(sockets.epoll())).toEqual([{ kind: "other" }, "an anonymous file", ""]);
+    // Not every machine has one.
+    const blockDevice = Object.assign(fs.fstatSync(0), { mode: constants.S_IFBLK });
+    using _ = spyOn(fs, "fstatSync").mockReturnValue(blockDevice);
+    expect(told(sockets.epoll())).toEqual([{ kind: "block device" }, "a block device", ""]);
   });
+});
 
-  test("a number that is not open", () => {
-    expect(thrown(() => describeFd(987654))).toEqual(
-      refusal(78, /^descriptor 987654 is not open:/),
+test("describe refuses a number that is not open", () => {
+  for (const fd of [987_654, -1])
+    expect(thrown(() => describeFd(fd))).toEqual(
+      refusal(78, RegExp(`^descriptor ${fd} is not open: pass one that is$`)),
     );
-    expect(thrown(() => describeFd(-1))).toEqual(refusal(78, /^descriptor -1 is not open:/));
-  });
 });

@@ -1,30 +1,78 @@
+import { dlopen } from "bun:ffi";
 import { expect, spyOn, test } from "bun:test";
+import { fstatSync, readFileSync, statfsSync } from "node:fs";
 
-import { monotonicMicroseconds, readProc } from "../../src/activation/libc.ts";
-import { refusal, thrown } from "../support/listening.ts";
+import * as libc from "../../src/activation/libc.ts";
+import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
+import { close, pipe } from "../support/sockets.ts";
+
+const { symbols: reference } = dlopen("libc.so.6", {
+  clock_gettime: { args: ["i32", "buffer"], returns: "i32" },
+  syscall: { args: ["i64", "i32", "u32"], returns: "i64" },
+});
 
 test("without FFI each call says why and what to do, and what can do without does", async () => {
   // An instance of the module that has opened no library yet.
   const path = "../../src/activation/libc.ts?without-ffi";
-  const libc: typeof import("../../src/activation/libc.ts") = await import(path);
+  const fresh: typeof libc = await import(path);
   if (Bun.FFI === undefined) throw new Error("this Bun has no Bun.FFI");
   using dlopen = spyOn(Bun.FFI, "dlopen");
   dlopen.mockReturnValue(new Error("no memory"));
-  expect(thrown(() => libc.duplicate(0))).toEqual(
+  expect(thrown(() => fresh.duplicate(0))).toEqual(
     refusal(71, /^cannot call libc, no memory: allow memory that is writable and executable /),
   );
-  expect(libc.canCall()).toBe(false);
+  expect(fresh.canCall()).toBe(false);
   // LISTEN_PID has to do.
-  expect(libc.pidfdId()).toBeUndefined();
+  expect(fresh.pidfdId()).toBeUndefined();
 });
 
-test("readProc reads a file of more than one page, and knows one that is missing", () => {
-  expect(readProc("/proc/self/smaps")?.length).toBeGreaterThan(4096);
-  expect(readProc("/proc/self/smaps")).toEndWith("\n");
-  expect(readProc("/proc/self/nothing")).toBeUndefined();
+test("a call that fails says which and why, by the number of an error that has no name", () => {
+  expect(thrown(() => libc.close(-1))).toEqual(
+    refusal(71, /^close failed, bad file descriptor \(EBADF\)$/, "EBADF"),
+  );
+  using map = spyOn(process.getBuiltinModule("node:util"), "getSystemErrorMap");
+  map.mockReturnValue(new Map());
+  expect(thrown(() => libc.close(-1))).toEqual(
+    refusal(71, /^close failed, unknown error \(errno 9\)$/, "errno 9"),
+  );
 });
 
-test("the time does not run backwards", () => {
-  const [first, second] = [monotonicMicroseconds(), monotonicMicroseconds()];
-  expect(second).toBeGreaterThanOrEqual(first);
+test("readProc reads files of any length, and knows one that is missing", async () => {
+  const before = descriptors();
+  expect(libc.readProc("/proc/self/smaps")).toMatch(/^[0-9a-f]+-[^]{5000,}\nVmFlags:.*\n$/);
+  expect(libc.readProc("/proc/self/comm")).toBe(readFileSync("/proc/self/comm", "utf8"));
+  expect(libc.readProc("/proc/self/nothing")).toBeUndefined();
+  expect(thrown(() => libc.readProc("/proc/self/fd"))).toEqual(refusal(71, /^read /, "EISDIR"));
+  await nothingLeft(before);
+});
+
+test("the time is that of CLOCK_MONOTONIC, in microseconds", () => {
+  const now = () => {
+    const time = new BigInt64Array(2);
+    reference.clock_gettime(1, time);
+    return (time[0] ?? 0n) * 1_000_000n + (time[1] ?? 0n) / 1_000n;
+  };
+  const times = [now(), libc.monotonicMicroseconds(), now(), libc.monotonicMicroseconds(), now()];
+  expect(times).toEqual(times.toSorted((a, b) => Number(a - b)));
+});
+
+test("pidfdId is the inode of this process's pidfd if the kernel has pidfs", async () => {
+  const before = descriptors();
+  const pidfd = Number(reference.syscall(434n, process.pid, 0));
+  const isPidfs = pidfd >= 0 && statfsSync(`/proc/self/fd/${pidfd}`).type === 0x50494446;
+  expect(libc.pidfdId()).toBe(isPidfs ? fstatSync(pidfd).ino : undefined);
+  if (pidfd >= 0) close(pidfd);
+  await nothingLeft(before);
+});
+
+test("a duplicate refers to the same file, and no child inherits it", () => {
+  const [reads, writes] = pipe();
+  const fds = [reads, writes, libc.duplicate(writes)] as const;
+  libc.replace(fds[0], fds[1]);
+  // The two ends of a pipe have one inode, and one mode each.
+  const flags = fds.map(
+    (fd) => readFileSync(`/proc/self/fdinfo/${fd}`, "utf8").match(/flags:.*/)?.[0],
+  );
+  expect(flags).toEqual(["flags:\t02000000", "flags:\t02000000", "flags:\t02000001"]);
+  fds.forEach(close);
 });
