@@ -1,12 +1,10 @@
 /* Listening sockets of every family that can be adopted, and how a client reaches each. */
-import { expect } from "bun:test";
 import { randomUUID } from "node:crypto";
-import { readdirSync, rmSync } from "node:fs";
+import { rmSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-import { duplicate } from "../../src/activation/libc.ts";
 import * as sockets from "./sockets.ts";
 import { AF_INET, AF_INET6, AF_UNIX } from "./sockets.ts";
 
@@ -18,6 +16,7 @@ export function freshPath(): string {
 }
 
 export interface Listening extends Disposable {
+  /** Closed by the test, or by whoever adopts it. */
   readonly fd: number;
   /** A second descriptor of the socket, as the service manager keeps one. */
   readonly kept: number;
@@ -25,17 +24,15 @@ export interface Listening extends Disposable {
 }
 
 export function listening(family: (typeof FAMILIES)[number], backlog = 37): Listening {
-  const name = `socket-service-${randomUUID()}`;
-  const path = family === "Unix" ? join(tmpdir(), name) : `@${name}`;
+  const path = family === "Unix" ? freshPath() : `@${randomUUID()}`;
   const fd =
     family === "IPv4" || family === "IPv6"
       ? sockets.listening(family === "IPv4" ? AF_INET : AF_INET6, backlog)
       : sockets.listening(AF_UNIX, backlog, path);
-  const kept = duplicate(fd);
-  const host = family === "IPv4" ? "127.0.0.1" : "::1";
+  const kept = sockets.duplicate(fd);
   const to = family.endsWith("Unix")
     ? { path: path.replace("@", "\0") }
-    : { port: sockets.portOf(fd), host };
+    : { port: sockets.portOf(fd), host: family === "IPv4" ? "127.0.0.1" : "::1" };
   return {
     fd,
     kept,
@@ -61,27 +58,6 @@ export async function text(socket: Socket): Promise<string> {
   let received = "";
   for await (const chunk of socket) received += String(chunk);
   return received;
-}
-
-/** How many descriptors this process has open. */
-export function openDescriptors(): number {
-  return readdirSync("/proc/self/fd").length;
-}
-
-/** What a call throws. */
-export function thrown(call: () => unknown): unknown {
-  try {
-    call();
-  } catch (error) {
-    return error;
-  }
-  return undefined;
-}
-
-/** What an ActivationError should look like. */
-export function refusal(status: 71 | 78, message: RegExp, code?: string) {
-  const fields = { name: "ActivationError", status, message: expect.stringMatching(message) };
-  return expect.objectContaining(code === undefined ? fields : { ...fields, code });
 }
 
 /** A certificate for localhost, made for these tests, and its key. */

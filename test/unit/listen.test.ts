@@ -1,25 +1,24 @@
-import { afterEach, describe, expect, spyOn, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { connect } from "node:tls";
 
 import { describe as describeFd } from "../../src/activation/describe.ts";
-import { closesOnExec, duplicate } from "../../src/activation/libc.ts";
-import { listen, substitute } from "../../src/activation/listen.ts";
-import { backlogOf, bound, close, pipe, SOCK_STREAM, AF_INET } from "../support/sockets.ts";
-import { eventually } from "../support/until.ts";
-import {
-  certificate,
-  client,
-  FAMILIES,
-  listening,
-  openDescriptors,
-  refusal,
-  text,
-  thrown,
-} from "../support/listening.ts";
+import { listen } from "../../src/activation/index.ts";
+import { substitute } from "../../src/activation/listen.ts";
+import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
+import { freePort } from "../support/daemon.ts";
+import { certificate, client, FAMILIES, listening, text } from "../support/listening.ts";
+import * as sockets from "../support/sockets.ts";
+import { AF_INET, backlogOf, close, SOCK_STREAM } from "../support/sockets.ts";
+
+// Some search for what is not there, through all numbers that a descriptor may have.
+setDefaultTimeout(30_000);
 
 const listeners: Bun.SocketListener<undefined>[] = [];
-afterEach(() => {
+let before: Map<string, number>;
+beforeEach(() => void (before = descriptors()));
+afterEach(async () => {
   for (const listener of listeners.splice(0)) listener.stop(true);
+  await nothingLeft(before);
 });
 
 function started(listener: Bun.SocketListener<undefined>): Bun.SocketListener<undefined> {
@@ -31,31 +30,32 @@ const greet = (greeting: string) => ({
   socket: { open: (socket: Bun.Socket<undefined>) => void socket.end(greeting), data() {} },
 });
 
-const TLS = certificate();
+test.each(FAMILIES)("listen accepts over %s, and stop leaves the socket open", async (family) => {
+  using it = listening(family);
+  const open = descriptors();
+  const listener = listen(it.fd, greet("first"));
+  // On the same number, and nothing else.
+  expect(descriptors()).toEqual(open);
+  expect(await text(await client(it.to))).toBe("first");
+  listener.stop();
+  expect(sockets.isOpen(it.fd)).toBe(false);
+  const queued = await client(it.to);
+  started(listen(sockets.duplicate(it.kept), greet("second")));
+  expect(await text(queued)).toBe("second");
+});
 
-describe.each(FAMILIES)("listen on a listening socket over %s", (family) => {
-  test("accepts, and leaves the socket with its passer when it stops", async () => {
-    using it = listening(family);
-    const before = openDescriptors();
-    const listener = listen(it.fd, greet("first"));
-    expect(openDescriptors()).toBe(before);
-    // No child inherits it.
-    expect(closesOnExec(it.fd)).toBe(true);
-    expect(closesOnExec(it.kept)).toBe(true);
-    expect(await text(await client(it.to))).toBe("first");
-    listener.stop();
-    expect(thrown(() => describeFd(it.fd))).toEqual(refusal(78, /not open/));
-    const queued = await client(it.to);
-    started(listen(duplicate(it.kept), greet("second")));
-    expect(await text(queued)).toBe("second");
-  });
+test("listen accepts over TLS", async () => {
+  using it = listening("IPv4");
+  started(listen(it.fd, { ...greet("over TLS"), tls: certificate() }));
+  const socket = connect({ ...it.to, rejectUnauthorized: false });
+  expect(await text(socket)).toBe("over TLS");
+});
 
-  test("accepts over TLS", async () => {
-    using it = listening(family);
-    started(listen(it.fd, { ...greet("over TLS"), tls: TLS }));
-    const socket = connect({ ...it.to, rejectUnauthorized: false });
-    expect(await text(socket)).toBe("over TLS");
-  });
+test("listen makes a socket that blocks non-blocking: Bun accepts until it would block", () => {
+  using it = listening("IPv4");
+  expect(sockets.isNonBlocking(it.fd)).toBe(false);
+  started(listen(it.fd, greet("")));
+  expect(sockets.isNonBlocking(it.fd)).toBe(true);
 });
 
 test.each([1, 37, 511, 4096])("listen keeps a backlog of %i", (backlog) => {
@@ -64,51 +64,63 @@ test.each([1, 37, 511, 4096])("listen keeps a backlog of %i", (backlog) => {
   expect(backlogOf(it.kept)).toBe(backlog);
 });
 
-test("listen listens on an address where no socket was passed", async () => {
-  const { port } = started(listen({ port: 0 }, greet("mine"))) as Bun.TCPSocketListener<undefined>;
+test("listen listens on an address if no socket was passed, by default on the loopback", async () => {
+  const [port, ipv6] = [freePort(), freePort(sockets.AF_INET6)];
+  started(listen({ port }, greet("mine")));
   expect(await text(await client({ port, host: "127.0.0.1" }))).toBe("mine");
-  const path = `\0socket-service-${crypto.randomUUID()}`;
+  expect(await client({ port, host: "127.0.0.2" }).catch(() => "refused")).toBe("refused");
+  started(listen({ port: ipv6, hostname: "::1" }, greet("another")));
+  expect(await text(await client({ port: ipv6, host: "::1" }))).toBe("another");
+  const path = `\0${crypto.randomUUID()}`;
   started(listen({ unix: path }, greet("mine")));
   expect(await text(await client({ path }))).toBe("mine");
 });
 
-test("listen refuses what is no listening stream socket, and leaves it open", () => {
-  const socket = bound(AF_INET, SOCK_STREAM);
-  expect(thrown(() => listen(socket, greet("")))).toEqual(
-    refusal(78, /^descriptor \d+ is an unconnected stream socket \(IPv4\), not a listening /),
-  );
-  close(socket);
-  const [reads, writes] = pipe();
-  expect(thrown(() => listen(reads, greet("")))).toEqual(refusal(78, /is a fifo, not a listening/));
-  close(reads);
-  close(writes);
-  expect(thrown(() => listen(987654, greet("")))).toEqual(refusal(78, /987654 is not open/));
-});
+describe("listen leaves the descriptor as it was", () => {
+  test("that is no listening stream socket", () => {
+    const socket = sockets.bound(AF_INET, SOCK_STREAM);
+    const [reads, writes] = sockets.pipe();
+    for (const [fd, what] of [
+      [socket, "an unconnected stream socket \\(IPv4\\)"],
+      [reads, "a fifo"],
+    ] as const) {
+      expect(thrown(() => listen(fd, greet("")))).toEqual(
+        refusal(78, RegExp(`^descriptor ${fd} is ${what}, not a listening stream socket: pass `)),
+      );
+      expect(sockets.isNonBlocking(fd)).toBe(false);
+    }
+    expect(thrown(() => listen(987_654, greet("")))).toEqual(refusal(78, /987654 is not open/));
+    [socket, reads, writes].forEach(close);
+  });
 
-test("listen leaves the socket as it was where Bun.listen refuses the options", async () => {
-  using it = listening("IPv4");
-  const before = openDescriptors();
-  const tls = { key: "no key", cert: "no certificate" };
-  expect(thrown(() => listen(it.fd, { ...greet(""), tls }))).toBeInstanceOf(Error);
-  await eventually(() => openDescriptors() === before);
-  expect(describeFd(it.fd)).toMatchObject({ listening: true, family: "IPv4" });
-  expect(backlogOf(it.fd)).toBe(37);
-  started(listen(it.fd, greet("still")));
-  expect(await text(await client(it.to))).toBe("still");
-});
+  test("if Bun.listen refuses the options", async () => {
+    using it = listening("IPv4");
+    const open = descriptors();
+    const tls = { key: "no key", cert: "no certificate" };
+    expect(thrown(() => listen(it.fd, { ...greet(""), tls }))).toBeInstanceOf(Error);
+    await nothingLeft(open);
+    expect(describeFd(it.fd)).toMatchObject({ listening: true, family: "IPv4" });
+    expect(backlogOf(it.fd)).toBe(37);
+    started(listen(it.fd, greet("still")));
+    expect(await text(await client(it.to))).toBe("still");
+  });
 
-test("listen refuses a runtime that listens elsewhere, and leaves the socket as it was", async () => {
-  using it = listening("IPv4");
-  const elsewhere = Bun.listen({ hostname: "127.0.0.1", port: 0, ...greet("") });
-  const { port } = elsewhere;
-  using native = spyOn(Bun, "listen");
-  native.mockImplementationOnce((() => elsewhere) as unknown as typeof Bun.listen);
-  expect(thrown(() => listen(it.fd, greet("")))).toEqual(refusal(71, /does not watch descriptor/));
-  expect(await client({ port, host: "127.0.0.1" }).catch(() => "refused")).toBe("refused");
-  native.mockRestore();
-  expect(backlogOf(it.fd)).toBe(37);
-  started(listen(it.fd, greet("still")));
-  expect(await text(await client(it.to))).toBe("still");
+  test("if this Bun listens elsewhere, and ends that", async () => {
+    using it = listening("IPv4");
+    const open = descriptors();
+    const elsewhere = Bun.listen({ hostname: "127.0.0.1", port: 0, ...greet("") });
+    const { port } = elsewhere;
+    {
+      using native = spyOn(Bun, "listen");
+      native.mockImplementationOnce((() => elsewhere) as unknown as typeof Bun.listen);
+      expect(thrown(() => listen(it.fd, greet("")))).toEqual(refusal(71, /does not watch desc/));
+    }
+    expect(await client({ port, host: "127.0.0.1" }).catch(() => "refused")).toBe("refused");
+    await nothingLeft(open);
+    expect(backlogOf(it.fd)).toBe(37);
+    started(listen(it.fd, greet("still")));
+    expect(await text(await client(it.to))).toBe("still");
+  });
 });
 
 test("substitute refuses a descriptor that no event loop watches, and changes nothing", () => {
