@@ -16,7 +16,10 @@ export function freshPath(): string {
 }
 
 export interface Listening extends Disposable {
-  /** Closed by the test, or by whoever adopts it. */
+  /**
+   * Closed by the test, or by whoever adopts it. Non-blocking, so that a mistake there fails the test
+   * of that alone, and does not leave every other one in accept(2).
+   */
   readonly fd: number;
   /** A second descriptor of the socket, as the service manager keeps one. */
   readonly kept: number;
@@ -29,6 +32,7 @@ export function listening(family: (typeof FAMILIES)[number], backlog = 37): List
     family === "IPv4" || family === "IPv6"
       ? sockets.listening(family === "IPv4" ? AF_INET : AF_INET6, backlog)
       : sockets.listening(AF_UNIX, backlog, path);
+  sockets.setNonBlocking(fd);
   const kept = sockets.duplicate(fd);
   const to = family.endsWith("Unix")
     ? { path: path.replace("@", "\0") }

@@ -151,7 +151,7 @@ export function accept(fd: number): number {
 /** What came on a descriptor so far, without waiting: nothing at the end of file, too. */
 export function peek(fd: number): string {
   const bytes = new Uint8Array(new ArrayBuffer(4096));
-  check("fcntl", libc.fcntl(fd, 4, SOCK_NONBLOCK));
+  setNonBlocking(fd);
   const length = Number(libc.read(fd, bytes, BigInt(bytes.length)));
   return new TextDecoder().decode(bytes.subarray(0, Math.max(length, 0)));
 }
@@ -176,6 +176,10 @@ export function duplicate(fd: number): number {
 
 export function isOpen(fd: number): boolean {
   return libc.fcntl(fd, 1, 0) >= 0;
+}
+
+export function setNonBlocking(fd: number): void {
+  check("fcntl", libc.fcntl(fd, 4, SOCK_NONBLOCK));
 }
 
 export function isNonBlocking(fd: number): boolean {

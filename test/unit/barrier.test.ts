@@ -9,7 +9,7 @@ import { execute } from "../support/daemon.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
 import { close } from "../support/sockets.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(10_000);
 
 let receiver: NotifyReceiver;
 let before: Map<string, number>;
@@ -32,9 +32,10 @@ async function received(): Promise<readonly number[]> {
 }
 
 test("a barrier resolves when the descriptor that it sent is closed, and not before", async () => {
-  const barrier = notifyBarrier(10_000);
+  const barrier = notifyBarrier(5_000);
+  // No child that is started meanwhile holds it up.
+  expect([...descriptors().keys()].filter((name) => name.endsWith("inherit"))).toEqual([]);
   const fds = await received();
-  for (const name of descriptors().keys()) if (!before.has(name)) expect(name).not.toMatch(/,/);
   // Nothing but the close counts.
   for (const fd of fds) writeSync(fd, "?");
   expect(await Promise.race([barrier, after(20, "waits")])).toBe("waits");
@@ -72,7 +73,7 @@ test("a barrier that is over keeps no process alive", async () => {
   const variables = { NOTIFY_SOCKET: receiver.address };
   await using child = execute(process.execPath, [], variables, ["-e", script]);
   (await received()).forEach(close);
-  expect(await Promise.race([child.status(), after(10_000, "runs on")])).toBe(0);
+  expect(await Promise.race([child.status(), after(8_000, "runs on")])).toBe(0);
 });
 
 test("without NOTIFY_SOCKET there is no barrier", async () => {

@@ -2,6 +2,7 @@ import { afterEach, beforeEach, describe, expect, setDefaultTimeout, spyOn, test
 import { connect } from "node:tls";
 
 import { describe as describeFd } from "../../src/activation/describe.ts";
+import * as libc from "../../src/activation/libc.ts";
 import { listen } from "../../src/activation/index.ts";
 import { substitute } from "../../src/activation/listen.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
@@ -52,10 +53,10 @@ test("listen accepts over TLS", async () => {
 });
 
 test("listen makes a socket that blocks non-blocking: Bun accepts until it would block", () => {
-  using it = listening("IPv4");
-  expect(sockets.isNonBlocking(it.fd)).toBe(false);
-  started(listen(it.fd, greet("")));
-  expect(sockets.isNonBlocking(it.fd)).toBe(true);
+  const fd = sockets.listening(AF_INET, 1);
+  expect(sockets.isNonBlocking(fd)).toBe(false);
+  started(listen(fd, greet("")));
+  expect(sockets.isNonBlocking(fd)).toBe(true);
 });
 
 test.each([1, 37, 511, 4096])("listen keeps a backlog of %i", (backlog) => {
@@ -121,6 +122,20 @@ describe("listen leaves the descriptor as it was", () => {
     started(listen(it.fd, greet("still")));
     expect(await text(await client(it.to))).toBe("still");
   });
+});
+
+test("listen refuses a kernel that reports the event loop in another form", async () => {
+  using it = listening("IPv4");
+  {
+    const { readProc } = libc;
+    using kernel = spyOn(libc, "readProc");
+    kernel.mockImplementation((path) => readProc(path)?.replaceAll(" data: ", " what: "));
+    expect(thrown(() => listen(it.fd, greet("")))).toEqual(
+      refusal(71, /does not watch descriptor/),
+    );
+  }
+  started(listen(it.fd, greet("still")));
+  expect(await text(await client(it.to))).toBe("still");
 });
 
 test("substitute refuses a descriptor that no event loop watches, and changes nothing", () => {

@@ -150,11 +150,13 @@ test("serve serves over TLS", async () => {
 });
 
 test("serve makes a socket that blocks non-blocking, and no child inherits it", () => {
-  using it = listening("IPv4");
-  sockets.clearCloseOnExec(it.fd);
-  expect(sockets.isNonBlocking(it.kept)).toBe(false);
-  started(serve(it.fd, answer("")));
-  expect(sockets.isNonBlocking(it.kept)).toBe(true);
+  const fd = sockets.listening(sockets.AF_INET, 1);
+  const kept = sockets.duplicate(fd);
+  sockets.clearCloseOnExec(fd);
+  expect(sockets.isNonBlocking(kept)).toBe(false);
+  started(serve(fd, answer("")));
+  expect(sockets.isNonBlocking(kept)).toBe(true);
+  close(kept);
   expect([...descriptors().keys()].filter((name) => name.endsWith("inherit"))).toEqual([]);
 });
 

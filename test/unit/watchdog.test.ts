@@ -86,7 +86,7 @@ describe("startWatchdog", () => {
   test("sends none before its time if the interval is longer than any timer's", () => {
     expectPings("9007199254740991");
     startWatchdog(unexpected);
-    expect(pings(10_000)).toEqual([]);
+    expect(pings(5)).toEqual([]);
     expect(pings(0x7fffffff)).toEqual(["WATCHDOG=1\n"]);
   });
 
