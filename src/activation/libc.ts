@@ -45,7 +45,6 @@ const ENOENT = 2;
 const EBADF = 9;
 const EAGAIN = 11;
 const ENOTSOCK = 88;
-const EOPNOTSUPP = 95;
 
 /** The size of a sockaddr_storage, which holds an address of any family. */
 const SOCKADDR_SIZE = 128;
@@ -170,8 +169,7 @@ export function wasConnected(fd: number): boolean {
   const info = new Uint8Array(TCP_INFO_SEGS_IN + 4);
   const length = Uint32Array.of(info.length);
   const result = libc().getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, length);
-  if (unless("getsockopt", result, EOPNOTSUPP) === undefined) return false;
-  return new DataView(info.buffer).getUint32(TCP_INFO_SEGS_IN, true) > 0;
+  return result === 0 && new DataView(info.buffer).getUint32(TCP_INFO_SEGS_IN, true) > 0;
 }
 
 /** Puts a stream socket over AF_UNIX, bound to a name of the kernel's choice (unix(7)), in place. */

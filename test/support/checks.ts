@@ -45,6 +45,6 @@ export function descriptors(): Map<string, number> {
 /** Waits until nothing is open that was not `before`: Bun closes some a moment later. */
 export async function nothingLeft(before: Map<string, number>): Promise<void> {
   const more = () => [...descriptors()].filter(([name, count]) => count > (before.get(name) ?? 0));
-  await until("nothing more is open than before", 5, () => more().length === 0).catch(() => {});
+  await until("nothing more is open than before", 3, () => more().length === 0).catch(() => {});
   expect(more()).toEqual([]);
 }

@@ -114,9 +114,14 @@ export function bound(family: number, type: number, at: string | number = 0): nu
   }
 }
 
-/** A stream socket that listens, with a backlog, where {@link bound} binds it. */
-export function listening(family: number, backlog: number, path?: string): number {
-  const fd = bound(family, SOCK_STREAM, path);
+/** A socket that listens, with a backlog, where {@link bound} binds it. */
+export function listening(
+  family: number,
+  backlog: number,
+  at?: string,
+  type = SOCK_STREAM,
+): number {
+  const fd = bound(family, type, at);
   check("listen", libc.listen(fd, backlog));
   return fd;
 }

@@ -48,6 +48,8 @@ test.each([0, 20])("a barrier rejects after %d milliseconds", async (timeout) =>
   expect(error).toEqual(
     refusal(71, RegExp(`^the service .* to a barrier within ${timeout} ms$`), "ETIMEDOUT"),
   );
+  // Ours is closed, whatever becomes of the other.
+  await nothingLeft(before);
   (await received()).forEach(close);
 });
 

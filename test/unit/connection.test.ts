@@ -2,6 +2,7 @@ import { afterEach, describe, expect, test } from "bun:test";
 
 import { acceptedFd, adoptConnection } from "../../src/activation/index.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
+import { execute } from "../support/daemon.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, AF_INET6, AF_UNIX, SOCK_DGRAM, SOCK_SEQPACKET } from "../support/sockets.ts";
 import { until } from "../support/until.ts";
@@ -38,7 +39,7 @@ async function refused(fd: number): Promise<unknown> {
   sockets.clearCloseOnExec(fd);
   const open = (socket: Bun.Socket<undefined>) => void socket.write("must not arrive");
   const error = await adoptConnection(fd, { open, data() {} }).catch((error: unknown) => error);
-  await until("the descriptor is closed", 10, () => !sockets.isOpen(fd));
+  await until("the descriptor is closed", 3, () => !sockets.isOpen(fd));
   return error;
 }
 
@@ -59,8 +60,8 @@ describe("adoptConnection", () => {
     const socket = await adoptConnection(fd, {
       open: (socket) => void socket.write("welcome, "),
       data: (_, data) => void (received += data.toString()),
-      // Still open in this direction.
-      end: (socket) => void socket.end(`you said ${received}`),
+      // Still open in this direction, for as long as it is wanted.
+      end: (socket) => void setImmediate(() => socket.end(`you said ${received}`)),
     });
     expect(socket).toBeDefined();
     let answer = "";
@@ -74,6 +75,29 @@ describe("adoptConnection", () => {
     await answered.promise;
     expect(answer).toBe("welcome, you said hello");
     peer?.end();
+  });
+
+  test.each([
+    ["opens no library for a connection: that takes a millisecond", {}, false],
+    [
+      "adopts one that its peer has reset, if no library can be opened",
+      { BUN_JSC_useJIT: "0" },
+      true,
+    ],
+  ])("%s", async (_, variables, isReset) => {
+    const script = `
+      import { acceptedFd, adoptConnection } from "./src/activation/index.ts";
+      Bun.FFI.dlopen = () => { process.exitCode = 1; throw new Error("a library was opened"); };
+      const open = (socket) => void socket.end("without");
+      if (await adoptConnection(acceptedFd(), { open, data() {} })) console.error("adopted");
+      if (${isReset}) process.exitCode = 0;`;
+    const [client, fd] = tcp(AF_INET);
+    if (isReset) sockets.resetOnClose(client);
+    if (isReset) sockets.close(client);
+    await using child = execute(process.execPath, [fd], variables, ["-e", script]);
+    expect([await child.status(), child.stderr]).toEqual([0, "adopted\n"]);
+    if (!isReset) expect(sockets.peek(client)).toBe("without");
+    for (const it of isReset ? [fd] : [client, fd]) sockets.close(it);
   });
 
   test("leaves what is no socket as it is", async () => {
@@ -120,9 +144,13 @@ describe("adoptConnection", () => {
     "refuses a socket of family %i that listens, or has no peer",
     async (family) => {
       const path = family === AF_UNIX ? `@${crypto.randomUUID()}` : undefined;
-      expect(await refused(sockets.listening(family, 1, path))).toEqual(
+      const fd = sockets.listening(family, 1, path);
+      // As busy as any: what a listening TCP socket has received is counted, too.
+      const client = sockets.connected(path ?? { family, port: sockets.portOf(fd) }) ?? -1;
+      expect(await refused(fd)).toEqual(
         refusal(78, /^descriptor \d+ is a listening stream socket \(.*\), not a connection: pass/),
       );
+      sockets.close(client);
       expect(await refused(sockets.socket(family, sockets.SOCK_STREAM))).toEqual(
         refusal(78, /^descriptor \d+ is an unconnected stream socket /),
       );

@@ -1,4 +1,4 @@
-import { afterEach, describe, expect, test } from "bun:test";
+import { afterEach, describe, expect, spyOn, test } from "bun:test";
 
 import {
   isName,
@@ -7,7 +7,7 @@ import {
   takePassed,
   takeVariable,
 } from "../../src/activation/environment.ts";
-import { pidfdId } from "../../src/activation/libc.ts";
+import * as libc from "../../src/activation/libc.ts";
 import { refusal, thrown } from "../support/checks.ts";
 
 const NAMES = ["LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"] as const;
@@ -48,12 +48,17 @@ describe("takePassed", () => {
   });
 
   test("accepts the LISTEN_PIDFDID of this process, and no other if the kernel has pidfs", () => {
-    const id = pidfdId();
+    const id = libc.pidfdId();
     const own = { LISTEN_FDS: "1", LISTEN_PIDFDID: String(id ?? 1) };
     expect(taken(own)).toEqual({ count: 1, names: undefined });
     const reason = `LISTEN_PIDFDID is 4711 and this is process ${id}`;
     const other = id === undefined ? { count: 1, names: undefined } : { count: 0, reason };
     expect(taken({ LISTEN_FDS: "1", LISTEN_PIDFDID: "4711" })).toEqual(other);
+    using _ = spyOn(libc, "pidfdId").mockReturnValue(undefined);
+    expect(taken({ LISTEN_FDS: "1", LISTEN_PIDFDID: "4711" })).toEqual({
+      count: 1,
+      names: undefined,
+    });
   });
 
   // The last is more than there can be: of processes, of descriptors, of exact numbers.

@@ -1,6 +1,6 @@
 import { dlopen } from "bun:ffi";
 import { expect, spyOn, test } from "bun:test";
-import { fstatSync, readFileSync, statfsSync } from "node:fs";
+import { constants, fstatSync, openSync, readFileSync, statfsSync } from "node:fs";
 
 import * as libc from "../../src/activation/libc.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
@@ -42,6 +42,9 @@ test("readProc reads files of any length, and knows one that is missing", async 
   expect(libc.readProc("/proc/self/smaps")).toMatch(/^[0-9a-f]+-[^]{5000,}\nVmFlags:.*\n$/);
   expect(libc.readProc("/proc/self/comm")).toBe(readFileSync("/proc/self/comm", "utf8"));
   expect(libc.readProc("/proc/self/nothing")).toBeUndefined();
+  expect(thrown(() => libc.readProc("/proc/self/comm/x"))).toEqual(
+    refusal(71, /^open /, "ENOTDIR"),
+  );
   expect(thrown(() => libc.readProc("/proc/self/fd"))).toEqual(refusal(71, /^read /, "EISDIR"));
   await nothingLeft(before);
 });
@@ -75,4 +78,13 @@ test("a duplicate refers to the same file, and no child inherits it", () => {
   );
   expect(flags).toEqual(["flags:\t02000000", "flags:\t02000000", "flags:\t02000001"]);
   fds.forEach(close);
+});
+
+test("setNonBlocking sets that flag and leaves the others", () => {
+  const fd = openSync("/dev/null", constants.O_WRONLY | constants.O_APPEND);
+  libc.setNonBlocking(fd);
+  const flags = constants.O_WRONLY | constants.O_APPEND | constants.O_NONBLOCK;
+  const read = /flags:\s+(\d+)/.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "utf8"))?.[1];
+  expect(Number.parseInt(read ?? "", 8) & flags).toBe(flags);
+  close(fd);
 });

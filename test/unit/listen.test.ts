@@ -81,7 +81,10 @@ describe("listen leaves the descriptor as it was", () => {
   test("that is no listening stream socket", () => {
     const socket = sockets.bound(AF_INET, SOCK_STREAM);
     const [reads, writes] = sockets.pipe();
+    const name = `@${crypto.randomUUID()}`;
+    const packets = sockets.listening(sockets.AF_UNIX, 1, name, sockets.SOCK_SEQPACKET);
     for (const [fd, what] of [
+      [packets, "a listening seqpacket socket \\(Unix\\)"],
       [socket, "an unconnected stream socket \\(IPv4\\)"],
       [reads, "a fifo"],
     ] as const) {
@@ -91,7 +94,7 @@ describe("listen leaves the descriptor as it was", () => {
       expect(sockets.isNonBlocking(fd)).toBe(false);
     }
     expect(thrown(() => listen(987_654, greet("")))).toEqual(refusal(78, /987654 is not open/));
-    [socket, reads, writes].forEach(close);
+    [socket, reads, writes, packets].forEach(close);
   });
 
   test("if Bun.listen refuses the options", async () => {
