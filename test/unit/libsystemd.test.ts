@@ -4,13 +4,8 @@ import { expect, test } from "bun:test";
 import { constants, openSync } from "node:fs";
 import { join } from "node:path";
 
-import {
-  type Descriptor,
-  describe as describeFd,
-  listenFds,
-  notify,
-  watchdogEnabled,
-} from "../../src/activation/index.ts";
+import { type Descriptor, describe as describeFd } from "../../src/activation/index.ts";
+import { listenFds, notify } from "../../src/activation/index.ts";
 import "../support/checks.ts";
 import { scratch } from "../support/daemon.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
@@ -35,7 +30,6 @@ const { symbols: sd } = dlopen("libsystemd.so.0", {
   sd_is_special: { args: ["i32", "ptr"], returns: "i32" },
   sd_listen_fds_with_names: { args: ["i32", "ptr"], returns: "i32" },
   sd_notify: { args: ["i32", "buffer"], returns: "i32" },
-  sd_watchdog_enabled: { args: ["i32", "buffer"], returns: "i32" },
 });
 const c = (text: string) => new TextEncoder().encode(`${text}\0`);
 
@@ -79,100 +73,40 @@ function random(seed: number): <T>(of: readonly T[]) => T {
 }
 
 const PID = String(process.pid);
-const HEXADECIMAL = `0x${process.pid.toString(16)}`;
-const CANONICAL = /^[1-9][0-9]*$/;
 /** What strtol(3) reads as a number, or not, and systemd does not write. */
 const spellings = (n: string) =>
   ["+N", " N", "N ", "\tN", "0N", "-N", "Nx", "N.0", "N\n"].map((it) => it.replace("N", n));
 
 test("listenFds returns what sd_listen_fds_with_names(3) does, or differs as listed", () => {
-  const isNumber = (text = "1") => CANONICAL.test(text);
-  const isName = (name: string) => /^[ -~]{1,255}$/.test(name);
+  const hasOddNumber = ({ LISTEN_PID = "1", LISTEN_FDS = "1" }: Variables) =>
+    ![LISTEN_PID, LISTEN_FDS].every((text) => /^[1-9][0-9]*$/.test(text));
+  const hasOddName = ({ LISTEN_FDNAMES = "a" }: Variables) =>
+    !LISTEN_FDNAMES.split(":").every((name) => /^[ -~]{1,255}$/.test(name));
+  const has = (text: string) => (it: Variables) => (it["LISTEN_FDNAMES"] ?? "").includes(text);
+  const hasPidfdId = (it: Variables) => "LISTEN_PIDFDID" in it;
   /** Where this module differs on purpose, and what it does there. An entry that no case needs fails. */
-  const DIFFERENCES: readonly (readonly [
-    string,
-    "error" | "none" | "names",
-    (it: Variables) => boolean,
-  ])[] = [
-    [
-      "a number with a sign, space, leading zero or another base is refused",
-      "error",
-      ({ LISTEN_PID, LISTEN_FDS }) => !isNumber(LISTEN_PID) || !isNumber(LISTEN_FDS),
-    ],
-    [
-      "a name that FileDescriptorName= does not take is refused",
-      "error",
-      ({ LISTEN_FDNAMES = "a" }) => !LISTEN_FDNAMES.split(":").every(isName),
-    ],
-    [
-      "a backslash is part of a name, as systemd means it, and not an escape",
-      "names",
-      ({ LISTEN_FDNAMES = "" }) => LISTEN_FDNAMES.includes("\\"),
-    ],
-    [
-      "a backslash before a colon does not join two names",
-      "error",
-      ({ LISTEN_FDNAMES = "" }) => LISTEN_FDNAMES.includes("\\:"),
-    ],
-    [
-      "names do not matter if nothing was passed to this process",
-      "none",
-      ({ LISTEN_FDNAMES = "" }) => LISTEN_FDNAMES.endsWith("\\"),
-    ],
-    [
-      "LISTEN_PIDFDID is checked as by systemd 258: another's",
-      "none",
-      (it) => "LISTEN_PIDFDID" in it,
-    ],
-    [
-      "LISTEN_PIDFDID is checked as by systemd 258: malformed",
-      "error",
-      (it) => "LISTEN_PIDFDID" in it,
-    ],
-  ];
+  const DIFFERENCES = [
+    ["a sign, a space, a leading zero or another base is refused", "error", hasOddNumber],
+    ["a name that FileDescriptorName= does not take is refused", "error", hasOddName],
+    ["a backslash is part of a name, as in systemd, and no escape", "names", has("\\")],
+    ["a backslash before a colon does not join two names", "error", has("\\:")],
+    ["names do not matter if nothing was passed to this process", "none", has("\\")],
+    ["LISTEN_PIDFDID is checked as by systemd 258: another's", "none", hasPidfdId],
+    ["LISTEN_PIDFDID is checked as by systemd 258: malformed", "error", hasPidfdId],
+  ] as const;
 
   const pick = random(20_261_122);
   const sometimes = <T>(of: readonly T[], otherwise: T): T =>
     pick([0, 1, 2, 3]) === 0 ? pick(of) : otherwise;
   const octal = process.pid.toString(8);
-  const PIDS = [
-    HEXADECIMAL,
-    `0o${octal}`,
-    `0${octal}`,
-    "0b1",
-    "",
-    "0",
-    "1",
-    "nobody",
-    "4294967297",
-  ];
-  PIDS.push(...spellings(PID));
-  const COUNTS = [
-    "",
-    "0",
-    "x",
-    "0x2",
-    "0b10",
-    "0o2",
-    "1e0",
-    "２",
-    "99999",
-    "1048577",
-    "2147483645",
-  ];
-  COUNTS.push("2147483647", "2147483648", "4294967298", "18446744073709551617");
+  const PIDS = ["0b1", "", "0", "1", "nobody", "4294967297", ...spellings(PID)];
+  PIDS.push(`0x${process.pid.toString(16)}`, `0o${octal}`, `0${octal}`);
+  const COUNTS = "0 x 0x2 0b10 0o2 1e0 ２ 99999 1048577 2147483645 2147483647".split(" ");
+  COUNTS.push("", "2147483648", "4294967298", "18446744073709551617");
   const ODD = ["", " ", "\t", "\\", "\\\\", "a\\b", "end\\", "'", `"`, `"q"`, "'a b'", "ü", "\x7f"];
   ODD.push("\x01", "\n", "%", "$HOME", "=", "#", "y".repeat(256));
-  const NAMES = [
-    "http",
-    "a b",
-    "unknown",
-    "stored",
-    "connection",
-    "~",
-    "x".repeat(255),
-    "n.socket",
-  ];
+  const NAMES = ["http", "a b", "unknown", "stored", "connection", "~", "n.s", "x".repeat(255)];
+  const IDS = ["1", "x", "", "-1", "0x1", "18446744073709551615", ...Array(24).fill(null)];
   const LISTEN = ["LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"] as const;
 
   function variables(): Variables {
@@ -182,15 +116,7 @@ test("listenFds returns what sd_listen_fds_with_names(3) does, or differs as lis
     const values = {
       LISTEN_PID: sometimes([...PIDS, null], PID),
       LISTEN_FDS: sometimes([...spellings(`${count}`), ...COUNTS, null], `${count}`),
-      LISTEN_PIDFDID: pick([
-        "1",
-        "x",
-        "",
-        "-1",
-        "0x1",
-        "18446744073709551615",
-        ...Array(24).fill(null),
-      ]),
+      LISTEN_PIDFDID: pick(IDS),
       LISTEN_FDNAMES: pick([names.join(":"), names.join(":"), null]),
     };
     const set = LISTEN.filter((name) => values[name] !== null);
@@ -213,7 +139,7 @@ test("listenFds returns what sd_listen_fds_with_names(3) does, or differs as lis
   const opened: number[] = [];
   while ((opened.at(-1) ?? 0) < 6) opened.push(openSync("/dev/null", "r"));
   const unexplained: unknown[] = [];
-  const explained = new Map(DIFFERENCES.map(([why]) => [why, 0]));
+  const explained = new Map<string, number>(DIFFERENCES.map(([why]) => [why, 0]));
   const same = { error: 0, none: 0, names: 0 };
   for (const it of Array.from({ length: 4000 }, variables)) {
     const { their, our, left } = both(LISTEN, it, theirs, ours);
@@ -231,36 +157,6 @@ test("listenFds returns what sd_listen_fds_with_names(3) does, or differs as lis
   for (const [name, cases] of explained) expect([name, cases]).not.toEqual([name, 0]);
   expect(Math.min(same.names, same.error)).toBeGreaterThan(500);
   expect(same.none).toBeGreaterThan(50);
-});
-
-test("watchdogEnabled returns what sd_watchdog_enabled(3) does, but for what systemd does not write", () => {
-  const pick = random(258);
-  const theirs = () => {
-    const usec = new BigUint64Array(1);
-    const result = sd.sd_watchdog_enabled(1, usec);
-    return result < 0 ? "error" : result === 0 ? "none" : String(usec[0]);
-  };
-  const ours = () => String(watchdogEnabled() ?? "none");
-  const USEC = ["1", "20000000", "9007199254740991", "0", "", "x", "-1", "1.5", ...spellings("5")];
-  USEC.push("0x5", "0b1", "9007199254740993", "18446744073709551616");
-  const PIDS = ["1", "0", "", "x", "99999999999", HEXADECIMAL, ...spellings(PID)];
-  const same: Record<string, number> = {};
-  for (let n = 0; n < 500; n++) {
-    const [WATCHDOG_USEC, pid] = [pick(USEC), pick([null, PID, PID, pick(PIDS)])];
-    const it = pid === null ? { WATCHDOG_USEC } : { WATCHDOG_USEC, WATCHDOG_PID: pid };
-    const { their, our, left } = both(["WATCHDOG_USEC", "WATCHDOG_PID"], it, theirs, ours);
-    expect({ it, left: left[1] }).toEqual({ it, left: [] });
-    if (their === our) same[our] = (same[our] ?? 0) + 1;
-    // Another base, a sign, a space, or more than a number holds exactly: 285 years.
-    const isUsual = CANONICAL.test(WATCHDOG_USEC) && Number(WATCHDOG_USEC) < 2 ** 53;
-    if (their !== our)
-      expect({ it, our, isUsual: isUsual && CANONICAL.test(pid ?? "1") }).toEqual({
-        it,
-        our: "error",
-        isUsual: false,
-      });
-  }
-  expect(Object.keys(same).sort()).toEqual(["1", "20000000", "9007199254740991", "error", "none"]);
 });
 
 /** Every kind of descriptor that there is, by name. */

@@ -1,5 +1,4 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
-import { request } from "node:http";
 
 import { serve } from "../../src/activation/index.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
@@ -78,31 +77,6 @@ describe.each(FAMILIES)("serve on a listening socket over %s", (family) => {
     started(serve(sockets.duplicate(it.kept), answer("second")));
     expect(await queued).toEndWith("second");
   });
-});
-
-test("serve streams a body in and a body out", async () => {
-  using it = listening("Unix");
-  started(
-    serve(it.fd, {
-      fetch: ({ body }) =>
-        new Response(body?.pipeThrough(new TransformStream()) ?? null, { status: 201 }),
-    }),
-  );
-  const at = "path" in it.to ? { socketPath: it.to.path } : it.to;
-  const { promise, resolve, reject } = Promise.withResolvers<string>();
-  const outgoing = request({ ...at, method: "POST" }, (response) => {
-    let received = "";
-    response.setEncoding("utf8");
-    response.on("data", (chunk) => {
-      received += chunk;
-      // The second half is sent only when the first came back.
-      if (received === "one,") outgoing.end("two");
-    });
-    response.on("end", () => resolve(`${response.statusCode} ${received}`));
-  });
-  outgoing.on("error", reject);
-  outgoing.write("one,");
-  expect(await promise).toBe("201 one,two");
 });
 
 test("serve upgrades to WebSocket", async () => {
@@ -212,15 +186,6 @@ test("the URL of an address of one link has no interface in it", () => {
   const port = portOf(fd);
   const server = started(serve(fd, answer("")));
   expect([server.url.href, server.hostname]).toEqual([`http://[fe80::1]:${port}/`, "fe80::1%1"]);
-});
-
-test("serve returns a server that reloads", async () => {
-  using it = listening("IPv4");
-  const server = started(serve(it.fd, answer("old")));
-  expect(await exchange(it.to)).toEndWith("old");
-  server.reload({ routes: { "/": new Response("new") } });
-  expect(await exchange(it.to)).toEndWith("new");
-  expect(server.port).toBe(portOf(it.kept));
 });
 
 describe("serve leaves the descriptor as it was", () => {
