@@ -1,49 +1,18 @@
+/* socket-service: the sockets it adopts, what it tells systemd, and how it stops. */
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 
-import { activate, ask, Client, execute, freePort, scratch, SERVICES } from "../support/daemon.ts";
-import { NotifyReceiver } from "../support/notify-receiver.ts";
 import * as sockets from "../support/sockets.ts";
+import { NotifyReceiver } from "../support/notify-receiver.ts";
 import { AF_INET, AF_INET6, AF_UNIX } from "../support/sockets.ts";
-import { eventually } from "../support/until.ts";
+import { until } from "../support/until.ts";
+import { activate, ask, Client, execute, freePort, load, scratch } from "../support/daemon.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(40_000);
 
 const NAME = "socket-service";
 const GREETING = "This is a test\n";
-
-/** A number of `field` in /proc/PID/status, in KiB where it is a size. */
-function processStatus(pid: number, field: string): number {
-  const status = readFileSync(`/proc/${pid}/status`, "utf8");
-  return Number(new RegExp(`^${field}:\\s+(\\d+)`, "m").exec(status)?.[1]);
-}
-
-/** Opens `total` connections, `atOnce` at a time, and gives the number that got the greeting. */
-async function load(port: number, total: number, atOnce: number): Promise<number> {
-  let started = 0;
-  let greeted = 0;
-  const one = async (): Promise<void> => {
-    while (started < total) {
-      started++;
-      const { promise, resolve } = Promise.withResolvers<boolean>();
-      let received = "";
-      await Bun.connect({
-        hostname: "127.0.0.1",
-        port,
-        socket: {
-          data: (_, data) => void (received += data.toString()),
-          end: (socket) => void socket.end(),
-          close: (_, error) => resolve(error === undefined && received === GREETING),
-          connectError: () => resolve(false),
-        },
-      }).catch(() => {});
-      if (await promise) greeted++;
-    }
-  };
-  await Promise.all(Array.from({ length: atOnce }, one));
-  return greeted;
-}
 
 describe("socket-service adopts", () => {
   test("several sockets of every family, with names", async () => {
@@ -56,10 +25,10 @@ describe("socket-service adopts", () => {
     expect(await ask(ipv4)).toBe(GREETING);
     expect(await ask(ipv6, "::1")).toBe(GREETING);
     expect(await ask(unix)).toBe(GREETING);
-    expect(service.stderr).not.toMatch(/^socket-service:/m);
+    expect(service.said).toBe("");
   });
 
-  test.each([1, 37, 511, 4096])("a TCP socket and keeps its backlog of %i", async (backlog) => {
+  test.each([1, 4096])("a TCP socket and keeps its backlog of %i", async (backlog) => {
     const fd = sockets.listening(AF_INET, backlog);
     await using service = execute(NAME, [fd]);
     expect(await ask(sockets.portOf(fd))).toBe(GREETING);
@@ -80,85 +49,63 @@ describe("socket-service adopts", () => {
     for (let next = sockets.connected(path); next !== undefined; next = sockets.connected(path))
       queued.push(next);
     expect(queued.length).toBe(8);
-    for (const client of queued) sockets.close(client);
-    sockets.close(fd);
-  });
-
-  test("a socket that stays with the service manager when the service ends", async () => {
-    const fd = sockets.listening(AF_INET, 10);
-    const port = sockets.portOf(fd);
-    for (let run = 0; run < 2; run++) {
-      await using service = execute(NAME, [fd]);
-      expect(await ask(port)).toBe(GREETING);
-      service.process.kill("SIGTERM");
-      expect(await service.status()).toBe(0);
-      // Between the runs a client is queued, and the next run greets it.
-      const early = await Client.connect(port);
-      await using next = execute(NAME, [fd]);
-      expect(await early.received()).toBe(GREETING);
-      early.close();
-      next.process.kill("SIGTERM");
-      expect(await next.status()).toBe(0);
-    }
-    sockets.close(fd);
+    for (const client of [...queued, fd]) sockets.close(client);
   });
 });
 
 describe("socket-service under load", () => {
-  test("greets 100,000 connections, 64 at a time, and gives the memory back", async () => {
+  test("greets 20,000 connections, 64 at a time", async () => {
     const port = freePort();
     await using service = await activate(NAME, { listen: [port] });
-    expect(await load(port, 100_000, 64)).toBe(100_000);
-    await eventually(() => processStatus(service.process.pid, "VmRSS") < 40 * 1024, 20_000);
-    expect(service.stderr).not.toMatch(/^socket-service:/m);
+    expect(await load(port, 20_000, 64)).toEqual({ [GREETING]: 20_000 });
+    expect(service.said).toBe("");
   });
 
   test("greets 300 clients at once with at most 64 descriptors", async () => {
     const fd = sockets.listening(AF_INET, 4096);
     await using service = execute("../test/activate/limited.sh", [fd], {}, ["64"]);
-    const clients = Array.from({ length: 300 }, () => ask(sockets.portOf(fd)));
-    expect(await Promise.all(clients)).toEqual(Array(300).fill(GREETING));
+    expect(await load(sockets.portOf(fd), 300, 300)).toEqual({ [GREETING]: 300 });
     expect(service.stderr).toBe("");
     sockets.close(fd);
   });
 
-  test("sends no datagram for each connection, and opens no socket to", async () => {
-    using directory = scratch();
-    const receiver = new NotifyReceiver(join(directory.path, "notify"));
-    const port = freePort();
-    await using service = await activate(NAME, {
-      listen: [port],
-      env: { NOTIFY_SOCKET: receiver.address },
-    });
-    const began = performance.now();
-    expect(await load(port, 20_000, 64)).toBe(20_000);
-    const status = /^STATUS=Socket accepted, connections served: (\d+)\n$/;
-    let datagrams = 0;
-    await eventually(async () => {
-      const { text } = await receiver.next();
-      datagrams++;
-      return Number(status.exec(text)?.[1]) === 20_000;
-    });
-    const seconds = (performance.now() - began) / 1000;
-    // READY, the first connection at once, then at most one a second.
-    expect(datagrams).toBeLessThanOrEqual(2 + Math.ceil(seconds));
-    expect(service.stderr).not.toMatch(/^socket-service:/m);
-    receiver.close();
+  test("gives back the memory for 8,000 clients that never closed, once they are dropped", async () => {
+    const fd = sockets.listening(AF_INET, 4096);
+    const port = sockets.portOf(fd);
+    await using service = execute(NAME, [fd], {}, ["--idle-timeout=infinity"]);
+    sockets.close(fd);
+    const kibibytes = () => {
+      const status = readFileSync(`/proc/${service.process.pid}/status`, "utf8");
+      return Number(/^RssAnon:\s+(\d+)/m.exec(status)?.[1]);
+    };
+    const clients = await Promise.all(Array.from({ length: 8000 }, () => Client.connect(port)));
+    for (const client of clients) expect(await client.received()).toBe(GREETING);
+    const most = kibibytes();
+    await Promise.all(clients.map((client) => client.closed()));
+    // Without a collection of its own Bun keeps all of it for ten seconds or more.
+    await until("a third of it is given back", 3, () => kibibytes() < most * 0.7);
+    expect(service.stderr).toBe("");
   });
 });
 
 describe("socket-service tells the service manager", () => {
-  test("that it listens, that it accepted, and that it stops", async () => {
+  test("that it listens, when the client that waits is greeted; that it accepted; that it stops", async () => {
     using directory = scratch();
     const receiver = new NotifyReceiver(join(directory.path, "notify"));
     const fds = [sockets.listening(AF_INET, 5), sockets.listening(AF_INET6, 5)];
     fds.push(sockets.listening(AF_UNIX, 5, join(directory.path, "socket")));
     const [ipv4 = 0, ipv6 = 0] = fds.slice(0, 2).map(sockets.portOf);
+    const client = sockets.connected({ family: AF_INET, port: ipv4 }) ?? -1;
     await using service = execute(NAME, fds, { NOTIFY_SOCKET: receiver.address });
     const where = `127.0.0.1:${ipv4}, [::1]:${ipv6}, ${join(directory.path, "socket")}`;
-    expect((await receiver.next()).text).toBe(`READY=1\nSTATUS=Listening on ${where}\n`);
-    expect(await ask(ipv4)).toBe(GREETING);
+    // Waits without a pause: what is there at the moment of READY=1 was sent before it.
+    let ready = receiver.poll();
+    for (const end = performance.now() + 5000; !ready && performance.now() < end;)
+      ready = receiver.poll();
+    expect(sockets.peek(client)).toBe(GREETING);
+    expect(ready?.text).toBe(`READY=1\nSTATUS=Listening on ${where}\n`);
     expect((await receiver.next()).text).toBe("STATUS=Socket accepted, connections served: 1\n");
+    sockets.close(client);
     service.process.kill("SIGTERM");
     expect((await receiver.next()).text).toBe("STOPPING=1\n");
     expect(await service.status()).toBe(0);
@@ -166,95 +113,26 @@ describe("socket-service tells the service manager", () => {
     fds.forEach(sockets.close);
   });
 
-  test("nothing, says so once for each failure, and serves on, where nobody receives", async () => {
+  test("nothing where nobody receives, warns of each failure, and serves on", async () => {
     const fd = sockets.listening(AF_INET, 5);
-    await using service = execute(NAME, [fd], { NOTIFY_SOCKET: "/nonexistent/notify" });
+    const env = { NOTIFY_SOCKET: "/nonexistent/notify" };
+    await using service = execute("../test/activate/journal.sh", [fd], env, [NAME]);
+    const warning =
+      '<4>socket-service: cannot notify [^\n]*"/nonexistent/notify"[^\n]*ENOENT[^\n]*\n';
+    await service.says(RegExp(`^${warning}$`));
     expect(await ask(sockets.portOf(fd))).toBe(GREETING);
+    await service.says(RegExp(`^(${warning}){2}$`));
     service.process.kill("SIGTERM");
     expect(await service.status()).toBe(0);
-    const lines = service.stderr.trimEnd().split("\n");
-    expect(lines.length).toBe(3);
-    for (const line of lines)
-      expect(line).toMatch(/^socket-service: cannot notify .*"\/nonexistent\/notify".*ENOENT/);
-    sockets.close(fd);
-  });
-
-  test("that it is alive, at half the watchdog's interval", async () => {
-    using directory = scratch();
-    const receiver = new NotifyReceiver(join(directory.path, "notify"));
-    const fd = sockets.listening(AF_INET, 5);
-    await using service = execute(NAME, [fd], {
-      NOTIFY_SOCKET: receiver.address,
-      WATCHDOG_USEC: "200000",
-    });
-    expect((await receiver.next()).text).toStartWith("READY=1\n");
-    const began = performance.now();
-    for (let ping = 0; ping < 5; ping++) expect((await receiver.next()).text).toBe("WATCHDOG=1\n");
-    expect(performance.now() - began).toBeWithin(400, 800);
-    // A process that is stuck is not alive.
-    service.process.kill("SIGSTOP");
-    await Bun.sleep(300);
-    while (receiver.poll() !== undefined);
-    await Bun.sleep(300);
-    expect(receiver.poll()).toBeUndefined();
-    receiver.close();
-    sockets.close(fd);
-  });
-
-  test("nothing of the watchdog where it is meant for another process", async () => {
-    using directory = scratch();
-    const receiver = new NotifyReceiver(join(directory.path, "notify"));
-    const fd = sockets.listening(AF_INET, 5);
-    await using service = execute(NAME, [fd], {
-      NOTIFY_SOCKET: receiver.address,
-      WATCHDOG_USEC: "20000",
-      WATCHDOG_PID: "1",
-    });
-    expect((await receiver.next()).text).toStartWith("READY=1\n");
-    await ask(sockets.portOf(fd));
-    expect((await receiver.next()).text).toStartWith("STATUS=Socket accepted");
-    service.process.kill("SIGTERM");
-    expect((await receiver.next()).text).toBe("STOPPING=1\n");
-    receiver.close();
+    expect(service.stderr).toMatch(RegExp(`^(${warning}){3}$`));
     sockets.close(fd);
   });
 });
 
 describe("socket-service ends", () => {
-  test.each(["0.3", "1"])("after %s seconds without a connection", async (seconds) => {
-    const fd = sockets.listening(AF_INET, 5);
-    await using service = execute(NAME, [fd], {}, [`--idle-timeout=${seconds}`]);
-    expect(await ask(sockets.portOf(fd))).toBe(GREETING);
-    const began = performance.now();
-    expect(await service.status()).toBe(0);
-    expect(performance.now() - began).toBeWithin(Number(seconds) * 1000 - 50, 2000);
-    expect(service.stderr).toBe("");
-    sockets.close(fd);
-  });
-
-  test("not while a connection is open, however short the idle timeout", async () => {
-    const fd = sockets.listening(AF_INET, 5);
-    await using service = execute(NAME, [fd], {}, ["--idle-timeout", "0.1"]);
-    const client = await Client.connect(sockets.portOf(fd));
-    expect(await client.received()).toBe(GREETING);
-    // Long after the idle timeout it still greets, and then ends with the connection.
-    await Bun.sleep(1000);
-    expect(await ask(sockets.portOf(fd))).toBe(GREETING);
-    client.finish();
-    expect(await service.status()).toBe(0);
-    sockets.close(fd);
-  });
-
-  test("never by itself with --idle-timeout=infinity, or before a day is over", async () => {
-    for (const timeout of ["infinity", "86400", "99999999999"]) {
-      const fd = sockets.listening(AF_INET, 5);
-      await using service = execute(NAME, [fd], {}, [`--idle-timeout=${timeout}`]);
-      expect(await ask(sockets.portOf(fd))).toBe(GREETING);
-      await Bun.sleep(200);
-      expect(service.process.exitCode).toBeNull();
-      sockets.close(fd);
-    }
-  });
+  /** Waits until it no longer accepts: it has closed its copy of the listening socket. */
+  const stopped = (service: { process: { pid: number } }) =>
+    until("3 is closed", 5, () => !existsSync(`/proc/${service.process.pid}/fd/3`));
 
   test.each(["SIGTERM", "SIGINT"] as const)("at %s, when open connections have", async (signal) => {
     const fd = sockets.listening(AF_INET, 5);
@@ -263,31 +141,18 @@ describe("socket-service ends", () => {
     const client = await Client.connect(port);
     expect(await client.received()).toBe(GREETING);
     service.process.kill(signal);
-    await eventually(() => !existsSync(`/proc/${service.process.pid}/fd/3`));
-    // It takes no new connection, but leaves it in the queue.
-    const late = await Client.connect(port);
-    await Bun.sleep(100);
+    await stopped(service);
+    const late = sockets.connected({ family: AF_INET, port }) ?? -1;
     expect(service.process.exitCode).toBeNull();
     client.send("a last word");
     client.finish();
-    expect(await service.status()).toBe(0);
+    expect(await service.status(1000)).toBe(0);
+    // Who came too late has waited for the next process: the socket stays with the manager.
+    expect(sockets.peek(late)).toBe("");
     await using next = execute(NAME, [fd]);
-    expect(await late.received()).toBe(GREETING);
-    expect(next.stderr).toBe("");
-    late.close();
-    sockets.close(fd);
-  });
-
-  test("at SIGTERM within five seconds, though a connection stays open", async () => {
-    const fd = sockets.listening(AF_INET, 5);
-    await using service = execute(NAME, [fd]);
-    const client = await Client.connect(sockets.portOf(fd));
-    expect(await client.received()).toBe(GREETING);
-    const began = performance.now();
-    service.process.kill("SIGTERM");
-    expect(await service.status()).toBe(0);
-    expect(performance.now() - began).toBeWithin(4000, 6000);
-    client.close();
+    await until("the next process greets", 5, () => sockets.peek(late) === GREETING);
+    expect(service.stderr + next.stderr).toBe("");
+    sockets.close(late);
     sockets.close(fd);
   });
 
@@ -296,35 +161,25 @@ describe("socket-service ends", () => {
     await using service = execute(NAME, [fd]);
     const client = await Client.connect(sockets.portOf(fd));
     expect(await client.received()).toBe(GREETING);
-    const began = performance.now();
     service.process.kill("SIGTERM");
-    await Bun.sleep(100);
-    service.process.kill("SIGTERM");
-    expect(await service.status()).toBe(0);
-    expect(performance.now() - began).toBeLessThan(2000);
+    await stopped(service);
+    service.process.kill("SIGINT");
+    expect(await service.status(1000)).toBe(0);
     client.close();
     sockets.close(fd);
   });
-});
 
-describe("the working directory", () => {
-  test.each(SERVICES.map(({ name }) => name))("changes nothing of what %s does", async (name) => {
-    using directory = scratch();
-    const ran = join(directory.path, "ran");
-    writeFileSync(join(directory.path, "preload.ts"), `Bun.write(${JSON.stringify(ran)}, "")`);
-    writeFileSync(join(directory.path, "bunfig.toml"), `preload = ["./preload.ts"]`);
-    writeFileSync(join(directory.path, ".env"), "LISTEN_FDS=2\nBUN_OPTIONS=--preload=./preload.ts");
-    writeFileSync(join(directory.path, "libc.so.6"), "not a library");
-    const port = freePort();
-    const { flags = [] } = SERVICES.find((service) => service.name === name) ?? {};
-    await using service = await activate(name, {
-      flags,
-      listen: [port],
-      cwd: directory.path,
-    });
-    expect(await ask(port)).toStartWith("This ");
-    expect(existsSync(ran)).toBe(false);
-    expect(service.stderr).not.toMatch(/^socket-service/m);
-    expect(readdirSync(directory.path).length).toBe(4);
-  });
+  test.each(["infinity", "99999999999"])(
+    "not by itself with --idle-timeout=%s",
+    async (timeout) => {
+      const fd = sockets.listening(AF_INET, 5);
+      await using service = execute(NAME, [fd], {}, [`--idle-timeout=${timeout}`]);
+      expect(await ask(sockets.portOf(fd))).toBe(GREETING);
+      await Bun.sleep(300);
+      expect(service.process.exitCode).toBeNull();
+      // Bun warns of a timer that is too long, and fires it at once.
+      expect(service.stderr).toBe("");
+      sockets.close(fd);
+    },
+  );
 });

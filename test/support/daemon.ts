@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 
 import * as sockets from "./sockets.ts";
-import { eventually } from "./until.ts";
+import { until } from "./until.ts";
 
 const DIST = resolve(import.meta.dir, "../../dist");
 
@@ -50,6 +50,16 @@ export function freePort(family = sockets.AF_INET, type = sockets.SOCK_STREAM): 
   }
 }
 
+/** Waits no longer than that, so that a test ends by itself and takes what it started with it. */
+async function within<T>(milliseconds: number, what: string, promise: Promise<T>): Promise<T> {
+  const { promise: late, reject } = Promise.withResolvers<never>();
+  const timer = setTimeout(
+    () => reject(new Error(`${what} did not come within ${milliseconds} ms`)),
+    milliseconds,
+  );
+  return await Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
+
 /** A process and all that it says on stderr. */
 export class Running implements AsyncDisposable {
   stderr = "";
@@ -65,13 +75,29 @@ export class Running implements AsyncDisposable {
   }
 
   /** Waits until stderr matches, and gives the match. */
-  says(pattern: RegExp, within?: number): Promise<RegExpExecArray> {
-    return eventually(() => pattern.exec(this.stderr) ?? undefined, within);
+  says(pattern: RegExp): Promise<RegExpExecArray> {
+    return until(`stderr has ${pattern}`, 10, () => pattern.exec(this.stderr) ?? undefined);
+  }
+
+  /** What the service itself said on stderr: all but the lines of systemd-socket-activate. */
+  get said(): string {
+    return this.stderr.replaceAll(
+      /^(Listening on|Communication attempt|Connection from|Spawned|Execing|Child \d+ died) .*\n/gm,
+      "",
+    );
+  }
+
+  /** Waits for the ends of `count` instances for one connection: `code 0`, or how it was else. */
+  async ends(count: number, milliseconds: number): Promise<string[]> {
+    return await until(`${count} instances end`, milliseconds / 1000, () => {
+      const ended = [...this.stderr.matchAll(/^Child \d+ died with (.*)$/gm)];
+      return ended.length >= count && ended.map(([, how = ""]) => how);
+    });
   }
 
   /** Waits for the end: the exit status, or the signal as 128 and its number. */
-  async status(): Promise<number> {
-    const status = await this.process.exited;
+  async status(milliseconds = 10_000): Promise<number> {
+    const status = await within(milliseconds, "the process's end", this.process.exited);
     await this.#drained;
     return status;
   }
@@ -110,7 +136,7 @@ export async function activate(name: string, options: ActivateOptions): Promise<
       { stdin: "ignore", stdout: "pipe", stderr: "pipe", ...(cwd === undefined ? {} : { cwd }) },
     ),
   );
-  await eventually(() => {
+  await until("systemd-socket-activate listens", 10, () => {
     if (running.process.exitCode !== null) throw new Error(`it does not start: ${running.stderr}`);
     return running.stderr.split("Listening on").length > listen.length;
   });
@@ -140,21 +166,21 @@ export function execute(
   );
 }
 
-/** A client as a raw stream: half-open, and reading only when told to. */
+/** A client as a raw stream: half-open, so that the service's end of file is not its own. */
 export class Client {
   readonly #socket: Socket;
+  readonly #greeted = Promise.withResolvers<string>();
+  readonly #closed = Promise.withResolvers<number>();
   #received = "";
-  #error: string | undefined;
-  #ended = false;
 
   private constructor(socket: Socket) {
     this.#socket = socket;
     socket.on("data", (data) => (this.#received += data.toString()));
-    socket.on("end", () => (this.#ended = true));
-    socket.on(
-      "error",
-      (error: NodeJS.ErrnoException) => (this.#error = error.code ?? error.message),
+    socket.on("end", () => this.#greeted.resolve(this.#received));
+    socket.on("error", (error: NodeJS.ErrnoException) =>
+      this.#greeted.resolve(error.code ?? error.message),
     );
+    socket.on("close", () => this.#closed.resolve(performance.now()));
   }
 
   /** Connects to a port of the loopback, or a path. */
@@ -167,8 +193,11 @@ export class Client {
     return new Client(socket);
   }
 
-  send(data: string | Uint8Array): void {
-    this.#socket.write(data);
+  /** Resolves when the kernel has all of it. */
+  async send(data: string | Uint8Array): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#socket.write(data, () => resolve());
+    await promise;
   }
 
   pause(): void {
@@ -185,11 +214,6 @@ export class Client {
     this.#socket.resetAndDestroy();
   }
 
-  /** Whether the service has dropped the connection: both sides closed, or a reset. */
-  get gone(): boolean {
-    return this.#socket.destroyed;
-  }
-
   /** Waits for the first data, or for the end of a connection that brings none. */
   async firstByte(): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
@@ -198,10 +222,14 @@ export class Client {
   }
 
   /** All that came until the service's end of file, or how the connection failed instead. */
-  async received(within = 10_000): Promise<string> {
+  async received(): Promise<string> {
     this.#socket.resume();
-    await eventually(() => this.#ended || this.#error !== undefined, within);
-    return this.#error ?? this.#received;
+    return await within(10_000, "an end of file", this.#greeted.promise);
+  }
+
+  /** Waits until both sides have closed the connection, or one has reset it: the time of that. */
+  async closed(): Promise<number> {
+    return await within(20_000, "the connection's end", this.#closed.promise);
   }
 
   close(): void {
@@ -215,4 +243,22 @@ export async function ask(to: number | string, host?: string): Promise<string> {
   const received = await client.received();
   client.close();
   return received;
+}
+
+/** Asks `total` times, `atOnce` at a time, and counts the answers. */
+export async function load(
+  port: number,
+  total: number,
+  atOnce: number,
+): Promise<Record<string, number>> {
+  const answers: Record<string, number> = {};
+  let begun = 0;
+  const worker = async () => {
+    while (begun++ < total) {
+      const answer = await ask(port);
+      answers[answer] = (answers[answer] ?? 0) + 1;
+    }
+  };
+  await Promise.all(Array.from({ length: atOnce }, worker));
+  return answers;
 }

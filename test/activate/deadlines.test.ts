@@ -1,0 +1,161 @@
+/* When connections, services and notifications end or come. All of it waits, so all run at once. */
+import { expect, setDefaultTimeout, test } from "bun:test";
+import { join } from "node:path";
+
+import * as sockets from "../support/sockets.ts";
+import { NotifyReceiver } from "../support/notify-receiver.ts";
+import { AF_INET } from "../support/sockets.ts";
+import { activate, ask, Client, execute, freePort, scratch, SERVICES } from "../support/daemon.ts";
+
+setDefaultTimeout(40_000);
+
+const NAME = "socket-service";
+/** How late something may be seen on a busy machine, in milliseconds. */
+const LATE = 400;
+
+/** A client that stays after it was greeted, and the times around its greeting. */
+async function stay(port: number) {
+  const before = performance.now();
+  const client = await Client.connect(port);
+  expect(await client.received()).toStartWith("This ");
+  return { client, before, after: performance.now() };
+}
+
+/** The service keeps a connection for five seconds from its greeting on, then drops it. */
+async function expectFiveSeconds({ client, before, after }: Awaited<ReturnType<typeof stay>>) {
+  const dropped = await client.closed();
+  expect(dropped - before).toBeGreaterThanOrEqual(5000);
+  expect(dropped - after).toBeLessThan(5000 + LATE);
+}
+
+for (const { name, flags, greeting } of SERVICES)
+  test.concurrent(
+    `${name} drops a client five seconds after its greeting, though it sends`,
+    async () => {
+      const port = freePort();
+      await using service = await activate(name, { flags, listen: [port] });
+      const silent = await stay(port);
+      const trickling = await stay(port);
+      const trickle = setInterval(() => void trickling.client.send("x"), 200);
+      await Promise.all([silent, trickling].map(expectFiveSeconds)).finally(() =>
+        clearInterval(trickle),
+      );
+      expect(await ask(port)).toBe(greeting);
+      expect(service.said).toBe("");
+    },
+  );
+
+test.concurrent("socket-service gives each connection its own five seconds", async () => {
+  const port = freePort();
+  await using service = await activate(NAME, { listen: [port] });
+  const first = await stay(port);
+  await Bun.sleep(2500);
+  const second = await stay(port);
+  await expectFiveSeconds(first);
+  await expectFiveSeconds(second);
+  expect(service.said).toBe("");
+});
+
+test.concurrent("socket-service drops clients after a time with none, too", async () => {
+  const port = freePort();
+  await using service = await activate(NAME, { listen: [port] });
+  await ask(port);
+  // Longer than any timer for the first one runs.
+  await Bun.sleep(5500);
+  await expectFiveSeconds(await stay(port));
+  expect(service.said).toBe("");
+});
+
+test.concurrent(
+  "socket-service gives an open connection its five seconds at SIGTERM, and no more",
+  async () => {
+    const fd = sockets.listening(AF_INET, 5);
+    const port = sockets.portOf(fd);
+    await using service = execute(NAME, [fd]);
+    sockets.close(fd);
+    const other = await stay(port);
+    const last = await stay(port);
+    await Bun.sleep(1000);
+    service.process.kill("SIGTERM");
+    // The end of one is not the end of all.
+    other.client.close();
+    await expectFiveSeconds(last);
+    expect(await service.status(LATE)).toBe(0);
+  },
+);
+
+test.concurrent("socket-service ends when it had no connection for its idle timeout", async () => {
+  const fd = sockets.listening(AF_INET, 5);
+  await using service = execute(NAME, [fd], {}, ["--idle-timeout=0.5"]);
+  const began = performance.now();
+  sockets.close(fd);
+  expect(await service.status()).toBe(0);
+  expect(performance.now() - began).toBeWithin(500, 500 + LATE);
+  expect(service.said).toBe("");
+});
+
+// The one ends before the first second is over, the other after.
+for (const open of [500, 1500])
+  test.concurrent(
+    `socket-service is idle from the end of a connection of ${open} ms on`,
+    async () => {
+      const fd = sockets.listening(AF_INET, 5);
+      await using service = execute(NAME, [fd], {}, ["--idle-timeout", "1"]);
+      const { client } = await stay(sockets.portOf(fd));
+      sockets.close(fd);
+      await Bun.sleep(open);
+      const closed = performance.now();
+      client.close();
+      expect(await service.status()).toBe(0);
+      expect(performance.now() - closed).toBeWithin(1000, 1000 + LATE);
+    },
+  );
+
+test.concurrent(
+  "socket-service tells the number served at once, and then once a second",
+  async () => {
+    using directory = scratch();
+    const receiver = new NotifyReceiver(join(directory.path, "notify"));
+    const port = freePort();
+    await using service = await activate(NAME, {
+      listen: [port],
+      env: { NOTIFY_SOCKET: receiver.address },
+    });
+    let asked = 0;
+    let asking = true;
+    const clients = (async () => {
+      for (; asking; asked++, await Bun.sleep(50)) expect(await ask(port)).toStartWith("This ");
+    })();
+    const next = async () => {
+      const { text } = await receiver.next();
+      return Number(/^STATUS=Socket accepted, connections served: (\d+)\n$/.exec(text)?.[1]);
+    };
+    expect((await receiver.next()).text).toStartWith("READY=1\n");
+    expect(await next()).toBeGreaterThan(0);
+    const began = performance.now();
+    for (let second = 0; second < 3; second++) expect(await next()).toBeGreaterThan(1);
+    expect(performance.now() - began).toBeWithin(3000 - LATE, 3000 + LATE);
+    asking = false;
+    await clients;
+    await ask(port);
+    // In the end it has told of all of them.
+    expect(await next()).toBe(asked + 1);
+    expect(service.said).toBe("");
+    receiver.close();
+  },
+);
+
+test.concurrent("socket-service pings at half the watchdog's interval", async () => {
+  using directory = scratch();
+  const receiver = new NotifyReceiver(join(directory.path, "notify"));
+  const fd = sockets.listening(AF_INET, 5);
+  const env = { NOTIFY_SOCKET: receiver.address, WATCHDOG_USEC: "800000" };
+  await using service = execute(NAME, [fd], env);
+  sockets.close(fd);
+  expect((await receiver.next()).text).toStartWith("READY=1\n");
+  const began = performance.now();
+  for (let ping = 0; ping < 5; ping++) expect((await receiver.next()).text).toBe("WATCHDOG=1\n");
+  expect(performance.now() - began).toBeWithin(1900, 2000 + LATE);
+  expect(service.said).toBe("");
+  receiver.close();
+});
