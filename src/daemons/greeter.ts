@@ -37,15 +37,13 @@ export class Greeter {
       if (!this.#sweeping) this.#sweepIn(DEADLINE);
       this.on.opened?.();
     },
-    // Bun reads as long as there is a handler.
+    // Required: without it Bun does not read, and never sees the client's end of file.
     data() {},
     end: (socket) => void socket.end(),
     close: (socket) => {
       this.#open.delete(socket);
       if (this.#open.size === 0) this.on.idle?.();
     },
-    // A client that resets or vanishes is normal.
-    error() {},
   };
 
   /** One timer for all: it sleeps until the oldest connection is due, and is not armed per client. */

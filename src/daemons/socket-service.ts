@@ -18,15 +18,16 @@ const STATUS_INTERVAL = 1000;
 const LONGEST_TIMER = 0x7fffffff;
 
 const NAME = "socket-service";
+/** In seconds, as the option is given. */
+const IDLE_TIMEOUT = "30";
 
 await run({
   name: NAME,
   about: "Greets every connection to the listening sockets that the service manager passes.",
   options: {
-    "idle-timeout": "SECONDS  exit after so long without a connection; infinity: never [30]",
+    "idle-timeout": `SECONDS  exit after so long without a connection; infinity: never [${IDLE_TIMEOUT}]`,
   },
-  run: ({ "idle-timeout": seconds }) =>
-    serve(seconds === undefined ? 30_000 : parseTimeout(String(seconds))),
+  run: ({ "idle-timeout": seconds = IDLE_TIMEOUT }) => serve(parseTimeout(String(seconds))),
 });
 
 function parseTimeout(seconds: string): number {
@@ -90,7 +91,7 @@ function serve(idleTimeout: number): void {
     const check = () => {
       watching = false;
       // While a connection is open, its end starts this again.
-      if (stopping || greeter.open > 0) return;
+      if (greeter.open > 0) return;
       const left = idleSince + idleTimeout - performance.now();
       if (left > 0) watchIdle(left);
       else stop();
