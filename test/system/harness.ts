@@ -1,5 +1,4 @@
 /** What the tests of the units share: a machine with the services installed, and their clients. */
-import { readdir, readFile, readlink } from "node:fs/promises";
 import { join } from "node:path";
 import { lines } from "../support/lines.ts";
 import type { Tally } from "./client.ts";
@@ -105,28 +104,4 @@ export async function journal(machine: Machine, unit: string): Promise<string[]>
     .filter((entry) => entry !== "")
     .map((entry) => JSON.parse(entry))
     .map((entry) => `${String(entry.PRIORITY)} ${String(entry.MESSAGE)}`);
-}
-
-export interface Memory {
-  processes: number;
-  /** Bytes of memory that the processes would free by ending. */
-  own: number;
-  /** The same with their shares of what they have in common, such as the executable. */
-  proportional: number;
-}
-
-/** What the running instances of an executable hold. */
-export async function memory(executable: string): Promise<Memory> {
-  const total: Memory = { processes: 0, own: 0, proportional: 0 };
-  for (const pid of await readdir("/proc")) {
-    const exe = await readlink(`/proc/${pid}/exe`).catch(() => "");
-    if (exe !== `/usr/local/bin/${executable}`) continue;
-    // Empty for a process that ends meanwhile.
-    const sizes = await readFile(`/proc/${pid}/smaps_rollup`, "utf8").catch(() => "");
-    const size = (name: string) => 1024 * Number(sizes.match(`\n${name}: +(\\d+)`)?.[1] ?? 0);
-    total.processes += 1;
-    total.own += size("Private_Clean") + size("Private_Dirty");
-    total.proportional += size("Pss");
-  }
-  return total;
 }

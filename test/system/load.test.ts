@@ -1,7 +1,15 @@
 /** The installed units under load: restarts, idle exits, kills, floods and misbehaving clients. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { cannotRun, Clients, dropIn, installed, memory, nothingFailed, show } from "./harness.ts";
-import { SERVICES, SOCKETS } from "./harness.ts";
+import {
+  cannotRun,
+  Clients,
+  dropIn,
+  installed,
+  nothingFailed,
+  SERVICES,
+  show,
+  SOCKETS,
+} from "./harness.ts";
 import { until } from "../support/until.ts";
 import type { Machine } from "./machine.ts";
 
@@ -35,9 +43,8 @@ describe.skipIf(cannotRun)("load", () => {
     for (let i = 0; i < 20; i += 1) {
       const { begun } = await clients.tally();
       await machine.must("systemctl", "restart", SERVICE);
-      await until("the load goes on", 20, async () => (await clients.tally()).begun > begun + 1000);
+      await until("the load goes on", 20, async () => (await clients.tally()).begun > begun + 200);
     }
-    await until("100,000 connections", 60, async () => (await clients.tally()).begun >= 1e5);
     const { begun, served, lost } = await clients.finish();
     console.log(`20 restarts under ${begun} connections`);
     expect(lost).toEqual({});
@@ -56,15 +63,8 @@ describe.skipIf(cannotRun)("load", () => {
     // A load that never pauses would leave no moment to be idle in.
     const clients = new Clients(machine, "pulse", 4000, 64, 100);
     const exits = async () => {
-      const log = [
-        "journalctl",
-        "--unit",
-        SERVICE,
-        "--output=cat",
-        "--grep",
-        "Deactivated successfully",
-      ];
-      return (await machine.run(...log)).stdout.split("\n").length;
+      const log = await machine.must("journalctl", "--unit", SERVICE, "--output=cat");
+      return log.split("Deactivated successfully").length;
     };
     const before = await exits();
     await until("it has ended 10 times", 60, async () => (await exits()) >= before + 10);
@@ -80,7 +80,7 @@ describe.skipIf(cannotRun)("load", () => {
     const clients = new Clients(machine, "load", 4000, 64);
     for (let i = 0; i < 3; i += 1) {
       const { begun } = await clients.tally();
-      await until("the load goes on", 20, async () => (await clients.tally()).begun > begun + 2000);
+      await until("the load goes on", 20, async () => (await clients.tally()).begun > begun + 500);
       const main = await show(machine, SERVICE, "MainPID");
       await machine.must("kill", "-KILL", main);
       await another(main);
@@ -96,71 +96,49 @@ describe.skipIf(cannotRun)("load", () => {
     await listening();
   });
 
-  for (const { name, port } of SERVICES) {
-    test(`1,000 clients of ${name} at once are all greeted`, async () => {
-      const clients = new Clients(machine, "once", port, 1000);
-      // The most that was seen, from time to time, until all have been greeted.
-      let most = await memory(name);
-      await until("all are served", 100, async () => {
-        const now = await memory(name);
-        if (now.processes > most.processes) most = now;
-        return (await clients.tally()).served >= 1000;
-      });
-      const { served, lost, median, longest } = await clients.finish();
-      const mb = (bytes: number) => `${(bytes / 1e6).toFixed(1)} MB`;
-      console.log(
-        `${name}: first byte after ${median.toFixed(0)} ms (median), ${longest.toFixed(0)} ms (longest); ` +
-          `${most.processes} processes at most, with ${mb(most.proportional)}, ${mb(most.own)} of it their own`,
-      );
-      expect(lost).toEqual({});
-      expect(served).toBe(1000);
-      await listening();
-    });
-  }
+  test("many clients of each socket at once are all greeted", async () => {
+    for (const [i, count] of [1000, 100, 100].entries()) {
+      const clients = new Clients(machine, "once", SERVICES[i]?.port ?? 0, count);
+      expect(await clients.finish()).toMatchObject({ begun: count, served: count, lost: {} });
+    }
+    await listening();
+  });
 
-  for (const kind of ["silent", "trickle", "reset"] as const) {
-    test(`200 clients at once on each socket, all ${kind}, are gone after six seconds`, async () => {
-      const since = `--since=@${await machine.must("date", "+%s")}`;
-      const bad = SERVICES.map(({ port }) => new Clients(machine, kind, port, 200));
-      const honest = SERVICES.map(({ port }) => new Clients(machine, "load", port, 2));
-      await until("all have been greeted or have reset", 60, async () => {
-        const tallies = await Promise.all(bad.map((clients) => clients.tally()));
-        return tallies.every(({ served }) => served === 200);
-      });
-      const greeted = performance.now();
-      if (kind === "silent") {
-        const { processes, own } = await memory("socket-service-accepted");
-        console.log(
-          `${processes} waiting instances hold ${(own / 1e6 / processes).toFixed(1)} MB each`,
-        );
-      }
-      const served = await Promise.all(
-        honest.map(async (clients) => (await clients.tally()).served),
-      );
-      for (const [i, clients] of honest.entries()) {
-        await until(`${SERVICES[i]?.name} serves others meanwhile`, 6, async () => {
-          return (await clients.tally()).served > (served[i] ?? 0);
-        });
-      }
-      for (const clients of honest) {
-        const { begun, served, lost } = await clients.finish();
-        expect({ served, lost }).toEqual({ served: begun, lost: {} });
-      }
-      const left = Math.max(0, greeted + 6000 - performance.now()) / 1000;
-      await until("no connection and no instance is left", left, async () => {
-        // What a process still holds; the kernel keeps the rest of a half-closed one for a minute.
-        const open = await machine.must("ss", "-Htnp", "state", "connected");
-        const units = ["list-units", "--all", "--no-legend", "socket-service-*@*"];
-        return (
-          !open.includes('"socket-service') && (await machine.must("systemctl", ...units)) === ""
-        );
-      });
-      for (const { name } of SERVICES.slice(1)) expect((await memory(name)).processes).toBe(0);
-      await Promise.all(bad.map((clients) => clients.finish()));
-      // All of that is normal: no warning of a service, and no failure that systemd would warn of.
-      const warnings = ["--priority=warning", "--unit=socket-service*", "--output=cat", since];
-      expect(await machine.must("journalctl", "--quiet", ...warnings)).toBe("");
-      await listening();
+  test("clients that do not close, trickle or reset harm no other, and are gone after six seconds", async () => {
+    const since = `--since=@${await machine.must("date", "+%s")}`;
+    // Those that stay are more than the 64 connections that an Accept=yes socket has by default.
+    const bad = SERVICES.flatMap(({ port }) =>
+      (["silent", "trickle", "reset"] as const).map((kind) => new Clients(machine, kind, port, 40)),
+    );
+    const honest = SERVICES.map(({ port }) => new Clients(machine, "load", port, 2));
+    await until("all have been greeted or have reset", 60, async () => {
+      const tallies = await Promise.all(bad.map((clients) => clients.tally()));
+      return tallies.every(({ served }) => served === 40);
     });
-  }
+    const greeted = performance.now();
+    for (const [i, clients] of honest.entries()) {
+      const { served } = await clients.tally();
+      await until(`${SERVICES[i]?.name} serves others meanwhile`, 6, async () => {
+        return (await clients.tally()).served > served;
+      });
+    }
+    for (const clients of honest) {
+      const { begun, served, lost } = await clients.finish();
+      expect({ served, lost }).toEqual({ served: begun, lost: {} });
+    }
+    const left = (greeted + 6000 - performance.now()) / 1000;
+    await until("no connection and no instance is left", left, async () => {
+      // What a process still holds; the kernel keeps the rest of a half-closed one for a minute.
+      const open = await machine.must("ss", "-Htnp", "state", "connected");
+      const units = ["list-units", "--all", "--no-legend", "socket-service-*@*"];
+      return (
+        !open.includes('"socket-service') && (await machine.must("systemctl", ...units)) === ""
+      );
+    });
+    await Promise.all(bad.map((clients) => clients.finish()));
+    // All of that is normal: no warning of a service, and no failure that systemd would warn of.
+    const warnings = ["--priority=warning", "--unit=socket-service*", "--output=cat", since];
+    expect(await machine.must("journalctl", "--quiet", ...warnings)).toBe("");
+    await listening();
+  });
 });
