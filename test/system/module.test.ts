@@ -73,7 +73,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     await machine.must("systemctl", "restart", "counter.service");
     for (const count of [4, 5]) expect((await ask(PORT)).last).toBe(`${count}\n`);
     await machine.must("systemctl", "kill", "--signal=KILL", "counter.service");
-    await machine.must("systemctl", "reset-failed");
+    await machine.must("systemctl", "reset-failed", "counter.service");
     await machine.must("systemctl", "stop", "counter.socket", "counter.service");
   });
 
@@ -153,7 +153,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     await machine.must("systemctl", "stop", "reloads.service");
   });
 
-  test("is told of by another process, where that sends for it", async () => {
+  test("is spoken for by another process that names it, and by no other", async () => {
     // NotifyAccess=main, the default of Type=notify: what others send for themselves is dropped.
     const child = `
       import { notify } from "socket-service/activation";
@@ -175,24 +175,6 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     await machine.must("systemctl", "stop", "parent.service");
   });
 
-  test("starts for longer than its timeout where it extends it, and not where it does not", async () => {
-    const source = (extend: string) => `
-      import { notify } from "socket-service/activation";
-      ${extend}
-      await Bun.sleep(2500);
-      notify({ ready: true });
-      setInterval(() => {}, 1000);`;
-    const service = ["Type=notify", "TimeoutStartSec=1"];
-    await install("slow", source("notify({ extendTimeoutUsec: 20_000_000 });"), service, []);
-    await machine.must("systemctl", "start", "slow.service");
-    expect(await show(machine, "slow.service", "ActiveState")).toBe("active");
-    await machine.must("systemctl", "stop", "slow.service");
-    await install("slow", source(""), service, []);
-    expect((await machine.run("systemctl", "start", "slow.service")).status).not.toBe(0);
-    expect(await show(machine, "slow.service", "Result")).toBe("timeout");
-    await machine.must("systemctl", "reset-failed", "slow.service");
-  });
-
   test("knows after a barrier that what it told was handled", async () => {
     const source = `
       import { notify, notifyBarrier } from "socket-service/activation";
@@ -211,33 +193,50 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     await machine.must("systemctl", "stop", "barrier.service");
   });
 
-  test("is ended by its watchdog when it triggers it, and when its loop is stuck", async () => {
-    const source = (then: string) => `
-      import { notify, startWatchdog } from "socket-service/activation";
-      startWatchdog(console.error);
-      notify({ ready: true });
-      // Longer than the interval: the pings have kept it alive.
-      setTimeout(() => { ${then} }, 1500);
-      setInterval(() => {}, 1000);`;
-    const service = ["Type=notify", "WatchdogSec=1", "LimitCORE=0"];
-    for (const then of [`notify({ watchdog: "trigger" });`, "for (;;);"]) {
-      await install("watched", source(then), service, []);
+  for (const [what, extend] of [
+    ["starts for longer than its timeout if it extends it", "notify({ extendTimeoutUsec: 2e7 });"],
+    ["fails to start within its timeout if it does not extend it", ""],
+  ] as const)
+    test.concurrent(what, async () => {
+      const name = extend === "" ? "slow" : "slower";
+      const source = `
+        import { notify } from "socket-service/activation";
+        ${extend}
+        await Bun.sleep(2500);
+        notify({ ready: true });
+        setInterval(() => {}, 1000);`;
+      await install(name, source, ["Type=notify", "TimeoutStartSec=1"], []);
+      const { status } = await machine.run("systemctl", "start", `${name}.service`);
+      const result = [status, await show(machine, `${name}.service`, "Result")];
+      expect(result).toEqual(extend === "" ? [1, "timeout"] : [0, "success"]);
+      await machine.run("systemctl", "stop", `${name}.service`);
+      await machine.run("systemctl", "reset-failed", `${name}.service`);
+    });
+
+  for (const [what, then] of [
+    ["it triggers it", `notify({ watchdog: "trigger" });`],
+    ["its loop is stuck", "for (;;);"],
+  ] as const)
+    test.concurrent(`is ended by its watchdog if ${what}, and not before`, async () => {
+      const name = what.replaceAll(" ", "-");
+      const unit = `${name}.service`;
+      const source = `
+        import { notify, startWatchdog } from "socket-service/activation";
+        startWatchdog(console.error);
+        notify({ ready: true });
+        // Longer than the interval: the pings have kept it alive.
+        setTimeout(() => { ${then} }, 1500);
+        setInterval(() => {}, 1000);`;
+      await install(name, source, ["Type=notify", "WatchdogSec=1", "LimitCORE=0"], []);
       const began = performance.now();
-      await machine.must("systemctl", "start", "watched.service");
-      await until(
-        "the watchdog ends it",
-        10,
-        async () => (await show(machine, "watched.service", "Result")) === "watchdog",
-      );
+      await machine.must("systemctl", "start", unit);
+      await until("the watchdog has ended it", 10, async () => {
+        return (await show(machine, unit, "ActiveState")) === "failed";
+      });
+      expect(await show(machine, unit, "Result")).toBe("watchdog");
       expect(performance.now() - began).toBeGreaterThan(1500);
-      await until(
-        "it has ended",
-        10,
-        async () => (await show(machine, "watched.service", "ActiveState")) === "failed",
-      );
-      await machine.must("systemctl", "reset-failed", "watched.service");
-    }
-  });
+      await machine.must("systemctl", "reset-failed", unit);
+    });
 
   test("drops a stored descriptor by its name", async () => {
     const source = `
