@@ -13,8 +13,6 @@ export class Greeter {
   /** When each open connection was greeted, oldest first. */
   readonly #open = new Map<Socket<undefined>, number>();
   #sweeping = false;
-  /** How many connections were accepted when their garbage was last collected. */
-  #collected = 0;
   /** How many connections were accepted. */
   accepted = 0;
 
@@ -37,9 +35,9 @@ export class Greeter {
       if (!this.#sweeping) this.#sweepIn(DEADLINE);
       this.on.opened?.();
     },
-    // Required: without it Bun does not read, and never sees the client's end of file.
+    // Required: without it Bun does not read, and never sees the client's end of file, at which it
+    // closes the connection, for this side has ended already.
     data() {},
-    end: (socket) => void socket.end(),
     close: (socket) => {
       this.#open.delete(socket);
       if (this.#open.size === 0) this.on.idle?.();
@@ -56,10 +54,7 @@ export class Greeter {
         if (greeted > due) return this.#sweepIn(greeted - due);
         socket.terminate();
       }
-      // Nothing would collect what a busy time leaves, because a quiet process allocates nothing.
-      // Takes some 3 ms, which a few connections are not worth.
-      if (this.accepted - this.#collected < 1000) return;
-      this.#collected = this.accepted;
+      // Bun itself keeps what a flood leaves for ten seconds and more. A collection takes 3 ms.
       Bun.gc(true);
     }, milliseconds).unref();
   }

@@ -58,9 +58,7 @@ function serve(idleTimeout: number): void {
     },
   });
   const passed = requireListenFds();
-  const listeners = passed.map(({ fd }) =>
-    listen(fd, { allowHalfOpen: true, socket: greeter.handlers }),
-  );
+  const listeners = passed.map(({ fd }) => listen(fd, { socket: greeter.handlers }));
   startWatchdog(warn);
   process.on("SIGTERM", stop);
   process.on("SIGINT", stop);
@@ -86,7 +84,6 @@ function serve(idleTimeout: number): void {
 
   /** One timer for any number of connections: when it fires, it looks how long there was none. */
   function watchIdle(milliseconds: number): void {
-    if (milliseconds === Number.POSITIVE_INFINITY) return;
     watching = true;
     const check = () => {
       watching = false;

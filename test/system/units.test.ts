@@ -26,6 +26,7 @@ const ACCEPTS = { MaxConnections: "1024", TriggerLimitIntervalUSec: "0" };
 const LIMITS: Record<string, Record<string, string>> = {
   [SERVICE]: {
     LimitNOFILE: "16384",
+    RestartUSec: "500ms",
     StartLimitIntervalUSec: "0",
     TimeoutStopUSec: "10s",
     WatchdogUSec: "10s",
@@ -111,7 +112,7 @@ describe.skipIf(cannotRun)("units", () => {
     expect(await show(machine, SERVICE, "MainPID")).not.toBe(main);
   });
 
-  test("a service that cannot start is tried twice a second, says why, and recovers once repaired", async () => {
+  test("a service that cannot start is tried again and again, says why, and recovers once repaired", async () => {
     await machine.must("systemctl", "stop", SERVICE);
     let clients: Clients;
     {
@@ -122,15 +123,10 @@ describe.skipIf(cannotRun)("units", () => {
         "ExecStart=/usr/local/bin/socket-service --idle-timeout=soon",
       );
       clients = new Clients(machine, "once", 4000, 1);
-      const restarts = async (count: number) => {
-        await until(`it has been tried ${count} times`, 20, async () => {
-          return Number(await show(machine, SERVICE, "NRestarts")) >= count;
-        });
-        return performance.now();
-      };
-      // Every half second, and more often than the limit on starts that systemd has by default.
-      const began = await restarts(1);
-      expect((await restarts(7)) - began).toBeWithin(2900, 5500);
+      // It is tried more often than the limit on starts that systemd has by default.
+      await until("it has been tried seven times", 20, async () => {
+        return Number(await show(machine, SERVICE, "NRestarts")) >= 7;
+      });
       await until("systemctl status tells of it", 5, async () =>
         (await machine.run("systemctl", "status", SERVICE)).stdout.includes("status=64"),
       );
