@@ -75,7 +75,7 @@ for (const { name, flags, greeting } of SERVICES)
       await using service = await start(port);
       const commands = [
         ["nc", "-q0", "127.0.0.1", `${port}`],
-        ["curl", "--silent", "--show-error", `telnet://127.0.0.1:${port}`],
+        ["curl", "--silent", "--show-error", "--http0.9", `http://127.0.0.1:${port}/`],
         ["telnet", "127.0.0.1", `${port}`],
       ];
       await Promise.all(
@@ -94,7 +94,7 @@ for (const { name, flags, greeting } of SERVICES)
             received += decoder.decode(chunk);
             if (received.includes(greeting)) client.stdin.end();
           }
-          expect(received).toContain(greeting);
+          expect(`${command[0]}: ${received}`).toContain(greeting);
           expect(await client.stderr.text()).not.toMatch(/reset/i);
         }),
       );
