@@ -202,6 +202,30 @@ describe.skipIf(cannotRun)("units", () => {
       ).toEqual([]);
     });
 
+  /** The environment of a process that has greeted a client, and what its first descriptors are. */
+  async function greeted(unit: string, port: number) {
+    const clients = new Clients(machine, "silent", port, 1);
+    await until("there is a connection", 5, async () => (await clients.tally()).served === 1);
+    // Of instances for earlier clients the last may be about to end.
+    const process = await until("there is one process", 5, async () => {
+      const pid = await show(machine, unit.replace("@", "@*"), "MainPID");
+      return /^[1-9]\d*$/.test(pid) && pid;
+    });
+    const at = `/proc/${process}`;
+    const environment = (await machine.must("cat", `${at}/environ`)).split("\0");
+    const descriptors = await machine.must("readlink", `${at}/fd/0`, `${at}/fd/1`);
+    await clients.finish();
+    const names = environment.map((variable) => variable.replace(/=.*/s, ""));
+    return { names, descriptors: descriptors.split("\n") };
+  }
+
+  test("socket-service-inet has its connection as standard input and output, not by number", async () => {
+    const { names, descriptors } = await greeted("socket-service-inet@.service", 4002);
+    expect(descriptors[0]).toStartWith("socket:");
+    expect(descriptors[1]).toBe(descriptors[0]);
+    expect(names).not.toContain("LISTEN_FDS");
+  });
+
   test("no variable that changes what Bun runs reaches a process", async () => {
     const names = [
       "BUN_BE_BUN",
@@ -212,19 +236,10 @@ describe.skipIf(cannotRun)("units", () => {
     ];
     await machine.must("systemctl", "stop", SERVICE);
     await machine.must("systemctl", "set-environment", ...names.map((name) => `${name}=1`));
-    const clients = SERVICES.map(({ port }) => new Clients(machine, "silent", port, 1));
-    for (const [i, { name, unit }] of SERVICES.entries()) {
-      await until(
-        "there is a connection",
-        5,
-        async () => (await clients[i]?.tally())?.served === 1,
-      );
-      const process = await show(machine, unit.replace("@", "@*"), "MainPID");
-      const environment = await machine.must("cat", `/proc/${process}/environ`);
-      const left = environment.match(/(?<=^|\0)(BUN|NODE)_[^=]*(?==)/g) ?? [];
+    for (const { name, unit, port } of SERVICES) {
+      const left = (await greeted(unit, port)).names.filter((name) => /^(BUN|NODE)_/.test(name));
       expect([name, ...left]).toEqual(unit === SERVICE ? [name] : [name, "BUN_JSC_useJIT"]);
     }
-    await Promise.all(clients.map((running) => running.finish()));
     await machine.must("systemctl", "unset-environment", ...names);
     await machine.must("systemctl", "stop", SERVICE);
   });
