@@ -49,8 +49,11 @@ define uninstall_from
 	@for unit in $(UNITS); do rm -fv '$(DESTDIR)$(2)'/"$$unit"; done
 endef
 
+# The tests speak to service managers of their own, not to the one that has started make.
+unexport LISTEN_PID LISTEN_FDS LISTEN_FDNAMES NOTIFY_SOCKET WATCHDOG_PID WATCHDOG_USEC JOURNAL_STREAM
+
 .DELETE_ON_ERROR:
-.PHONY: all demo test bench check format clean help install uninstall install-user uninstall-user
+.PHONY: all demo test bench check format clean help set-up install uninstall install-user uninstall-user
 
 all: $(SERVICES:%=dist/%) ## Build the three executables into dist/ (the default)
 
@@ -62,8 +65,10 @@ dist/%: src/daemons/%.ts $(SOURCES) node_modules/.installed
 demo: all ## Start each service under systemd-socket-activate and be its client
 	@$(BUN) test/demo.ts
 
-test: all ## Pass every test (ARGS="-t NAME" or a path for some)
-	@$(BUN) test $(ARGS)
+# The tests build what they need: test/build.ts.
+test: node_modules/.installed ## Pass every test (ARGS="-t NAME" or a path for some)
+	@skipped=$$(mktemp); trap 'cat "$$skipped"; rm "$$skipped"' EXIT; trap 'exit 1' HUP INT TERM; \
+	SKIPPED=$$skipped $(BUN) test $(or $(ARGS),--coverage)
 
 bench: all ## Measure the services and their peers (ARGS="--quick", "--json FILE")
 	@$(BUN) test/bench/run.ts $(ARGS)
@@ -110,13 +115,17 @@ clean: ## Remove what was built
 help: ## List these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
+# What the demo and the tests lack is looked for, and installed, before anything else.
+set-up:
+	@test/setup.sh $(filter demo test,$(MAKECMDGOALS))
+
 node_modules/.installed: package.json bun.lock | $(BUN)
 	@$(BUN) install --frozen-lockfile --ignore-scripts --silent
 	@touch $@
 
 # The package bun holds only an install script; its optional dependencies hold the executables,
 # one for each platform, of which a package manager installs what may run here.
-$(BUN):
+$(BUN): | $(if $(filter demo test,$(MAKECMDGOALS)),set-up)
 	@echo "fetch  bun $(VERSION)"
 	@rm -rf node_modules/.fetch && mkdir -p node_modules/.fetch && echo '{}' > node_modules/.fetch/package.json
 	@cd node_modules/.fetch && \

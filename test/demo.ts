@@ -1,12 +1,17 @@
 /* Starts each service under systemd-socket-activate, is its client, and shows what came. */
-import { activate, Client, freePort, SERVICES } from "./support/daemon.ts";
+import { activate, Client, executable, freePort, SERVICES } from "./support/daemon.ts";
+import { lacks, report } from "./support/needs.ts";
 
-if (Bun.which("systemd-socket-activate") === null) {
-  console.error("systemd-socket-activate is missing: install the package systemd, which holds it");
+/** Shows a command and what came of it, and ends the demo if that is not the greeting. */
+function show(command: string, received: string, greeting: string, stderr: string, when = "") {
+  console.log(`$ ${command}\n  received ${JSON.stringify(received)}${when}\n`);
+  if (received === greeting) return;
+  console.error(`That is not ${JSON.stringify(greeting)}. The service said:\n${stderr}`);
   process.exit(1);
 }
 
-for (const { name, flags, greeting } of SERVICES) {
+const skip = lacks("systemd-socket-activate");
+for (const { name, flags, greeting } of skip ? [] : SERVICES) {
   const port = freePort();
   const listen = `127.0.0.1:${port}`;
   await using service = await activate(name, { flags, listen: [listen] });
@@ -16,12 +21,13 @@ for (const { name, flags, greeting } of SERVICES) {
   const received = await client.received();
   const milliseconds = (await firstByte).toFixed(1);
   client.close();
-
   const command = ["systemd-socket-activate", ...flags, "-l", listen, `dist/${name}`].join(" ");
-  console.log(`$ ${command}`);
-  console.log(`  received ${JSON.stringify(received)}, the first byte after ${milliseconds} ms\n`);
-  if (received !== greeting) {
-    console.error(`That is not ${JSON.stringify(greeting)}. The service said:\n${service.stderr}`);
-    process.exit(1);
-  }
+  show(command, received, greeting, service.stderr, `, the first byte after ${milliseconds} ms`);
 }
+
+// The one that needs no socket.
+const { name, greeting } = SERVICES[2];
+const { stdout, stderr } = Bun.spawnSync([executable(name)]);
+show(`dist/${name} | cat`, stdout.toString(), greeting, stderr.toString());
+
+process.stdout.write(report("demo"));

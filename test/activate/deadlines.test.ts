@@ -2,6 +2,7 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 
+import { lacks } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
 import { AF_INET } from "../support/sockets.ts";
@@ -28,24 +29,23 @@ async function expectFiveSeconds({ client, before, after }: Awaited<ReturnType<t
   expect(dropped - after).toBeLessThan(5000 + LATE);
 }
 
-for (const { name, flags, greeting } of SERVICES)
-  test.concurrent(
-    `${name} drops a client five seconds after its greeting, though it sends`,
-    async () => {
-      const port = freePort();
-      await using service = await activate(name, { flags, listen: [port] });
-      const silent = await stay(port);
-      const trickling = await stay(port);
-      const trickle = setInterval(() => void trickling.client.send("x"), 200);
-      await Promise.all([silent, trickling].map(expectFiveSeconds)).finally(() =>
-        clearInterval(trickle),
-      );
-      expect(await ask(port)).toBe(greeting);
-      expect(service.said).toBe("");
-    },
-  );
+const activated = test.concurrent.skipIf(lacks("systemd-socket-activate"));
 
-test.concurrent("socket-service gives each connection its own five seconds", async () => {
+for (const { name, flags, greeting } of SERVICES)
+  activated(`${name} drops a client five seconds after its greeting, though it sends`, async () => {
+    const port = freePort();
+    await using service = await activate(name, { flags, listen: [port] });
+    const silent = await stay(port);
+    const trickling = await stay(port);
+    const trickle = setInterval(() => void trickling.client.send("x"), 200);
+    await Promise.all([silent, trickling].map(expectFiveSeconds)).finally(() =>
+      clearInterval(trickle),
+    );
+    expect(await ask(port)).toBe(greeting);
+    expect(service.said).toBe("");
+  });
+
+activated("socket-service gives each connection its own five seconds", async () => {
   const port = freePort();
   await using service = await activate(NAME, { listen: [port] });
   const first = await stay(port);
@@ -56,7 +56,7 @@ test.concurrent("socket-service gives each connection its own five seconds", asy
   expect(service.said).toBe("");
 });
 
-test.concurrent("socket-service drops clients after a time with none, too", async () => {
+activated("socket-service drops clients after a time with none, too", async () => {
   const port = freePort();
   await using service = await activate(NAME, { listen: [port] });
   await ask(port);
@@ -111,39 +111,36 @@ for (const open of [500, 1500])
     },
   );
 
-test.concurrent(
-  "socket-service tells the number served at once, and then once a second",
-  async () => {
-    using directory = scratch();
-    const receiver = new NotifyReceiver(join(directory.path, "notify"));
-    const port = freePort();
-    await using service = await activate(NAME, {
-      listen: [port],
-      env: { NOTIFY_SOCKET: receiver.address },
-    });
-    let asked = 0;
-    let asking = true;
-    const clients = (async () => {
-      for (; asking; asked++, await Bun.sleep(50)) expect(await ask(port)).toStartWith("This ");
-    })();
-    const next = async () => {
-      const { text } = await receiver.next();
-      return Number(/^STATUS=Socket accepted, connections served: (\d+)\n$/.exec(text)?.[1]);
-    };
-    expect((await receiver.next()).text).toStartWith("READY=1\n");
-    expect(await next()).toBeGreaterThan(0);
-    const began = performance.now();
-    for (let second = 0; second < 3; second++) expect(await next()).toBeGreaterThan(1);
-    expect(performance.now() - began).toBeWithin(3000 - LATE, 3000 + LATE);
-    asking = false;
-    await clients;
-    await ask(port);
-    // In the end it has told of all of them.
-    expect(await next()).toBe(asked + 1);
-    expect(service.said).toBe("");
-    receiver.close();
-  },
-);
+activated("socket-service tells the number served at once, and then once a second", async () => {
+  using directory = scratch();
+  const receiver = new NotifyReceiver(join(directory.path, "notify"));
+  const port = freePort();
+  await using service = await activate(NAME, {
+    listen: [port],
+    env: { NOTIFY_SOCKET: receiver.address },
+  });
+  let asked = 0;
+  let asking = true;
+  const clients = (async () => {
+    for (; asking; asked++, await Bun.sleep(50)) expect(await ask(port)).toStartWith("This ");
+  })();
+  const next = async () => {
+    const { text } = await receiver.next();
+    return Number(/^STATUS=Socket accepted, connections served: (\d+)\n$/.exec(text)?.[1]);
+  };
+  expect((await receiver.next()).text).toStartWith("READY=1\n");
+  expect(await next()).toBeGreaterThan(0);
+  const began = performance.now();
+  for (let second = 0; second < 3; second++) expect(await next()).toBeGreaterThan(1);
+  expect(performance.now() - began).toBeWithin(3000 - LATE, 3000 + LATE);
+  asking = false;
+  await clients;
+  await ask(port);
+  // In the end it has told of all of them.
+  expect(await next()).toBe(asked + 1);
+  expect(service.said).toBe("");
+  receiver.close();
+});
 
 test.concurrent("socket-service pings at half the watchdog's interval", async () => {
   using directory = scratch();

@@ -12,6 +12,7 @@ import {
   scratch,
   SERVICES,
 } from "../support/daemon.ts";
+import { lacks } from "../support/needs.ts";
 
 setDefaultTimeout(30_000);
 
@@ -19,8 +20,10 @@ const MEGABYTE = new Uint8Array(1_000_000).fill(0x78);
 /** How long a service may take to be done with a client that has closed, in milliseconds. */
 const SOON = 1000;
 
+const testClients = test.skipIf(lacks("nc", "curl", "telnet"));
+
 for (const { name, flags, greeting } of SERVICES)
-  describe(name, () => {
+  describe.skipIf(lacks("systemd-socket-activate"))(name, () => {
     const start = (port: number) => activate(name, { flags, listen: [port] });
 
     /** After `count` clients have closed: nothing is left of them within a second, and no word. */
@@ -70,7 +73,7 @@ for (const { name, flags, greeting } of SERVICES)
       await expectDone(service, 1);
     });
 
-    test("greets nc, curl and telnet, which speak first", async () => {
+    testClients("greets nc, curl and telnet, which speak first", async () => {
       const port = freePort();
       await using service = await start(port);
       const commands = [

@@ -3,6 +3,7 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 
+import { lacks } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
 import { AF_INET, AF_INET6, AF_UNIX } from "../support/sockets.ts";
@@ -14,8 +15,10 @@ setDefaultTimeout(40_000);
 const NAME = "socket-service";
 const GREETING = "This is a test\n";
 
+const activated = test.skipIf(lacks("systemd-socket-activate"));
+
 describe("socket-service adopts", () => {
-  test("several sockets of every family, with names", async () => {
+  activated("several sockets of every family, with names", async () => {
     using directory = scratch();
     const [ipv4, ipv6, unix] = [freePort(), freePort(AF_INET6), join(directory.path, "socket")];
     await using service = await activate(NAME, {
@@ -54,7 +57,7 @@ describe("socket-service adopts", () => {
 });
 
 describe("socket-service under load", () => {
-  test("greets 20,000 connections, 64 at a time", async () => {
+  activated("greets 20,000 connections, 64 at a time", async () => {
     const port = freePort();
     await using service = await activate(NAME, { listen: [port] });
     expect(await load(port, 20_000, 64)).toEqual({ [GREETING]: 20_000 });

@@ -131,7 +131,7 @@ if (process.argv[2] === "client") {
   await client();
   process.exit(0);
 }
-const obstacle = Machine.obstacle();
+const obstacle = await Machine.obstacle();
 if (obstacle !== undefined) {
   console.error(`No systemd can be booted here: ${obstacle}.`);
   process.exit(1);

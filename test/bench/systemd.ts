@@ -27,16 +27,10 @@ export async function throughSystemd(
   directory: string,
   record: Record,
 ): Promise<string | undefined> {
-  const obstacle = Machine.obstacle();
+  // What the other parts measure is not to be lost over this one.
+  const obstacle = await Machine.obstacle();
   if (obstacle !== undefined) return obstacle;
-  let booted: Machine;
-  try {
-    booted = await Machine.boot();
-  } catch (error) {
-    // What the other parts measure is not to be lost over this one.
-    return String(error).trimEnd();
-  }
-  await using machine = booted;
+  await using machine = await Machine.boot();
   await machine.must("make", "-C", CHECKOUT, "install");
 
   const inside = `${CHECKOUT}/${relative(resolve(import.meta.dir, "../.."), directory)}`;

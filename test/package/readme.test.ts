@@ -13,6 +13,7 @@ import {
   Running,
   scratch,
 } from "../support/daemon.ts";
+import { lacks } from "../support/needs.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, SOCK_DGRAM } from "../support/sockets.ts";
@@ -40,6 +41,8 @@ function write(name: string, source = PROGRAMS.get(name)): string {
   return file;
 }
 
+const activated = test.skipIf(lacks("systemd-socket-activate"));
+
 /** Runs a program of the module's README on ports of the loopback. */
 async function run(
   name: string,
@@ -53,7 +56,7 @@ async function run(
 const get = async (port: number, path = "/"): Promise<string> =>
   await (await fetch(`http://127.0.0.1:${port}${path}`)).text();
 
-test("the README's echo.ts compiles to one executable that echoes", async () => {
+activated("the README's echo.ts compiles to one executable that echoes", async () => {
   const source = write("echo.ts", programs(join(ROOT, "README.md")).get("echo.ts"));
   const executable = join(directory.path, "echo");
   const build = [process.execPath, "build", "--compile", source, "--outfile", executable];
@@ -68,7 +71,7 @@ test("the README's echo.ts compiles to one executable that echoes", async () => 
   expect(service.stderr).not.toContain("error");
 });
 
-test("http.ts serves, reports readiness, and ends when it is idle", async () => {
+activated("http.ts serves, reports readiness, and ends when it is idle", async () => {
   const port = freePort();
   const receiver = new NotifyReceiver(join(directory.path, "notify"));
   const env = { IDLE_SECONDS: "2", NOTIFY_SOCKET: receiver.address };
@@ -96,7 +99,7 @@ test("http.ts serves on its own port if nothing was passed, and ends at SIGTERM"
   expect(await service.status()).toBe(0);
 });
 
-test("named.ts serves both of its sockets", async () => {
+activated("named.ts serves both of its sockets", async () => {
   const [http, admin] = [freePort(), freePort()];
   await using service = await run("named.ts", [http, admin], { flags: ["--fdname=http:admin"] });
   expect(await get(http)).toBe("Hello\n");
@@ -104,7 +107,7 @@ test("named.ts serves both of its sockets", async () => {
   expect(service.stderr).not.toContain("error");
 });
 
-test("named.ts says which socket is missing", async () => {
+activated("named.ts says which socket is missing", async () => {
   const port = freePort();
   await using service = await run("named.ts", [port], { flags: ["--fdname=http"] });
   const client = await Client.connect(port);
@@ -112,7 +115,7 @@ test("named.ts says which socket is missing", async () => {
   client.close();
 });
 
-test("echo.ts sends datagrams back", async () => {
+activated("echo.ts sends datagrams back", async () => {
   const port = freePort(AF_INET, SOCK_DGRAM);
   await using service = await run("echo.ts", [port], { flags: ["-d"] });
   const received = Promise.withResolvers<string>();
@@ -158,7 +161,7 @@ test("counter.ts goes on counting after a restart", async () => {
   receiver.close();
 });
 
-test("node-http.ts serves through node:http", async () => {
+activated("node-http.ts serves through node:http", async () => {
   const port = freePort();
   await using service = await run("node-http.ts", [port]);
   expect(await get(port, "/there")).toBe("You asked for /there\n");

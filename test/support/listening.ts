@@ -64,13 +64,24 @@ export async function text(socket: Socket): Promise<string> {
   return received;
 }
 
-/** A certificate for localhost, made for these tests, and its key. */
-export function certificate(): { key: string; cert: string } {
-  const request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
-  const made = Bun.spawnSync(
-    ["openssl", ...request, "-nodes", "-subj", "/CN=localhost", "-keyout", "-", "-out", "-"],
-    { stderr: "ignore" },
-  ).stdout.toString();
-  const [key = "", cert = ""] = made.split(/(?=-----BEGIN CERTIFICATE)/);
-  return { key, cert };
-}
+/** A certificate for localhost until 2120, and its key, which protects nothing but these tests. */
+export const CERTIFICATE = {
+  key: `-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgu6d6LEOJuoDhMgHj
+fbtYJjWYEp3NY5aMjWSS/l+iN+ehRANCAAS11SxlrxUk0rhrzWTfeG1rP/0tzwKp
+JSFhOCJI5fZuB6XqL9bCKrET8qUyhGRxzE9xyJC7rUL/uxYeuZoevEEB
+-----END PRIVATE KEY-----
+`,
+  cert: `-----BEGIN CERTIFICATE-----
+MIIBgDCCASWgAwIBAgIUO8joJHXpnj/2UWLn1e+qOImDVPswCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTIwMDEwMTAwMDAwMFoYDzIxMjAwMTAx
+MDAwMDAwWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAAS11SxlrxUk0rhrzWTfeG1rP/0tzwKpJSFhOCJI5fZuB6XqL9bCKrET
+8qUyhGRxzE9xyJC7rUL/uxYeuZoevEEBo1MwUTAdBgNVHQ4EFgQU5Ek/xmlGCJZn
+lT/rJI/FQwsRwfkwHwYDVR0jBBgwFoAU5Ek/xmlGCJZnlT/rJI/FQwsRwfkwDwYD
+VR0TAQH/BAUwAwEB/zAKBggqhkjOPQQDAgNJADBGAiEAp0baGhoeqzcj5E6SGfox
+CAnoNte3kSYgp4ZvwwG1caECIQDpY2oe9l10klgKcSlTp9RWjYin+1yN3S8AvFn4
+fx4CbA==
+-----END CERTIFICATE-----
+`,
+};

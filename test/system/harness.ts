@@ -1,6 +1,7 @@
 /** What the tests of the units share: a machine with the services installed, and their clients. */
 import { join } from "node:path";
 import { lines } from "../support/lines.ts";
+import { skipped } from "../support/needs.ts";
 import type { Tally } from "./client.ts";
 import { CHECKOUT, Machine } from "./machine.ts";
 
@@ -12,9 +13,8 @@ export const SERVICES = [
 
 export const SOCKETS = SERVICES.map(({ name }) => `${name}.socket`);
 
-const obstacle = Machine.obstacle();
-if (obstacle !== undefined)
-  console.log(`test/system is skipped, no systemd can be booted: ${obstacle}`);
+const obstacle = await Machine.obstacle();
+if (obstacle !== undefined) skipped("test/system", obstacle);
 
 /** Whether the tests of this folder cannot run here. */
 export const cannotRun = obstacle !== undefined;

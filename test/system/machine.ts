@@ -13,15 +13,23 @@ import { mkdir, mkdtemp, readFile, readlink, rmdir, unlink } from "node:fs/promi
 import { tmpdir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 
-/** What is needed outside and inside, and the Debian package that has it. */
-const PROGRAMS = {
-  "systemd-nspawn": "systemd-container",
-  nsenter: "util-linux",
-  unshare: "util-linux",
-  setpriv: "util-linux",
-  ip: "iproute2",
-  ss: "iproute2",
-};
+import { lacks } from "../support/needs.ts";
+import { until } from "../support/until.ts";
+
+/** What is needed outside and inside. */
+const PROGRAMS = [
+  "systemd-nspawn",
+  "nsenter",
+  "unshare",
+  "setpriv",
+  "mount",
+  "ip",
+  "ss",
+  "/bin/kill",
+];
+
+/** Seconds in which a machine has to be up: less than the tests' hooks have for all that they do. */
+const BOOT = 40;
 
 const DIES_WITH_US = ["setpriv", "--pdeathsig"];
 
@@ -34,50 +42,45 @@ export interface Output {
   stderr: string;
 }
 
-/**
- * Asks `probe` again and again until it answers something other than undefined or false, and
- * returns that. Throws after `seconds`, naming `what` it waited for.
- */
-export async function until<T>(
-  what: string,
-  seconds: number,
-  probe: () => Promise<T | undefined | false>,
-): Promise<T> {
-  const deadline = performance.now() + seconds * 1000;
-  for (;;) {
-    const answer = await probe();
-    if (answer !== undefined && answer !== false) return answer;
-    if (performance.now() > deadline) throw new Error(`not in ${seconds} s: ${what}`);
-    await Bun.sleep(20);
-  }
-}
-
 export class Machine implements AsyncDisposable {
   readonly #nspawn: Bun.Subprocess;
   /** The machine's init, by its number outside. */
-  readonly #init: number;
+  readonly init: number;
   readonly #directory: string;
   /** What was started in the machine and has not ended. */
   readonly #running = new Set<Bun.Subprocess>();
 
   private constructor(nspawn: Bun.Subprocess, init: number, directory: string) {
     this.#nspawn = nspawn;
-    this.#init = init;
+    this.init = init;
     this.#directory = directory;
   }
 
-  /** Why no machine can be booted here, or undefined where one can. */
-  static obstacle(): string | undefined {
-    if (process.platform !== "linux") return "Linux is needed";
-    if (process.geteuid?.() !== 0) return "root is needed";
-    for (const [program, debian] of Object.entries(PROGRAMS)) {
-      if (Bun.which(program) === null) return `${program} is missing (Debian: ${debian})`;
-    }
-    return undefined;
+  /** A name that no other machine has: all that belongs to this one outside bears it. */
+  get name(): string {
+    return basename(this.#directory);
   }
 
-  /** Returns when systemd says that it is up, whether or not all of this machine's own units are. */
-  static async boot(): Promise<Machine> {
+  /** Why no machine can be booted here, or undefined if one can: finds out by booting one. */
+  static async obstacle(seconds = 20): Promise<string | undefined> {
+    if (process.platform !== "linux") return "Linux is needed";
+    if (process.geteuid?.() !== 0) return "it boots a systemd, for which root is needed";
+    if (lacks(...PROGRAMS)) return "it boots a systemd, for which a program is missing";
+    try {
+      await using _ = await Machine.boot(seconds);
+      return undefined;
+    } catch (error) {
+      return error instanceof Error ? error.message : String(error);
+    }
+  }
+
+  /**
+   * Returns when systemd says that it is up, whether or not all of this machine's own units are, and
+   * throws if that takes longer than `seconds`.
+   */
+  static async boot(seconds = BOOT): Promise<Machine> {
+    const deadline = performance.now() + 1000 * seconds;
+    const left = () => (deadline - performance.now()) / 1000;
     const directory = await mkdtemp(join(tmpdir(), "machine-"));
     const console = Bun.file(join(directory, "console"));
     await Bun.write(console, "");
@@ -97,13 +100,15 @@ export class Machine implements AsyncDisposable {
       stdout: console,
       stderr: console,
     });
+    // Ends what is being waited for, too.
+    const patience = setTimeout(() => nspawn.kill("SIGKILL"), 1000 * left());
     try {
-      const init = await until("systemd-nspawn has started its init", 30, async () => {
-        if (nspawn.exitCode !== null) throw new Error("systemd-nspawn has ended");
+      const init = await until("systemd-nspawn has started its init", left(), async () => {
+        if (nspawn.exitCode !== null) throw new Error("the container ended");
         return initOf(nspawn.pid);
       });
       const machine = new Machine(nspawn, init, directory);
-      await until("systemd is up", 60, async () => {
+      await until("systemd is up", left(), async () => {
         const { stdout } = await machine.run("systemctl", "is-system-running");
         return ["running", "degraded"].includes(stdout.trim());
       });
@@ -112,11 +117,14 @@ export class Machine implements AsyncDisposable {
       await machine.must("ip", "link", "set", "lo", "up");
       return machine;
     } catch (error) {
-      const said = await console.text();
       nspawn.kill("SIGKILL");
       await nspawn.exited;
+      const said = await console.text();
       await remove(directory);
-      throw new Error(`the machine does not boot: ${String(error)}\n${said}`);
+      const why = error instanceof Error ? error.message : String(error);
+      throw new Error(`no systemd can be booted here, ${why}: ${said.trim()}`);
+    } finally {
+      clearTimeout(patience);
     }
   }
 
@@ -175,7 +183,7 @@ export class Machine implements AsyncDisposable {
    * nobody ends would keep its machine from ever ending: so it dies with the test.
    */
   #enter(namespaces: "--all" | "--net"): string[] {
-    return [...DIES_WITH_US, "KILL", "nsenter", "--target", String(this.#init), namespaces];
+    return [...DIES_WITH_US, "KILL", "nsenter", "--target", String(this.init), namespaces];
   }
 
   /** Ends all of it: afterwards no process, mount or file of the machine is left. */
@@ -183,7 +191,7 @@ export class Machine implements AsyncDisposable {
     for (const process of this.#running) process.kill("SIGKILL");
     await Promise.all([...this.#running].map((process) => process.exited));
     this.#nspawn.kill("SIGTERM");
-    const patience = setTimeout(() => process.kill(this.#init, "SIGKILL"), 20_000);
+    const patience = setTimeout(() => process.kill(this.init, "SIGKILL"), 20_000);
     await this.#nspawn.exited;
     clearTimeout(patience);
     await remove(this.#directory);

@@ -7,7 +7,7 @@ import { listen } from "../../src/activation/index.ts";
 import { substitute } from "../../src/activation/listen.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
 import { freePort } from "../support/daemon.ts";
-import { certificate, client, FAMILIES, listening, text } from "../support/listening.ts";
+import { CERTIFICATE, client, FAMILIES, listening, text } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, backlogOf, close, SOCK_STREAM } from "../support/sockets.ts";
 
@@ -47,7 +47,7 @@ test.each(FAMILIES)("listen accepts over %s, and stop leaves the socket open", a
 
 test("listen accepts over TLS", async () => {
   using it = listening("IPv4");
-  started(listen(it.fd, { ...greet("over TLS"), tls: certificate() }));
+  started(listen(it.fd, { ...greet("over TLS"), tls: CERTIFICATE }));
   const socket = connect({ ...it.to, rejectUnauthorized: false });
   expect(await text(socket)).toBe("over TLS");
 });

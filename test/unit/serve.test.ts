@@ -2,7 +2,7 @@ import { afterEach, beforeEach, describe, expect, setDefaultTimeout, spyOn, test
 
 import { serve } from "../../src/activation/index.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
-import { certificate, client, FAMILIES, freshPath, listening, text } from "../support/listening.ts";
+import { CERTIFICATE, client, FAMILIES, freshPath, listening, text } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
 import { backlogOf, close, portOf } from "../support/sockets.ts";
 
@@ -117,7 +117,7 @@ test("serve answers a request under way after stop()", async () => {
 
 test("serve serves over TLS", async () => {
   using it = listening("IPv6");
-  const server = started(serve(it.fd, { ...answer("safe"), tls: certificate() }));
+  const server = started(serve(it.fd, { ...answer("safe"), tls: CERTIFICATE }));
   expect(server.url.protocol).toBe("https:");
   const response = await fetch(server.url, { tls: { rejectUnauthorized: false } });
   expect(await response.text()).toBe("safe");

@@ -1,0 +1,43 @@
+/* What the tests cannot do without, and what is skipped because it is not here. */
+import { resolve } from "node:path";
+
+const SETUP = resolve(import.meta.dir, "../setup.sh");
+
+/** What test/setup.sh prints, without installing anything. */
+function setup(mode: string): string {
+  const env = { ...process.env, SETUP: "no" };
+  return Bun.spawnSync([SETUP, mode], { env, stderr: "inherit" }).stdout.toString();
+}
+
+const listed = new Map<string, boolean>();
+for (const line of setup("list").trim().split("\n")) {
+  const [name = "", found] = line.split(" ");
+  listed.set(name, found === "there");
+}
+
+const reasons = new Set<string>();
+
+/** Has the end of the run say what is skipped, and why. */
+export function skipped(what: string, why: string): void {
+  reasons.add(`${what}: ${why}`);
+}
+
+/**
+ * Returns whether one of these programs, by their names in test/setup.sh, is missing, for
+ * `test.skipIf`. If so, the end of the run says it.
+ */
+export function lacks(...names: readonly string[]): boolean {
+  const missing = names.filter((name) => {
+    const found = listed.get(name);
+    if (found === undefined) throw new Error(`test/setup.sh does not list ${name}`);
+    return !found;
+  });
+  for (const name of missing) skipped(`what needs ${name}`, "it is missing");
+  return missing.length > 0;
+}
+
+/** What was skipped, why, and what to install for it: empty if nothing was. */
+export function report(command: "demo" | "test"): string {
+  if (reasons.size === 0) return "";
+  return `Skipped:\n${[...reasons].map((reason) => `  ${reason}\n`).join("")}${setup(command)}`;
+}
