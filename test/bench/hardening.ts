@@ -45,8 +45,8 @@ interface Group {
 
 const units = join(import.meta.dir, "../../units");
 
-async function groups(dropIn: string): Promise<Group[]> {
-  const text = await Bun.file(join(units, "hardening", dropIn)).text();
+async function groups(unit: string): Promise<Group[]> {
+  const text = await Bun.file(join(units, `${unit}.d/50-hardening.conf`)).text();
   const [, body = ""] = text.split("[Service]\n");
   return body.split("\n\n").map((block) => {
     const directives = block.split("\n").filter((line) => /^\w/.test(line));
@@ -62,7 +62,7 @@ async function measure(
   rounds: number,
 ): Promise<boolean> {
   const each = unit.includes("@");
-  const parts = await groups(each ? "per-connection.conf" : "socket-service.conf");
+  const parts = await groups(unit);
   const all = parts.flatMap(({ directives }) => directives);
   const variants = [
     { title: "none", directives: [] },

@@ -48,12 +48,14 @@ describe.skipIf(cannotRun)("installation", () => {
   test("make install with DESTDIR writes there and nowhere else", async () => {
     // /tmp is a file system of its own, so it stays writable.
     const script = `mount -o remount,bind,ro / && make -C ${CHECKOUT} install DESTDIR=/tmp/package`;
-    await machine.must("unshare", "--mount", "sh", "-c", script);
+    await machine.must("unshare", "--mount", "sh", "-c", `umask 077 && ${script}`);
     expect(await files("/tmp/package")).toEqual(INSTALLED);
+    const closed = ["find", "/tmp/package/usr", "-type", "d", "-not", "-perm", "755"];
+    expect(await machine.must(...closed)).toBe("");
   });
 
-  test("with PREFIX=/usr the units are where systemd looks for that prefix", async () => {
-    await make("install", "DESTDIR=/tmp/usr", "PREFIX=/usr");
+  test("with PREFIX=/usr/ the units are where systemd looks for that prefix", async () => {
+    await make("install", "DESTDIR=/tmp/usr", "PREFIX=/usr/");
     expect(await files("/tmp/usr")).toEqual(INSTALLED.map((path) => path.replace("/local", "")));
     expect(
       await machine.must("cat", "/tmp/usr/usr/lib/systemd/system/socket-service.service"),
@@ -84,6 +86,96 @@ describe.skipIf(cannotRun)("installation", () => {
     expect((await machine.run("ls", "/tmp/refused")).status).not.toBe(0);
   });
 
+  test("a prefix that systemd does not look under is refused at once, with what to set", async () => {
+    const install = ["make", "-C", CHECKOUT, "install", "DESTDIR=/tmp/refused", "PREFIX=/opt/x"];
+    // With -B, all is to be built.
+    const { status, stdout, stderr } = await machine.run(...install, "-B");
+    expect([status, stdout.replace(/^make: .*\n/gm, "")]).toEqual([2, ""]);
+    expect(stderr).toContain("PREFIX=/opt/x: set UNITDIR, for example UNITDIR=/etc/systemd/system");
+    expect((await machine.run("ls", "/tmp/refused")).status).not.toBe(0);
+
+    await make("install", "DESTDIR=/tmp/prefix", "PREFIX=/opt/x", "UNITDIR=/lib/systemd/system");
+    expect((await files("/tmp/prefix"))[0]).toBe(
+      "lib/systemd/system/socket-service-accepted.socket",
+    );
+    await machine.must("rm", "-r", "/tmp/prefix");
+  });
+
+  for (const target of ["install-user", "uninstall-user"])
+    test(`sudo make ${target} says whose home it would change, and changes nothing`, async () => {
+      const sudo = [
+        "env",
+        "HOME=/tmp/root",
+        "SUDO_USER=alice",
+        "make",
+        "-C",
+        CHECKOUT,
+        "-B",
+        target,
+      ];
+      await machine.write("/tmp/root/.local/bin/socket-service", "an executable");
+      const { status, stdout, stderr } = await machine.run(...sudo);
+      expect([status, stdout.replace(/^make: .*\n/gm, "")]).toEqual([2, ""]);
+      expect(stderr).toContain(
+        "as root this would change /tmp/root: run it as alice, without sudo",
+      );
+      expect(await files("/tmp/root")).toEqual([".local/bin/socket-service"]);
+    });
+
+  /** A `make install` into /tmp/failed, as a shell calls it: it has to fail. Returns what it left. */
+  async function failed(shell: string, says: RegExp): Promise<string[]> {
+    const install = `make -C ${CHECKOUT} install DESTDIR=/tmp/failed`;
+    const script = `rm -rf /tmp/failed && mkdir /tmp/failed && ${shell.replace("INSTALL", install)}`;
+    const { status, stdout, stderr } = await machine.run("sh", "-c", script);
+    expect([status, stdout.includes("systemctl")]).toEqual([2, false]);
+    expect(stderr).toMatch(says);
+    return await files("/tmp/failed");
+  }
+
+  test("on a full disk make install fails, and leaves no unit and no half of a file", async () => {
+    const mount = "mount -t tmpfs -o size=150m tmpfs /tmp/failed";
+    const left = await failed(`${mount} && INSTALL`, /No space left on device/);
+    await machine.must("umount", "/tmp/failed");
+    expect(left).toHaveLength(1);
+    expect(INSTALLED.slice(0, 3)).toEqual(expect.arrayContaining(left));
+  });
+
+  test("above the limit on the size of files make install fails, and leaves nothing", async () => {
+    expect(await failed("ulimit -f 50000 && INSTALL", /File size limit exceeded/)).toEqual([]);
+  });
+
+  test("without permission make install fails, and leaves nothing", async () => {
+    const nobody = "setpriv --reuid=nobody --clear-groups INSTALL";
+    expect(await failed(nobody, /Permission denied/)).toEqual([]);
+  });
+
+  for (const path of INSTALLED.slice(0, 3).flatMap((path) => [path, `${path}.new`]))
+    test(`with a directory at ${path} make install fails, and leaves no unit`, async () => {
+      const left = await failed(`mkdir -p /tmp/failed/${path} && INSTALL`, /directory/i);
+      expect(left.filter((path) => !INSTALLED.slice(0, 3).includes(path))).toEqual([]);
+    });
+
+  test("with a directory where a service goes make install fails, and leaves no socket", async () => {
+    const path = `${UNITS}/socket-service.service`;
+    const left = await failed(`mkdir -p /tmp/failed/${path}/x && INSTALL`, /directory/i);
+    expect(left).toEqual(expect.arrayContaining(INSTALLED.slice(0, 3)));
+    expect(left.filter((path) => /\.(new|socket)$/.test(path))).toEqual([]);
+  });
+
+  for (const signal of ["TERM", "KILL"])
+    test(`SIG${signal} in the middle of make install, and make uninstall: nothing is left`, async () => {
+      // One file is cut off in the middle.
+      const cat = `#!/bin/sh
+        case $1 in *-inet) echo half; kill -${signal} $PPID;; *) exec /bin/cat "$@";; esac`;
+      await machine.write("/tmp/cut/cat", cat);
+      await machine.must("chmod", "755", "/tmp/cut/cat");
+      const left = await failed('PATH="/tmp/cut:$PATH" INSTALL', /./);
+      expect(left.filter((path) => path.endsWith(".new"))).toHaveLength(signal === "KILL" ? 1 : 0);
+      expect(left).not.toEqual([]);
+      await make("uninstall", "DESTDIR=/tmp/failed");
+      expect(await files("/tmp/failed")).toEqual([]);
+    });
+
   test("make uninstall removes what make install put there, and only that", async () => {
     const drop = `/tmp/package/${UNITS}/socket-service.service.d/mine.conf`;
     await machine.write(drop, "[Service]\n");
@@ -93,10 +185,23 @@ describe.skipIf(cannotRun)("installation", () => {
     expect(await machine.must(...drops)).toBe(drop.replace("/mine.conf", ""));
   });
 
+  test("make uninstall fails where it may not remove a file", async () => {
+    await make("install", "DESTDIR=/tmp/package");
+    const nobody = ["setpriv", "--reuid=nobody", "--clear-groups"];
+    const uninstall = ["make", "-C", CHECKOUT, "uninstall", "DESTDIR=/tmp/package"];
+    expect((await machine.run(...nobody, ...uninstall)).status).toBe(2);
+    await machine.must(...uninstall);
+  });
+
   test("make install, systemctl enable --now, one client each: three greetings", async () => {
     await make("install");
     await machine.must("systemctl", "daemon-reload");
+    // Enabling a service enables its socket.
+    await machine.must("systemctl", "enable", "socket-service.service");
+    await machine.must("systemctl", "is-enabled", "socket-service.socket");
     await machine.must("systemctl", "enable", "--now", ...SOCKETS);
+    const wanted = await machine.must("ls", "/etc/systemd/system/sockets.target.wants");
+    expect(wanted.split("\n")).toEqual(expect.arrayContaining(SOCKETS));
     for (const { port } of SERVICES) {
       expect(await greeting(machine, port)).toMatchObject({ served: 1, lost: {} });
     }
@@ -167,7 +272,9 @@ describe.skipIf(cannotRun)("installation", () => {
     await machine.must("systemctl", "daemon-reload");
     const found = ["find", "/usr/local", "/etc/systemd", "/run/systemd/system"];
     expect(await machine.must(...found, "-name", "socket-service*")).toBe("");
-    const units = ["systemctl", "list-units", "--all", "--no-legend", "socket-service*"];
+    // Of a unit that is gone, systemd may remember the name for a while: as "not-found".
+    const list = ["systemctl", "list-units", "--all", "--state=loaded", "--no-legend"];
+    const units = [...list, "socket-service*"];
     await until(
       "systemd knows none of them",
       10,
@@ -185,7 +292,8 @@ describe.skipIf(cannotRun)("installation", () => {
         ...["setpriv", "--reuid", id, "--regid", id, "--clear-groups", "env", "HOME=/home/someone"],
         ...[`XDG_RUNTIME_DIR=/run/user/${id}`, ...command],
       );
-    await asUser("make", "-C", CHECKOUT, "install-user");
+    // As with sudo -u someone.
+    await asUser("env", "SUDO_USER=root", "make", "-C", CHECKOUT, "install-user");
     expect(await files("/home/someone/.local/bin")).toEqual(SERVICES.map(({ name }) => name));
     const units = await files("/home/someone/.config/systemd/user");
     expect(units).toHaveLength(6);
