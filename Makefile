@@ -124,22 +124,26 @@ help: ## List these targets
 set-up:
 	@test/setup.sh $(filter demo test,$(MAKECMDGOALS))
 
+# The package bun is a stub until its install script has run: the link does what that would do.
 node_modules/.installed: package.json bun.lock | $(BUN)
 	@$(BUN) install --frozen-lockfile --ignore-scripts --silent
+	@for name in bun bunx; do ln -sf ../../$$(readlink $(BUN)) node_modules/bun/bin/$$name.exe; done
 	@touch $@
 
-# The package bun holds only an install script; its optional dependencies hold the executables,
-# one for each platform, of which a package manager installs what may run here.
+# The executables are optional dependencies of the package bun, one for each platform, of which a
+# package manager installs what may run here. Without a network, npm gives up at once.
+NPM := npm install --prefix . --ignore-scripts --no-package-lock --no-audit --no-fund --no-progress --prefer-offline \
+       --loglevel=error --fetch-retries=1 --fetch-retry-mintimeout=1000 --fetch-timeout=20000
 $(BUN): | $(if $(filter demo test,$(MAKECMDGOALS)),set-up)
 	@echo "fetch  bun $(BUN_VERSION)"
 	@rm -rf node_modules/.fetch && mkdir -p node_modules/.fetch && echo '{}' > node_modules/.fetch/package.json
 	@cd node_modules/.fetch && \
-	if command -v npm >/dev/null; then npm install --ignore-scripts --no-package-lock --no-audit --no-fund --silent bun@$(BUN_VERSION); \
+	if command -v npm >/dev/null; then $(NPM) bun@$(BUN_VERSION) >/dev/null; \
 	elif command -v bun >/dev/null; then bun add --ignore-scripts --silent bun@$(BUN_VERSION); \
 	else echo "make: npm or bun is needed to fetch bun $(BUN_VERSION): install one of them" >&2; exit 1; fi
 	@rm -rf node_modules/bun node_modules/@oven
 	@mv node_modules/.fetch/node_modules/bun node_modules/.fetch/node_modules/@oven node_modules/
 	@rm -rf node_modules/.fetch
 	@for bun in node_modules/@oven/*/bin/bun; do \
-	  if [ "$$($$bun --version 2>/dev/null)" = $(BUN_VERSION) ]; then ln -s "$${bun#node_modules/}" $@; exit 0; fi; \
+	  if [ "$$($$bun --version 2>/dev/null)" = $(BUN_VERSION) ]; then ln -sf "$${bun#node_modules/}" $@; exit 0; fi; \
 	done; echo "make: no bun $(BUN_VERSION) that was fetched runs on this machine" >&2; exit 1

@@ -1,0 +1,268 @@
+/* What stands around the code: setting up, fetching the pinned bun, the habits of npm and bun, CI. */
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { chmodSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
+import { symlinkSync, writeFileSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
+
+import { devDependencies } from "../../package.json";
+import { scratch } from "../support/daemon.ts";
+import { skipped } from "../support/needs.ts";
+import { ROOT } from "./programs.ts";
+
+setDefaultTimeout(60_000);
+
+const PATH = process.env["PATH"] ?? "";
+
+const noNpm = Bun.which("npm") === null;
+if (noNpm) skipped("what is tried with npm", "it is missing");
+
+type Environment = Readonly<Record<string, string>>;
+
+/** Runs a command to its end, with few variables and those of `env`. */
+async function run(command: readonly string[], env: Environment = {}, cwd = ROOT) {
+  await using child = Bun.spawn([...command], {
+    cwd,
+    env: { HOME: process.env["HOME"] ?? "/", PATH, ...env },
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  const [stdout, stderr, status] = await Promise.all([
+    child.stdout.text(),
+    child.stderr.text(),
+    child.exited,
+  ]);
+  return { status, stdout, stderr };
+}
+
+/** Writes an executable script. */
+function script(path: string, text: string): void {
+  writeFileSync(path, `#!/bin/sh\n${text}\n`);
+  chmodSync(path, 0o755);
+}
+
+describe("test/setup.sh", () => {
+  const ALL =
+    "curl dbus-user-session iproute2 libpam-systemd libsystemd0 mount netcat-openbsd npm " +
+    "procps systemd systemd-container telnet util-linux";
+  const INSTALL = `apt-get install --no-install-recommends ${ALL}`;
+
+  /** What an installation brings. */
+  const BRING = `mkdir -p ../bin ../lib/x/security ../usr/lib/systemd/user && touch ../bin/kill \
+    ../lib/x/libsystemd.so.0 ../lib/x/security/pam_systemd.so ../usr/lib/systemd/user/dbus.socket &&
+    for name in curl ip mount nc npm nsenter setpriv ss systemd-nspawn \
+    systemd-socket-activate telnet unshare; do ln -s /bin/true $name; done`;
+
+  /**
+   * Runs it on a machine that has nothing of what it looks for, with an apt-get that writes down how
+   * it is called and then does as told. Returns that too, and what a second run says.
+   */
+  async function setUp(
+    mode: string,
+    uid: number,
+    aptGet: string,
+    env: Environment = {},
+    has = ["proc/self/stat"],
+  ) {
+    using machine = scratch();
+    const bin = join(machine.path, "programs");
+    const setup = join(machine.path, "test/setup.sh");
+    for (const path of [bin, dirname(setup)]) mkdirSync(path);
+    for (const path of has) {
+      mkdirSync(join(machine.path, dirname(path)), { recursive: true });
+      script(join(machine.path, path), "");
+    }
+    for (const name of ["cat", "cut", "dirname", "ln", "mkdir", "sed", "sh", "sort", "touch"])
+      symlinkSync(`/bin/${name}`, join(bin, name));
+    script(join(bin, "id"), `echo ${uid}`);
+    script(
+      join(bin, "apt-get"),
+      `echo "$@" >> called\n[ $1 = update ] || { cd ${bin}; ${aptGet}\n}`,
+    );
+    const text = readFileSync(join(ROOT, "test/setup.sh"), "utf8");
+    // All its files are this machine's.
+    script(setup, text.replaceAll(/(?<=[ :])\/(?=\w)/g, `${machine.path}/`));
+    const result = await run([setup, mode], { PATH: bin, ...env });
+    const again = (await run([setup, mode], { PATH: bin, ...env })).stdout;
+    const called = join(machine.path, "called");
+    return { ...result, again, called: existsSync(called) ? readFileSync(called, "utf8") : "" };
+  }
+
+  test("as root on Debian installs what is missing at once, and says so in one line", async () => {
+    const { status, stdout, stderr, called, again } = await setUp("test", 0, BRING);
+    expect([status, stderr, again]).toEqual([0, "", ""]);
+    expect(stdout).toBe(`setup  ${INSTALL} (SETUP=no leaves the machine alone)\n`);
+    const quietly = INSTALL.replace("apt-get install --no-install-recommends", "-y -qq");
+    expect(called).toBe(`update -qq\ninstall --no-install-recommends ${quietly}\n`);
+  });
+
+  for (const [who, uid, env] of [
+    ["an ordinary user", 1000, {}],
+    ["root, with SETUP=no,", 0, { SETUP: "no" }],
+  ] as const)
+    test(`as ${who} prints the command that installs it, and leaves the machine alone`, async () => {
+      const { status, stdout, stderr, called } = await setUp("test", uid, BRING, env);
+      expect([status, stderr, called]).toEqual([0, "", ""]);
+      expect(stdout).toBe(`make test lacks some programs. As root on Debian: ${INSTALL}\n`);
+    });
+
+  test("says what apt-get said where that fails, and goes on", async () => {
+    const { status, stdout, stderr } = await setUp("test", 0, "echo 'No such package'; exit 100");
+    expect([status, stderr]).toEqual([0, "No such package\n"]);
+    expect(stdout.trim().split("\n").at(-1)).toEndWith(INSTALL);
+  });
+
+  test("has the demo need only what it uses", async () => {
+    const { stdout } = await setUp("demo", 1000, BRING);
+    expect(stdout).toEndWith(": apt-get install --no-install-recommends npm systemd\n");
+  });
+
+  for (const bun of ["programs/bun", "node_modules/.bun-1.4.5"])
+    test(`asks for no npm where ${bun} is there`, async () => {
+      const { stdout } = await setUp("demo", 1000, BRING, {}, ["proc/self/stat", bun]);
+      expect(stdout).toEndWith(": apt-get install --no-install-recommends systemd\n");
+    });
+
+  test("says how to mount /proc, without which Bun does not start", async () => {
+    const { status, stderr, called } = await setUp("test", 0, BRING, {}, []);
+    expect([status, called]).toEqual([1, ""]);
+    expect(stderr).toMatch(/: mount -t proc proc \S*\/proc\n$/);
+  });
+});
+
+describe("make", () => {
+  /** A checkout of its own, with what is needed to build or without. */
+  function checkout(...more: string[]) {
+    const directory = scratch();
+    const names = ["Makefile", "package.json", "bun.lock", "bunfig.toml", "src", "units", ...more];
+    for (const name of names)
+      cpSync(join(ROOT, name), join(directory.path, name), {
+        recursive: true,
+        verbatimSymlinks: true,
+        filter: (path) => !/node_modules\/\.(bun-|installed)/.test(path),
+      });
+    return directory;
+  }
+
+  test("-B -j2 fetches bun, installs and builds; make test ends with what was skipped", async () => {
+    using directory = checkout("node_modules", "test");
+    const { path } = directory;
+    // The registry is not asked: this one has what a fetch brings.
+    const bin = join(path, "bin");
+    mkdirSync(bin);
+    const packages = join(ROOT, "node_modules");
+    const copies = `mkdir node_modules && cp -a "${packages}/bun" "${packages}/@oven" node_modules`;
+    script(join(bin, "npm"), `echo "$@" >> ${bin}/called\n${copies}`);
+    const env = { PATH: `${bin}:${PATH}` };
+    for (let i = 0; i < 2; i++) {
+      const { status, stderr } = await run(["make", "-B", "-j2"], env, path);
+      expect([status, stderr]).toEqual([0, ""]);
+    }
+    const called = readFileSync(join(bin, "called"), "utf8").trim().split("\n");
+    expect(called.length).toBe(2);
+    expect(called[0]).toMatch(/ --prefer-offline .* bun@/);
+    expect(called[0]).toEndWith(` bun@${devDependencies.bun}`);
+    for (const name of ["bun", "bunx"]) {
+      const { stdout } = await run([join(path, "node_modules/.bin", name), "--version"]);
+      expect(stdout).toBe(`${devDependencies.bun}\n`);
+    }
+    expect((await run([join(path, "dist/socket-service-inet")])).stdout).toStartWith("This socket");
+
+    const small = `import { test } from "bun:test";
+      import { skipped } from "./support/needs.ts";
+      skipped("a test", "for no reason");
+      test("sees no service manager", () => {
+        if (process.env["NOTIFY_SOCKET"] !== undefined) throw new Error("there is one");
+      });`;
+    writeFileSync(join(path, "test/small.test.ts"), small);
+    const make = ["make", "test", "SETUP=no", "ARGS=test/small.test.ts"];
+    const { status, stdout } = await run(make, { ...env, NOTIFY_SOCKET: "@nobody" }, path);
+    expect(status).toBe(0);
+    expect(stdout).toMatch(/Skipped:\n  a test: for no reason\n(make test lacks .*\n)?$/);
+    const bare = await run([process.execPath, "test", "test/small.test.ts"], env, path);
+    expect(bare.stdout).toContain("Skipped:\n  a test: for no reason\n");
+  });
+
+  test("demo runs what it can, and ends with what was skipped and what to install", async () => {
+    using bin = scratch();
+    for (const name of ["cat", "cut", "dirname", "id", "sed", "sh", "sort"])
+      symlinkSync(`/bin/${name}`, join(bin.path, name));
+    const demo = [process.execPath, join(ROOT, "test/demo.ts")];
+    const { status, stdout } = await run(demo, { PATH: bin.path });
+    expect(status).toBe(0);
+    const line = JSON.stringify("This socket was passed on stdin/stdout\n");
+    expect(stdout).toStartWith(`$ dist/socket-service-inet | cat\n  received ${line}\n`);
+    expect(stdout).toMatch(
+      / {2}what needs systemd-socket-activate: it is missing\n.*: apt-get .*\n$/,
+    );
+  });
+
+  test.skipIf(noNpm)("says why bun cannot be fetched, in npm's words, within seconds", async () => {
+    using directory = checkout();
+    const registry = { npm_config_registry: "http://127.0.0.1:9/", npm_config_cache: "npm-cache" };
+    const began = performance.now();
+    const { status, stderr } = await run(["make"], registry, directory.path);
+    expect(status).toBe(2);
+    expect(stderr).toMatch(/^npm \S+ code ECONNREFUSED$/m);
+    expect(performance.now() - began).toBeLessThan(10_000);
+  });
+
+  test("says what is needed where neither npm nor bun is there", async () => {
+    using directory = checkout();
+    const bin = join(directory.path, "bin");
+    mkdirSync(bin);
+    for (const name of ["cat", "find", "id", "make", "mkdir", "rm", "sed", "sh"])
+      symlinkSync(`/bin/${name}`, join(bin, name));
+    const { status, stderr } = await run(["make"], { PATH: bin }, directory.path);
+    expect(status).toBe(2);
+    expect(stderr).toContain(`npm or bun is needed to fetch bun ${devDependencies.bun}`);
+  });
+});
+
+// Dry runs: the recipes, not what they do.
+const BUN = `node_modules/.bun-${devDependencies.bun}`;
+const DRY = { MAKEFLAGS: "-n -B" };
+
+for (const manager of ["npm", process.execPath])
+  test.skipIf(noNpm && manager === "npm")(`${basename(manager)} run test, build work`, async () => {
+    for (const [name, recipe] of Object.entries({
+      test: `${BUN} test --coverage`,
+      build: `${BUN} build`,
+    })) {
+      const { status, stdout } = await run([manager, "run", name], DRY);
+      expect(status).toBe(0);
+      expect(stdout).toContain(recipe);
+    }
+  });
+
+for (const target of ["demo", "test"])
+  test(`make ${target} sets up before all else`, async () => {
+    const { stdout } = await run(["make", target], DRY);
+    expect(stdout).toStartWith(`test/setup.sh ${target}\n`);
+  });
+
+test("make builds and checks without setting up, and measures no coverage of a part", async () => {
+  expect((await run(["make", "all", "check"], DRY)).stdout).not.toContain("setup.sh");
+  const { stdout } = await run(["make", "test", "ARGS=test/x.test.ts"], DRY);
+  expect(stdout).toContain(`${BUN} test test/x.test.ts\n`);
+});
+
+test("a build that fails leaves no half of an executable", async () => {
+  using directory = scratch();
+  for (const name of ["Makefile", "package.json", "bun.lock", "src", "units"])
+    symlinkSync(join(ROOT, name), join(directory.path, name));
+  mkdirSync(join(directory.path, "node_modules"));
+  script(join(directory.path, BUN), 'for file; do :; done; echo half > "$file"; exit 1');
+  writeFileSync(join(directory.path, "node_modules/.installed"), "");
+  const { status } = await run(["make"], {}, directory.path);
+  expect([status, readdirSync(join(directory.path, "dist"))]).toEqual([2, []]);
+});
+
+test(".ci/run says that it has to be root", async () => {
+  using bin = scratch();
+  script(join(bin.path, "id"), "echo 1000");
+  const env = { PATH: `${bin.path}:${PATH}` };
+  const { status, stdout, stderr } = await run([join(ROOT, ".ci/run")], env);
+  expect([status, stdout]).toEqual([1, ""]);
+  expect(stderr).toContain("has to run as root");
+});
