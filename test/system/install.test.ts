@@ -255,6 +255,8 @@ describe.skipIf(cannotRun)("installation", () => {
   test("upgrading as the README says it: services, then sockets, and clients are served", async () => {
     await make("install");
     await machine.must("systemctl", "daemon-reload");
+    // It may have been idle, and have ended.
+    await greeting(machine, 4000);
     await machine.must("systemctl", "try-restart", "socket-service.service");
     // A changed socket unit: systemd refuses to restart it while its service runs.
     const refused = await machine.run("systemctl", "restart", "socket-service.socket");
