@@ -11,7 +11,7 @@ SOURCES := $(shell find src -name '*.ts') package.json Makefile
 # system installation only: a user manager can apply little of them.
 SERVICES := $(patsubst units/%.socket,%,$(wildcard units/*.socket))
 DROPINS := $(patsubst units/%,%,$(wildcard units/*.d/*.conf))
-UNITS := $(patsubst units/%,%,$(wildcard units/*.service) $(wildcard units/*.socket))
+UNITS := $(patsubst units/%,%,$(wildcard units/*.service units/*.socket))
 
 # Where packagers expect to be asked.
 PREFIX ?= /usr/local
@@ -23,12 +23,9 @@ USER_BINDIR = $(HOME)/.local/bin
 USER_UNITDIR = $(HOME)/.config/systemd/user
 
 # Mistakes that are said before anything is built.
-ifneq ($(filter install uninstall,$(MAKECMDGOALS)),)
-  UNITDIR := $(UNITDIR)
-endif
-ifneq ($(and $(filter install-user uninstall-user,$(MAKECMDGOALS)),$(SUDO_USER),$(filter 0,$(shell id -u))),)
-  $(error as root this would change $(HOME): run it as $(SUDO_USER), without sudo)
-endif
+$(if $(filter install uninstall,$(MAKECMDGOALS)),$(if $(UNITDIR),))
+$(if $(and $(filter %install-user,$(MAKECMDGOALS)),$(SUDO_USER),$(filter 0,$(shell id -u))),$(error \
+	as root this would change $(HOME): run it as $(SUDO_USER), without sudo))
 
 # $(call install_into,BINDIR,UNITDIR,UNITS) stops at the first failure. Executables come first, so
 # that no unit names one that is not there. A file takes the old one's place in one rename: a running
@@ -39,17 +36,11 @@ define install_into
 		exit 1;; esac
 	@set -e; umask 022; trap 'rm -f "$$new"' EXIT; trap 'exit 1' HUP INT TERM; \
 	put() { \
-		mode=$$1 target=$$2 new=$$2.new; shift 2; \
-		echo "install $$target"; \
-		mkdir -p "$${target%/*}"; \
-		"$$@" > "$$new"; \
-		chmod $$mode "$$new"; \
-		mv -fT "$$new" "$$target"; \
+		mode=$$1 target=$$2 new=$$2.new; shift 2; echo "install $$target"; mkdir -p "$${target%/*}"; \
+		"$$@" > "$$new"; chmod $$mode "$$new"; mv -fT "$$new" "$$target"; \
 	}; \
 	for name in $(SERVICES); do put 755 '$(DESTDIR)$(1)'/$$name cat dist/$$name; done; \
-	for unit in $(3); do \
-		put 644 '$(DESTDIR)$(2)'/$$unit sed 's|@BINDIR@|$(1)|' units/$$unit; \
-	done
+	for unit in $(3); do put 644 '$(DESTDIR)$(2)'/$$unit sed 's|@BINDIR@|$(1)|' units/$$unit; done
 endef
 
 # $(call uninstall_from,BINDIR,UNITDIR,UNITS) removes also what an interrupted install left.
@@ -58,9 +49,7 @@ define uninstall_from
 	remove() { rm -fv "$$1" "$$1.new" || status=1; }; \
 	for name in $(SERVICES); do remove '$(DESTDIR)$(1)'/$$name; done; \
 	for unit in $(3); do remove '$(DESTDIR)$(2)'/$$unit; done; \
-	for directory in $(sort $(filter %.d/,$(dir $(3)))); do \
-		rmdir '$(DESTDIR)$(2)'/$$directory 2>/dev/null || true; \
-	done; \
+	rmdir $(foreach name,$(sort $(filter %.d/,$(dir $(3)))),'$(DESTDIR)$(2)/$(name)') 2>/dev/null; \
 	exit $$status
 endef
 
@@ -68,8 +57,7 @@ endef
 unexport LISTEN_PID LISTEN_FDS LISTEN_FDNAMES NOTIFY_SOCKET WATCHDOG_PID WATCHDOG_USEC JOURNAL_STREAM
 
 .DELETE_ON_ERROR:
-.PHONY: all demo test bench check format clean help set-up
-.PHONY: install uninstall install-user uninstall-user
+.PHONY: all demo test bench check format clean help set-up install uninstall install-user uninstall-user
 
 all: $(SERVICES:%=dist/%) ## Build the three executables into dist/ (the default)
 
@@ -136,14 +124,12 @@ NPM := npm install --prefix . --ignore-scripts --no-package-lock --no-audit --no
        --loglevel=error --fetch-retries=1 --fetch-retry-mintimeout=1000 --fetch-timeout=20000
 $(BUN): | $(if $(filter demo test,$(MAKECMDGOALS)),set-up)
 	@echo "fetch  bun $(BUN_VERSION)"
-	@rm -rf node_modules/.fetch && mkdir -p node_modules/.fetch && echo '{}' > node_modules/.fetch/package.json
-	@cd node_modules/.fetch && \
+	@rm -rf node_modules/.fetch && mkdir -p node_modules/.fetch
+	@cd node_modules/.fetch && echo '{}' > package.json && \
 	if command -v npm >/dev/null; then $(NPM) bun@$(BUN_VERSION) >/dev/null; \
 	elif command -v bun >/dev/null; then bun add --ignore-scripts --silent bun@$(BUN_VERSION); \
 	else echo "make: npm or bun is needed to fetch bun $(BUN_VERSION): install one of them" >&2; exit 1; fi
-	@rm -rf node_modules/bun node_modules/@oven
-	@mv node_modules/.fetch/node_modules/bun node_modules/.fetch/node_modules/@oven node_modules/
-	@rm -rf node_modules/.fetch
+	@cd node_modules && rm -rf bun @oven && mv .fetch/node_modules/bun .fetch/node_modules/@oven . && rm -rf .fetch
 	@for bun in node_modules/@oven/*/bin/bun; do \
 	  if [ "$$($$bun --version 2>/dev/null)" = $(BUN_VERSION) ]; then ln -sf "$${bun#node_modules/}" $@; exit 0; fi; \
 	done; echo "make: no bun $(BUN_VERSION) that was fetched runs on this machine" >&2; exit 1

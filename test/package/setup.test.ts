@@ -158,7 +158,8 @@ describe("make", () => {
     mkdirSync(bin);
     const packages = join(ROOT, "node_modules");
     const copies = `mkdir node_modules && cp -a "${packages}/bun" "${packages}/@oven" node_modules`;
-    script(join(bin, "npm"), `echo "$@" >> ${bin}/called\n${copies}`);
+    const stubs = "cd node_modules/bun/bin && rm -f bun.exe bunx.exe && touch bun.exe bunx.exe";
+    script(join(bin, "npm"), `echo "$@" >> ${bin}/called\n${copies}\n${stubs}`);
     const env = { PATH: `${bin}:${PATH}` };
     for (let i = 0; i < 2; i++) {
       const { status, stderr } = await run(["make", "-B", "-j2"], env, path);
