@@ -355,9 +355,8 @@ describe.skipIf(cannotRun)("a machine", () => {
 
   test("that does not come up is given up at its deadline, with what it said", async () => {
     const bin = await mkdtemp(join(tmpdir(), "socket-service-"));
-    // As if it had no right to, and did not end.
-    const nspawn = "#!/bin/sh\necho Operation not permitted >&2\nexec sleep 600\n";
-    await writeFile(join(bin, "systemd-nspawn"), nspawn, { mode: 0o755 });
+    const hangs = "#!/bin/sh\necho Operation not permitted >&2\nexec sleep 600\n";
+    await writeFile(join(bin, "systemd-nspawn"), hangs, { mode: 0o755 });
     const ask = `import { Machine } from "${join(import.meta.dir, "machine.ts")}";
       console.log(await Machine.obstacle(1));`;
     const began = performance.now();
