@@ -266,7 +266,7 @@ export function sendDatagram(path: Uint8Array, payload: Uint8Array, ancillary: A
   const IOVEC = 16;
   const name = MSGHDR + IOVEC;
   const nameLength = 2 + path.length;
-  const controlAt = name + align(nameLength);
+  const controlAt = name + nameLength;
   const payloadAt = controlAt + control.length;
   const buffer = new ArrayBuffer(payloadAt + payload.length);
   const bytes = new Uint8Array(buffer);
@@ -276,7 +276,7 @@ export function sendDatagram(path: Uint8Array, payload: Uint8Array, ancillary: A
   view.setUint32(8, nameLength, true);
   view.setBigUint64(16, at + BigInt(MSGHDR), true);
   view.setBigUint64(24, 1n, true);
-  view.setBigUint64(32, control.length === 0 ? 0n : at + BigInt(controlAt), true);
+  view.setBigUint64(32, at + BigInt(controlAt), true);
   view.setBigUint64(40, BigInt(control.length), true);
   view.setBigUint64(MSGHDR, at + BigInt(payloadAt), true);
   view.setBigUint64(MSGHDR + 8, BigInt(payload.length), true);

@@ -188,5 +188,5 @@ function socketPath(socket: string): Uint8Array {
       `NOTIFY_SOCKET is ${quote(socket)}, ${bytes.length} bytes long: use 2 to ${LONGEST_ADDRESS}`,
     );
   if (isAbstract) bytes[0] = 0;
-  return isAbstract ? bytes : new Uint8Array([...bytes, 0]);
+  return bytes;
 }

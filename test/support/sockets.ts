@@ -204,8 +204,8 @@ export interface Datagram {
   readonly text: string;
   /** Descriptors that came with it (SCM_RIGHTS), to be closed by the receiver. */
   readonly fds: readonly number[];
-  /** Who sent it (SCM_CREDENTIALS), if the receiver has asked for that. */
-  readonly pid: number | undefined;
+  /** Who sent it (SCM_CREDENTIALS), if the receiver has asked for that: process, user and group. */
+  readonly sender: readonly number[];
 }
 
 /** Has every datagram come with its sender. */
@@ -227,15 +227,14 @@ export function receive(fd: number): Datagram | undefined {
   }
   const text = new TextDecoder().decode(payload.subarray(0, Number(length)));
   const fds: number[] = [];
-  let pid: number | undefined;
+  const sender: number[] = [];
   // Messages of cmsg(3): each a header of 16 bytes, its length first and its type last, and data.
   const view = new DataView(control.buffer, 0, Number(message[5]));
   for (let at = 0; at < view.byteLength;) {
     const size = Number(view.getBigUint64(at, true));
-    if (view.getInt32(at + 12, true) === 1)
-      for (let data = 16; data < size; data += 4) fds.push(view.getInt32(at + data, true));
-    else pid = view.getInt32(at + 16, true);
+    const values = view.getInt32(at + 12, true) === 1 ? fds : sender;
+    for (let data = 16; data < size; data += 4) values.push(view.getInt32(at + data, true));
     at += (size + 7) & ~7;
   }
-  return { text, fds, pid };
+  return { text, fds, sender };
 }

@@ -6,7 +6,7 @@ import * as libc from "../../src/activation/libc.ts";
 import { listen } from "../../src/activation/index.ts";
 import { substitute } from "../../src/activation/listen.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
-import { freePort } from "../support/daemon.ts";
+import { execute, freePort } from "../support/daemon.ts";
 import { CERTIFICATE, client, FAMILIES, listening, text } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, backlogOf, close, SOCK_STREAM } from "../support/sockets.ts";
@@ -43,6 +43,17 @@ test.each(FAMILIES)("listen accepts over %s, and stop leaves the socket open", a
   const queued = await client(it.to);
   started(listen(sockets.duplicate(it.kept), greet("second")));
   expect(await text(queued)).toBe("second");
+});
+
+test("listen accepts on descriptor 3, as systemd passes it", async () => {
+  using it = listening("IPv4");
+  const script = `
+    import { listen, passedFd } from "./src/activation/index.ts";
+    const open = (socket) => void socket.end("passed");
+    listen(passedFd(), { socket: { open, data() {} } });`;
+  await using _ = execute(process.execPath, [it.fd], {}, ["-e", script]);
+  close(it.fd);
+  expect(await text(await client(it.to))).toBe("passed");
 });
 
 test("listen accepts over TLS", async () => {

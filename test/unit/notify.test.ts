@@ -125,15 +125,16 @@ test("descriptors are sent along, in order and 253 at most, and stay open here",
 });
 
 test("notify sends for another process if that is allowed, and for none that does not exist", () => {
-  const isRoot = process.getuid?.() === 0;
+  const [user, group] = [process.getuid?.() ?? -1, process.getgid?.() ?? -1];
+  const isRoot = user === 0;
   for (const pid of [isRoot ? process.ppid : process.pid, process.pid]) {
     // The credentials come after descriptors, too.
     notify({ fdStore: true }, { fds: [0, 0, 0], pid });
     const received = receiver.poll();
-    expect([received?.fds.length, received?.pid]).toEqual([3, pid]);
+    expect([received?.fds.length, received?.sender]).toEqual([3, [pid, user, group]]);
     received?.fds.forEach(close);
     expect(notify({ ready: true }, { pid })).toBe(true);
-    expect(receiver.poll()?.pid).toBe(pid);
+    expect(receiver.poll()?.sender).toEqual([pid, user, group]);
   }
   expect(thrown(() => notify({ ready: true }, { pid: 0x7ffffffe }))).toEqual(
     refusal(71, /sendmsg failed/, isRoot ? "ESRCH" : "EPERM"),
@@ -200,6 +201,8 @@ test("the longest addresses are reached, and the shortest is tried", () => {
 
 test("notify says that there is no receiver, and that a descriptor is not open", () => {
   const fds = [987_654];
+  // There is nothing to wait for.
+  const sleep = spyOn(Bun, "sleepSync");
   expect(thrown(() => notify({ fdStore: true }, { fds }))).toEqual(
     refusal(71, /bad file/, "EBADF"),
   );
@@ -207,6 +210,7 @@ test("notify says that there is no receiver, and that a descriptor is not open",
   const message =
     /^cannot notify the service manager at NOTIFY_SOCKET "\/nonex.*": sendmsg failed, /;
   expect(thrown(() => notify({ ready: true }))).toEqual(refusal(71, message, "ENOENT"));
+  expect(sleep).not.toHaveBeenCalled();
 });
 
 describe("with a manager that does not read", () => {
