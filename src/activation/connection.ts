@@ -104,8 +104,8 @@ function requireConnection(fd: number): void {
   // Without FFI the one cannot be told from the other, and a client that resets is normal.
   if (!canCall()) return;
   const it = describe(fd);
-  const isConnection = it.kind === "socket" && it.type === "stream" && !it.listening;
-  if (!isConnection || !(it.connected || wasConnected(fd)))
+  const isStream = it.kind === "socket" && it.type === "stream";
+  if (!isStream || !(it.connected || wasConnected(fd)))
     throw misconfigured(
       `descriptor ${fd} is ${phrase(it)}, not a connection: pass one (Accept=yes)`,
     );

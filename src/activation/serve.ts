@@ -110,5 +110,5 @@ function report(server: Server<unknown>, it: Descriptor): void {
 
 function define(server: Server<unknown>, values: Readonly<Record<string, unknown>>): void {
   for (const [name, value] of Object.entries(values))
-    Object.defineProperty(server, name, { value, enumerable: true });
+    Object.defineProperty(server, name, { value });
 }

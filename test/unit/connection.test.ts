@@ -145,7 +145,7 @@ describe("adoptConnection", () => {
     async (family) => {
       const path = family === AF_UNIX ? `@${crypto.randomUUID()}` : undefined;
       const fd = sockets.listening(family, 1, path);
-      // As busy as any: what a listening TCP socket has received is counted, too.
+      // One that has received segments.
       const client = sockets.connected(path ?? { family, port: sockets.portOf(fd) }) ?? -1;
       expect(await refused(fd)).toEqual(
         refusal(78, /^descriptor \d+ is a listening stream socket \(.*\), not a connection: pass/),

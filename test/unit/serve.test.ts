@@ -140,7 +140,7 @@ test.each([1, 37, 511, 4096])("serve keeps a backlog of %i", (backlog) => {
   expect(backlogOf(it.kept)).toBe(backlog);
 });
 
-test("requestIP is the client over IP, and nobody if only AF_UNIX is allowed", async () => {
+test("requestIP is the client over IP, and nobody over AF_UNIX or if only that is allowed", async () => {
   const options = {
     fetch: (request: Request, server: Bun.Server<undefined>) =>
       Response.json(server.requestIP(request)?.address ?? null),
@@ -148,6 +148,9 @@ test("requestIP is the client over IP, and nobody if only AF_UNIX is allowed", a
   using ipv6 = listening("IPv6");
   started(serve(ipv6.fd, options));
   expect(await exchange(ipv6.to)).toEndWith(`"::1"`);
+  using unix = listening("Unix");
+  started(serve(unix.fd, options));
+  expect(await exchange(unix.to)).toEndWith("null");
 
   const native = Bun.serve;
   using sandboxed = spyOn(Bun, "serve");
@@ -173,12 +176,15 @@ test("serve listens on an address if no socket was passed, by default on the loo
   expect(await exchange({ path })).toEndWith("mine");
 });
 
-test("the URL of a path has every character of it that means something in a URL", () => {
+test("the URL of a path or a name has every character of it that means something in a URL", () => {
   const path = `${freshPath()} ?#%@ü`;
   const server = started(serve(sockets.listening(sockets.AF_UNIX, 1, path), answer("")));
   expect(decodeURIComponent(server.url.pathname)).toBe(path);
   expect(server.url.search + server.url.hash).toBe("");
   process.getBuiltinModule("node:fs").rmSync(path);
+  const abstract = sockets.listening(sockets.AF_UNIX, 1, `@${path}`);
+  const { href } = started(serve(abstract, answer(""))).url;
+  expect(href).toBe(`abstract://${encodeURIComponent(path)}/`);
 });
 
 test("the URL of an address of one link has no interface in it", () => {
