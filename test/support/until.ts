@@ -15,11 +15,3 @@ export async function until<T>(
     await Bun.sleep(5);
   }
 }
-
-/** `until` for those who do not say for what they wait. */
-export function eventually<T>(
-  probe: () => T | undefined | false | Promise<T | undefined | false>,
-  within = 10_000,
-): Promise<T> {
-  return until("what the test waits for", within / 1000, probe);
-}
