@@ -23,6 +23,7 @@ export const DESCRIPTORS = 1 << 16;
 const SOCK_CLOEXEC = 0o2000000;
 const O_NONBLOCK = 0o4000;
 const SOL_SOCKET = 1;
+const SO_COOKIE = 57;
 const IPPROTO_TCP = 6;
 const TCP_INFO = 11;
 /** Where tcpi_segs_in, the number of segments received, stands in struct tcp_info. */
@@ -37,7 +38,9 @@ const SCM_RIGHTS = 1;
 const SCM_CREDENTIALS = 2;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_DONTWAIT = 0x40;
-const EPOLL_CTL_ADD = 1;
+const EPOLL_CTL = { add: 1, delete: 2, modify: 3 } as const;
+const EPOLLET = 0x80000000;
+const RLIMIT_NOFILE = 7;
 const CLOCK_MONOTONIC = 1;
 const SYS_pidfd_open = 434;
 const PID_FS_MAGIC = 0x50494446n;
@@ -64,6 +67,7 @@ function load() {
       epoll_ctl: { args: ["i32", "i32", "i32", "buffer"], returns: "i32" },
       fcntl: { args: ["i32", "i32", "i32"], returns: "i32" },
       fstatfs: { args: ["i32", "buffer"], returns: "i32" },
+      getrlimit: { args: ["i32", "buffer"], returns: "i32" },
       getpeername: { args: ["i32", "buffer", "buffer"], returns: "i32" },
       getsockname: { args: ["i32", "buffer", "buffer"], returns: "i32" },
       getsockopt: { args: ["i32", "i32", "i32", "buffer", "buffer"], returns: "i32" },
@@ -190,14 +194,40 @@ export function socketPair(): [number, number] {
   return [ends[0] ?? -1, ends[1] ?? -1];
 }
 
-/** Adds a descriptor to an epoll instance, with the events and the data of a former registration. */
-export function epollAdd(epoll: number, fd: number, events: number, data: bigint): void {
+/** What tells one socket from all others since boot; undefined for what is no socket, or not open. */
+export function socketCookie(fd: number): bigint | undefined {
+  const value = new BigUint64Array(1);
+  const result = libc().getsockopt(fd, SOL_SOCKET, SO_COOKIE, value, Uint32Array.of(8));
+  return unless("getsockopt", result, ENOTSOCK, EBADF) === undefined ? undefined : value[0];
+}
+
+/** A descriptor in an epoll instance: its events, but edge-triggered, and its data. */
+export interface Registration {
+  readonly epoll: number;
+  readonly fd: number;
+  readonly events: number;
+  readonly data: bigint;
+}
+
+/** epoll_ctl(2). `modify` reports a descriptor that is ready once more. */
+export function epollControl(operation: keyof typeof EPOLL_CTL, to: Registration): void {
   // struct epoll_event is packed on x86-64 and nowhere else.
   const offset = process.arch === "x64" ? 4 : 8;
   const event = new DataView(new ArrayBuffer(16));
-  event.setUint32(0, events, true);
-  event.setBigUint64(offset, data, true);
-  check("epoll_ctl", libc().epoll_ctl(epoll, EPOLL_CTL_ADD, fd, new Uint8Array(event.buffer)));
+  event.setUint32(0, to.events | EPOLLET, true);
+  event.setBigUint64(offset, to.data, true);
+  const bytes = new Uint8Array(event.buffer);
+  check("epoll_ctl", libc().epoll_ctl(to.epoll, EPOLL_CTL[operation], to.fd, bytes));
+}
+
+/** How many more descriptors this process may open. `fd` is any that is open. */
+export function freeDescriptors(fd: number): number {
+  const limit = new BigUint64Array(2);
+  check("getrlimit", libc().getrlimit(RLIMIT_NOFILE, limit));
+  // The kernel gives the lowest number that is free: all below are taken.
+  const lowest = duplicate(fd);
+  close(lowest);
+  return Number(limit[0]) - lowest;
 }
 
 /** The text of a file of /proc, or undefined where there is none of that name. */
@@ -257,8 +287,21 @@ export interface Ancillary {
   readonly pid?: number;
 }
 
-/** Sends one datagram over AF_UNIX to `path`, which is a file, or an abstract name after a NUL. */
-export function sendDatagram(path: Uint8Array, payload: Uint8Array, ancillary: Ancillary): void {
+/** A socket for datagrams over AF_UNIX, close-on-exec. */
+export function datagramSocket(): number {
+  return check("socket", libc().socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+}
+
+/**
+ * Sends one datagram over AF_UNIX from the socket `fd` to `path`, which is a file, or an abstract
+ * name after a NUL.
+ */
+export function sendDatagram(
+  fd: number,
+  path: Uint8Array,
+  payload: Uint8Array,
+  ancillary: Ancillary,
+): void {
   const control = controlMessages(ancillary);
   // One buffer holds it all, so that one reference keeps it where its pointers point. The buffer
   // comes first: a bare Uint8Array moves when its `buffer` is asked for.
@@ -285,18 +328,13 @@ export function sendDatagram(path: Uint8Array, payload: Uint8Array, ancillary: A
   bytes.set(control, controlAt);
   bytes.set(payload, payloadAt);
 
-  const fd = check("socket", libc().socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  try {
-    const flags = MSG_NOSIGNAL | MSG_DONTWAIT;
-    let sent = libc().sendmsg(fd, bytes, flags);
-    for (let waited = 0; sent < 0 && libc().errno() === EAGAIN && waited < SEND_TIMEOUT; waited++) {
-      Bun.sleepSync(1);
-      sent = libc().sendmsg(fd, bytes, flags);
-    }
-    check("sendmsg", sent);
-  } finally {
-    close(fd);
+  const flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+  let sent = libc().sendmsg(fd, bytes, flags);
+  for (let waited = 0; sent < 0 && libc().errno() === EAGAIN && waited < SEND_TIMEOUT; waited++) {
+    Bun.sleepSync(1);
+    sent = libc().sendmsg(fd, bytes, flags);
   }
+  check("sendmsg", sent);
 }
 
 /** The ancillary data of a datagram as cmsg(3) lays it out. */

@@ -1,8 +1,11 @@
 import type { SocketListener, SocketOptions, TLSOptions } from "bun";
 
 import { describe, isListeningStream, phrase } from "./describe.ts";
-import { ActivationError, ExitStatus, misconfigured } from "./error.ts";
+import { misconfigured } from "./error.ts";
+import { adopt, substitute, unexpectedRuntime } from "./event-loop.ts";
 import * as libc from "./libc.ts";
+import { MaxConnections } from "./max-connections.ts";
+import { keepNotifySocket } from "./notify.ts";
 
 /** Where a service of one's own is reached from this machine only. */
 export const LOOPBACK = "127.0.0.1";
@@ -20,6 +23,12 @@ export type Address =
 export interface ListenOptions<Data> extends SocketOptions<Data> {
   /** As in `Bun.listen`: the certificate and key of a server over TLS. */
   readonly tls?: TLSOptions | boolean;
+  /**
+   * The most connections open at once, those in a TLS handshake too. At that many it stops
+   * accepting, and whoever comes then waits in the socket's queue. Default: as many as there are
+   * descriptors. Handlers given to `socket.reload` are not counted, those of `listener.reload` are.
+   */
+  readonly maxConnections?: number;
 }
 
 /**
@@ -42,26 +51,47 @@ export interface ListenOptions<Data> extends SocketOptions<Data> {
  */
 export function listen<Data = undefined>(
   where: number | Address,
-  options: ListenOptions<Data>,
+  { maxConnections, ...options }: ListenOptions<Data>,
 ): SocketListener<Data> {
-  if (typeof where !== "number")
-    return "unix" in where
-      ? Bun.listen({ ...options, unix: where.unix })
-      : Bun.listen({ ...options, hostname: where.hostname ?? LOOPBACK, port: where.port });
+  const bound =
+    maxConnections === undefined
+      ? undefined
+      : new MaxConnections<Data>(maxConnections, options.tls);
+  const socket = bound?.counting(options.socket) ?? options.socket;
+  if (typeof where !== "number") {
+    const listener =
+      "unix" in where
+        ? Bun.listen({ ...options, socket, unix: where.unix })
+        : Bun.listen({
+            ...options,
+            socket,
+            hostname: where.hostname ?? LOOPBACK,
+            port: where.port,
+          });
+    if (bound !== undefined) {
+      if (!("fd" in listener && typeof listener.fd === "number"))
+        throw unexpectedRuntime("does not tell the descriptor of a listener");
+      bound.apply(listener, adopt(listener.fd), libc.duplicate(listener.fd));
+    }
+    return listener;
+  }
   requireListening(where);
+  // Before clients have taken all descriptors.
+  keepNotifySocket();
   const passed = libc.duplicate(where);
   let listener: SocketListener<Data> | undefined;
   try {
     libc.replaceByThrowAway(where);
-    listener = Bun.listen({ ...options, fd: where });
-    substitute(passed, where);
+    listener = Bun.listen({ ...options, socket, fd: where });
+    const watch = substitute(passed, where);
+    if (bound === undefined) libc.close(passed);
+    else bound.apply(listener, watch, passed);
     return listener;
   } catch (error) {
     listener?.stop();
     libc.replace(passed, where);
-    throw error;
-  } finally {
     libc.close(passed);
+    throw error;
   }
 }
 
@@ -71,43 +101,4 @@ export function requireListening(fd: number): void {
     throw misconfigured(
       `descriptor ${fd} is ${phrase(describe(fd))}, not a listening stream socket: pass one (Accept=no)`,
     );
-}
-
-/**
- * Puts the socket `passed` in the place of the listening socket `fd` in Bun's event loop: on the
- * same number, and registered in the same epoll instance for the same events with the same data.
- *
- * @throws {ActivationError} (71) when no epoll instance of this process watches `fd`.
- */
-export function substitute(passed: number, fd: number): void {
-  const { epoll, events, data } = registration(fd);
-  // Bun accepts until it would block.
-  libc.setNonBlocking(passed);
-  // The last reference to the old socket goes, and its registration with it.
-  libc.replace(passed, fd);
-  libc.epollAdd(epoll, fd, events, data);
-}
-
-function registration(fd: number): { epoll: number; events: number; data: bigint } {
-  // A line of it in proc_pid_fdinfo(5): "tfd: %8d events: %8x data: %16llx ...".
-  const target = `tfd: ${String(fd).padStart(8)} events: `;
-  // Below are stdin, stdout and stderr; the event loop's is among the first free ones after.
-  for (let epoll = 3; epoll < libc.DESCRIPTORS; epoll++) {
-    const text = libc.readProc(`/proc/self/fdinfo/${epoll}`);
-    const at = text?.indexOf(target) ?? -1;
-    if (text === undefined || at < 0) continue;
-    const columns = text.slice(at + target.length);
-    if (columns.slice(8, 15) !== " data: ") break;
-    const events = Number(`0x${columns.slice(0, 8).trim()}`);
-    return { epoll, events, data: BigInt(`0x${columns.slice(15, 31).trim()}`) };
-  }
-  throw unexpectedRuntime(`does not watch descriptor ${fd} with epoll`);
-}
-
-/** The error for a runtime that is not as this module knows it, before it has served anybody. */
-export function unexpectedRuntime(what: string): ActivationError {
-  return new ActivationError(
-    ExitStatus.systemCall,
-    `Bun ${Bun.version} ${what} as expected: use the Bun that this was made for`,
-  );
 }

@@ -1,6 +1,6 @@
 import { isName, takeVariable } from "./environment.ts";
 import { ActivationError, misconfigured, quote } from "./error.ts";
-import { type Ancillary, monotonicMicroseconds, sendDatagram } from "./libc.ts";
+import { type Ancillary, datagramSocket, monotonicMicroseconds, sendDatagram } from "./libc.ts";
 
 /** What to tell the service manager: the assignments of sd_notify(3), sent in one datagram. */
 export interface Notification {
@@ -62,7 +62,11 @@ const LONGEST_ADDRESS = 107;
 /** The most descriptors that the kernel sends at once (unix(7)). */
 const SCM_MAX_FD = 253;
 
+/** In bytes: systemd reads no more of a notification, and drops a longer one whole. */
+const LONGEST_NOTIFICATION = 4096;
+
 let address: string | undefined;
+let socket: number | undefined;
 
 /** The service manager's address, taken out of the environment when it is first wanted. */
 function notifySocket(): string | undefined {
@@ -72,6 +76,14 @@ function notifySocket(): string | undefined {
 /** Whether there is a service manager to notify: whether `NOTIFY_SOCKET` was set. */
 export function notifyEnabled(): boolean {
   return notifySocket() !== undefined;
+}
+
+/**
+ * Opens the socket that notifications are sent from, where there is somebody to notify, and keeps
+ * it: with all descriptors taken, by clients, notifications still get through. Close-on-exec.
+ */
+export function keepNotifySocket(): void {
+  if (notifyEnabled()) socket ??= datagramSocket();
 }
 
 /**
@@ -85,7 +97,8 @@ export function notifyEnabled(): boolean {
  *
  * @returns Whether there was somebody to notify: false where `NOTIFY_SOCKET` is not set.
  * @throws {ActivationError} (78) when a value cannot be sent (a newline in it would be taken for
- *   the start of the next assignment), a field lacks another that it needs, or the address is malformed, too long or of another kind;
+ *   the start of the next assignment), a field lacks another that it needs, all of it is longer than
+ *   the 4,096 bytes that systemd reads, or the address is malformed, too long or of another kind;
  *   (71) when sending fails, with `code` such as `ENOENT` or `ECONNREFUSED` (no receiver).
  *
  * @example
@@ -110,14 +123,20 @@ export function notify(notification: Notification, options: NotifyOptions = {}):
 
 /** Sends the assignments as they stand. */
 export function send(state: string, options: NotifyOptions): boolean {
-  const socket = notifySocket();
-  if (socket === undefined) return false;
-  const path = socketPath(socket);
+  const to = notifySocket();
+  if (to === undefined) return false;
+  const path = socketPath(to);
+  const datagram = new TextEncoder().encode(state);
+  if (datagram.length > LONGEST_NOTIFICATION)
+    throw misconfigured(
+      `cannot notify ${datagram.length} bytes at once: send at most the ${LONGEST_NOTIFICATION} that systemd reads`,
+    );
   try {
-    sendDatagram(path, new TextEncoder().encode(state), options);
+    socket ??= datagramSocket();
+    sendDatagram(socket, path, datagram, options);
   } catch (error) {
     if (!(error instanceof ActivationError)) throw error;
-    const message = `cannot notify the service manager at NOTIFY_SOCKET ${quote(socket)}: ${error.message}`;
+    const message = `cannot notify the service manager at NOTIFY_SOCKET ${quote(to)}: ${error.message}`;
     throw new ActivationError(error.status, message, error.code);
   }
   return true;
@@ -172,20 +191,20 @@ function checked(name: string, value: string | number | bigint | boolean): strin
   throw misconfigured(`cannot notify ${name}=${quote(text)}: give ${wanted}`);
 }
 
-function socketPath(socket: string): Uint8Array {
-  if (socket.startsWith("vsock"))
+function socketPath(address: string): Uint8Array {
+  if (address.startsWith("vsock"))
     throw misconfigured(
-      `NOTIFY_SOCKET is ${quote(socket)}: AF_VSOCK is not supported, use AF_UNIX`,
+      `NOTIFY_SOCKET is ${quote(address)}: AF_VSOCK is not supported, use AF_UNIX`,
     );
-  const bytes = new TextEncoder().encode(socket);
-  const isAbstract = socket.startsWith("@");
-  if (!isAbstract && !socket.startsWith("/"))
+  const bytes = new TextEncoder().encode(address);
+  const isAbstract = address.startsWith("@");
+  if (!isAbstract && !address.startsWith("/"))
     throw misconfigured(
-      `NOTIFY_SOCKET is ${quote(socket)}, not an absolute path or @name: set one`,
+      `NOTIFY_SOCKET is ${quote(address)}, not an absolute path or @name: set one`,
     );
   if (bytes.length < 2 || bytes.length > LONGEST_ADDRESS)
     throw misconfigured(
-      `NOTIFY_SOCKET is ${quote(socket)}, ${bytes.length} bytes long: use 2 to ${LONGEST_ADDRESS}`,
+      `NOTIFY_SOCKET is ${quote(address)}, ${bytes.length} bytes long: use 2 to ${LONGEST_ADDRESS}`,
     );
   if (isAbstract) bytes[0] = 0;
   return bytes;

@@ -3,13 +3,9 @@ import type { Serve, Server } from "bun";
 import { describe, type Descriptor, endpoint, isListeningStream } from "./describe.ts";
 import * as libc from "./libc.ts";
 import { LISTEN_FDS_START } from "./listen-fds.ts";
-import {
-  type Address,
-  LOOPBACK,
-  requireListening,
-  substitute,
-  unexpectedRuntime,
-} from "./listen.ts";
+import { substitute, unexpectedRuntime } from "./event-loop.ts";
+import { type Address, LOOPBACK, requireListening } from "./listen.ts";
+import { keepNotifySocket } from "./notify.ts";
 
 /** What `Bun.serve` takes, but for the address: that comes with the socket. */
 export type ServeOptions<WebSocketData, Route extends string> = Omit<
@@ -54,6 +50,8 @@ export function serve<WebSocketData = undefined, Route extends string = string>(
       ? Bun.serve({ ...options, unix: where.unix })
       : Bun.serve({ ...options, hostname: where.hostname ?? LOOPBACK, port: where.port });
   requireListening(where);
+  // Before clients have taken all descriptors.
+  keepNotifySocket();
   const passed = describe(where);
   const { server, at } = throwAway(options, "port" in passed);
   try {

@@ -222,9 +222,9 @@ export class Client {
   }
 
   /** All that came until the service's end of file, or how the connection failed instead. */
-  async received(): Promise<string> {
+  async received(limit = 10_000): Promise<string> {
     this.#socket.resume();
-    return await within(10_000, "an end of file", this.#greeted.promise);
+    return await within(limit, "an end of file", this.#greeted.promise);
   }
 
   /** Waits until both sides have closed the connection, or one has reset it: the time of that. */

@@ -166,11 +166,21 @@ export function resetOnClose(fd: number): void {
   check("setsockopt", libc.setsockopt(fd, 1, 13, Int32Array.of(1, 0), 8));
 }
 
-/** The backlog of a listening TCP socket: tcpi_sacked of TCP_INFO. */
-export function backlogOf(fd: number): number {
+/** A field of TCP_INFO. */
+function tcpInfo(fd: number, offset: number): number {
   const info = new Uint8Array(104);
   check("getsockopt", libc.getsockopt(fd, 6, 11, info, Uint32Array.of(info.length)));
-  return new DataView(info.buffer).getUint32(28, true);
+  return new DataView(info.buffer).getUint32(offset, true);
+}
+
+/** The backlog of a listening TCP socket: tcpi_sacked. */
+export function backlogOf(fd: number): number {
+  return tcpInfo(fd, 28);
+}
+
+/** How many wait to be accepted from a listening TCP socket: tcpi_unacked. */
+export function queueOf(fd: number): number {
+  return tcpInfo(fd, 24);
 }
 
 /** Another descriptor of the same file. */

@@ -4,6 +4,7 @@ import { writeSync } from "node:fs";
 import { setTimeout as after } from "node:timers/promises";
 
 import { notifyBarrier } from "../../src/activation/index.ts";
+import { keepNotifySocket } from "../../src/activation/notify.ts";
 import { descriptors, nothingLeft, refusal } from "../support/checks.ts";
 import { execute } from "../support/daemon.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
@@ -16,6 +17,8 @@ let before: Map<string, number>;
 beforeEach(() => {
   receiver = new NotifyReceiver(`@${randomUUID()}`);
   process.env["NOTIFY_SOCKET"] = receiver.address;
+  // Kept open, and sent from.
+  keepNotifySocket();
   before = descriptors();
 });
 // Whatever the outcome.

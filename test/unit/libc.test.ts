@@ -4,7 +4,7 @@ import { constants, fstatSync, openSync, readFileSync, statfsSync } from "node:f
 
 import * as libc from "../../src/activation/libc.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
-import { close, pipe } from "../support/sockets.ts";
+import { close, closesOnExec, pipe } from "../support/sockets.ts";
 
 const { symbols: reference } = dlopen("libc.so.6", {
   clock_gettime: { args: ["i32", "buffer"], returns: "i32" },
@@ -86,5 +86,24 @@ test("setNonBlocking sets that flag and leaves the others", () => {
   const flags = constants.O_WRONLY | constants.O_APPEND | constants.O_NONBLOCK;
   const read = /flags:\s+(\d+)/.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "utf8"))?.[1];
   expect(Number.parseInt(read ?? "", 8) & flags).toBe(flags);
+  close(fd);
+});
+
+test("sockets are told apart by their cookies, and the one for datagrams is no child's", () => {
+  const [one, other] = [libc.datagramSocket(), libc.datagramSocket()];
+  expect(closesOnExec(one)).toBe(true);
+  expect(libc.socketCookie(one)).toBeGreaterThan(0n);
+  expect(libc.socketCookie(other)).not.toBe(libc.socketCookie(one));
+  for (const fd of [one, other]) close(fd);
+  expect(libc.socketCookie(one)).toBeUndefined();
+  expect(libc.socketCookie(0)).toBeUndefined();
+});
+
+test("freeDescriptors counts down from the limit", () => {
+  const limit = Number(/open files +(\d+)/.exec(readFileSync("/proc/self/limits", "utf8"))?.[1]);
+  const before = libc.freeDescriptors(0);
+  expect(before).toBeWithin(limit - 200, limit);
+  const fd = libc.datagramSocket();
+  expect(libc.freeDescriptors(0)).toBeLessThan(before);
   close(fd);
 });

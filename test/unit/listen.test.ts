@@ -4,7 +4,6 @@ import { connect } from "node:tls";
 import { describe as describeFd } from "../../src/activation/describe.ts";
 import * as libc from "../../src/activation/libc.ts";
 import { listen } from "../../src/activation/index.ts";
-import { substitute } from "../../src/activation/listen.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
 import { execute, freePort } from "../support/daemon.ts";
 import { CERTIFICATE, client, FAMILIES, listening, text } from "../support/listening.ts";
@@ -150,15 +149,4 @@ test("listen refuses a kernel that reports the event loop in another form", asyn
   }
   started(listen(it.fd, greet("still")));
   expect(await text(await client(it.to))).toBe("still");
-});
-
-test("substitute refuses a descriptor that no event loop watches, and changes nothing", () => {
-  using it = listening("IPv4");
-  using other = listening("IPv6");
-  expect(thrown(() => substitute(it.fd, other.fd))).toEqual(
-    refusal(71, /^Bun \S+ does not watch descriptor \d+ with epoll as expected: use the Bun /),
-  );
-  expect(describeFd(other.fd)).toMatchObject({ family: "IPv6" });
-  close(it.fd);
-  close(other.fd);
 });

@@ -162,6 +162,22 @@ test.each(REFUSED)("notify(%j) is refused, and nothing sent", (notification, mes
   expect(receiver.poll()).toBeUndefined();
 });
 
+test("the 4,096 bytes that systemd reads are sent, and one more is refused", () => {
+  const status = "x".repeat(4096 - "STATUS=\n".length);
+  expect(sent({ status })?.length).toBe(4096);
+  expect(thrown(() => notify({ status: `${status}x` }))).toEqual(
+    refusal(78, /^cannot notify 4097 bytes at once: send at most the 4096 that systemd reads$/),
+  );
+  expect(receiver.poll()).toBeUndefined();
+});
+
+test("all notifications are sent from one socket", () => {
+  expect(sent({ ready: true })).toBe("READY=1\n");
+  const before = descriptors();
+  expect(sent({ stopping: true })).toBe("STOPPING=1\n");
+  expect(descriptors()).toEqual(before);
+});
+
 test("more than 253 descriptors, and what is no process id, are refused", () => {
   const fds = Array<number>(254).fill(0);
   const many = /^cannot send 254 descriptors at once: give at most 253$/;

@@ -1,0 +1,97 @@
+import { ActivationError, ExitStatus } from "./error.ts";
+import * as libc from "./libc.ts";
+
+/** How Bun's event loop watches a listening socket. */
+export type Watch = libc.Registration;
+
+/** How often the event loop looks at every listening socket again, in milliseconds. */
+const LOOK_AGAIN = 500;
+
+/** The watched sockets, by number, each with its identity: Bun closes a number without telling. */
+const watched = new Map<number, Watch & { readonly cookie: bigint | undefined }>();
+let timer: NodeJS.Timeout | undefined;
+
+/**
+ * Puts the listening socket `passed` in the place of the listening socket `fd` in Bun's event loop:
+ * on the same number, and registered in the same epoll instance with the same data.
+ *
+ * @throws {ActivationError} (71) when no epoll instance of this process watches `fd`.
+ */
+export function substitute(passed: number, fd: number): Watch {
+  const watch = registration(fd);
+  // Bun accepts until it would block.
+  libc.setNonBlocking(passed);
+  // The last reference to the old socket goes, and its registration with it.
+  resume(watch, passed);
+  return watch;
+}
+
+/** Watches a listening socket of Bun's own as a passed one. */
+export function adopt(fd: number): Watch {
+  const watch = registration(fd);
+  remember(watch);
+  return watch;
+}
+
+/**
+ * Stops accepting at once: called from a handler for a connection just accepted, no other follows.
+ * (Without the watch alone Bun would accept whoever waits in the queue.)
+ */
+export function pause(watch: Watch): void {
+  libc.epollControl("delete", watch);
+  // accept4(2) fails on what is no socket, and this one is always there.
+  libc.replace(watch.epoll, watch.fd);
+}
+
+/** Accepts from `socket`, another descriptor of which was watched before. */
+export function resume(watch: Watch, socket: number): void {
+  libc.replace(socket, watch.fd);
+  libc.epollControl("add", watch);
+  remember(watch);
+}
+
+/**
+ * Bun watches level-triggered: with no descriptor free, accept4(2) fails, the socket is ready still,
+ * and Bun asks again and again, with a whole processor. So it is watched edge-triggered: Bun accepts
+ * until it would block, and is told of the next client. Whoever is left in the queue when a
+ * descriptor comes free is found by looking again.
+ */
+function remember(watch: Watch): void {
+  watched.set(watch.fd, { ...watch, cookie: libc.socketCookie(watch.fd) });
+  timer ??= setInterval(lookAgain, LOOK_AGAIN).unref();
+}
+
+function lookAgain(): void {
+  for (const [fd, watch] of watched) {
+    // Another file may have the number by now, whose registration must stay as it is.
+    if (libc.socketCookie(fd) === watch.cookie) libc.epollControl("modify", watch);
+    else watched.delete(fd);
+  }
+  if (watched.size > 0) return;
+  clearInterval(timer);
+  timer = undefined;
+}
+
+function registration(fd: number): Watch {
+  // A line of it in proc_pid_fdinfo(5): "tfd: %8d events: %8x data: %16llx ...".
+  const target = `tfd: ${String(fd).padStart(8)} events: `;
+  // Below are stdin, stdout and stderr; the event loop's is among the first free ones after.
+  for (let epoll = 3; epoll < libc.DESCRIPTORS; epoll++) {
+    const text = libc.readProc(`/proc/self/fdinfo/${epoll}`);
+    const at = text?.indexOf(target) ?? -1;
+    if (text === undefined || at < 0) continue;
+    const columns = text.slice(at + target.length);
+    if (columns.slice(8, 15) !== " data: ") break;
+    const events = Number(`0x${columns.slice(0, 8).trim()}`);
+    return { fd, epoll, events, data: BigInt(`0x${columns.slice(15, 31).trim()}`) };
+  }
+  throw unexpectedRuntime(`does not watch descriptor ${fd} with epoll`);
+}
+
+/** The error for a runtime that is not as this module knows it, before it has served anybody. */
+export function unexpectedRuntime(what: string): ActivationError {
+  return new ActivationError(
+    ExitStatus.systemCall,
+    `Bun ${Bun.version} ${what} as expected: use the Bun that this was made for`,
+  );
+}

@@ -1,0 +1,58 @@
+import type { SocketHandler, SocketListener, SocketOptions, TLSOptions } from "bun";
+
+import { misconfigured } from "./error.ts";
+import { pause, resume, type Watch } from "./event-loop.ts";
+import * as libc from "./libc.ts";
+
+/** Counts the connections of a listener, which accepts while there are fewer than `most`. */
+export class MaxConnections<Data> {
+  readonly #most: number;
+  readonly #isTls: boolean;
+  #open = 0;
+  #listening: { readonly watch: Watch; readonly socket: number } | undefined;
+
+  /** @throws {ActivationError} (78) unless `most` is a whole number from 1. */
+  constructor(most: number, tls: TLSOptions | boolean | undefined) {
+    if (!(Number.isInteger(most) && most > 0))
+      throw misconfigured(`maxConnections is ${most}: give a whole number from 1`);
+    this.#most = most;
+    this.#isTls = tls !== undefined && tls !== false;
+  }
+
+  /** The handlers, which count. */
+  counting(handlers: SocketHandler<Data>): SocketHandler<Data> {
+    // Over TLS with no such handler, Bun calls `open` only after the handshake.
+    const afterHandshake = this.#isTls && handlers.handshake === undefined;
+    return {
+      ...handlers,
+      ...(afterHandshake ? { handshake: (socket) => void handlers.open?.(socket) } : {}),
+      open: (socket) => {
+        if (++this.#open === this.#most && this.#listening) pause(this.#listening.watch);
+        return afterHandshake ? undefined : handlers.open?.(socket);
+      },
+      close: (socket, error) => {
+        if (this.#open-- === this.#most && this.#listening)
+          resume(this.#listening.watch, this.#listening.socket);
+        return handlers.close?.(socket, error);
+      },
+    };
+  }
+
+  /** @param socket A descriptor of the listening socket, kept while that is not watched. */
+  apply(listener: SocketListener<Data>, watch: Watch, socket: number): void {
+    this.#listening = { watch, socket };
+    const { stop, reload } = listener;
+    const define = (name: string | symbol, value: unknown) =>
+      Object.defineProperty(listener, name, { value, configurable: true });
+    const end = (closeActiveConnections?: boolean) => {
+      if (this.#listening !== undefined) libc.close(this.#listening.socket);
+      this.#listening = undefined;
+      stop.call(listener, closeActiveConnections);
+    };
+    define("stop", end);
+    define(Symbol.dispose, () => end());
+    define("reload", (options: Pick<SocketOptions<Data>, "socket">) =>
+      reload.call(listener, { ...options, socket: this.counting(options.socket) }),
+    );
+  }
+}

@@ -1,0 +1,62 @@
+import { expect, spyOn, test } from "bun:test";
+
+import { describe as describeFd } from "../../src/activation/describe.ts";
+import { substitute } from "../../src/activation/event-loop.ts";
+import { readProc, replace } from "../../src/activation/libc.ts";
+import { close, socketPair } from "../support/sockets.ts";
+import { refusal, thrown } from "../support/checks.ts";
+import { client, listening, text } from "../support/listening.ts";
+
+test("substitute refuses a descriptor that no event loop watches, and changes nothing", () => {
+  using it = listening("IPv4");
+  using other = listening("IPv6");
+  expect(thrown(() => substitute(it.fd, other.fd))).toEqual(
+    refusal(71, /^Bun \S+ does not watch descriptor \d+ with epoll as expected: use the Bun /),
+  );
+  expect(describeFd(other.fd)).toMatchObject({ family: "IPv6" });
+  close(it.fd);
+  close(other.fd);
+});
+
+/** How the epoll instance of this process watches a descriptor. */
+function registration(fd: number): string | undefined {
+  for (let epoll = 3; epoll < 64; epoll++) {
+    const line = RegExp(`^tfd: +${fd} events: +(\\w+)`, "m").exec(
+      readProc(`/proc/self/fdinfo/${epoll}`) ?? "",
+    );
+    if (line !== null) return line[1];
+  }
+  return undefined;
+}
+
+test("a socket is watched edge-triggered, and looked at again until its number is another's", async () => {
+  // An instance of the module that watches nothing yet.
+  const path = "../../src/activation/event-loop.ts?fresh";
+  const fresh: typeof import("../../src/activation/event-loop.ts") = await import(path);
+  using interval = spyOn(globalThis, "setInterval");
+  using it = listening("IPv4");
+  const own = Bun.listen({
+    hostname: "127.0.0.1",
+    port: 0,
+    socket: { open: (socket) => void socket.end("hello"), data() {} },
+  });
+  const fd = "fd" in own && typeof own.fd === "number" ? own.fd : -1;
+  fresh.substitute(it.fd, fd);
+  expect(registration(fd)).toStartWith("8");
+  expect(await text(await client(it.to))).toBe("hello");
+  const [lookAgain, period] = interval.mock.calls.at(-1) ?? [];
+  expect(period).toBe(500);
+  if (typeof lookAgain !== "function") throw new Error("there is no timer");
+
+  using end = spyOn(globalThis, "clearInterval");
+  lookAgain();
+  expect(end).not.toHaveBeenCalled();
+  expect(await text(await client(it.to))).toBe("hello");
+  own.stop();
+  // A socket that nobody watches has the number now.
+  const pair = socketPair();
+  if (!pair.includes(fd)) replace(pair[0], fd);
+  lookAgain();
+  expect(end).toHaveBeenCalledTimes(1);
+  for (const number of new Set([fd, it.fd, ...pair])) close(number);
+});
