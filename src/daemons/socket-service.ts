@@ -2,20 +2,29 @@ import {
   describe,
   endpoint,
   listen,
+  LISTEN_FDS_START,
   log,
   LogLevel,
   type Notification,
   notify,
   notifyEnabled,
+  type PassedDescriptor,
   requireListenFds,
   startWatchdog,
 } from "../activation/index.ts";
+import { freeDescriptors } from "../activation/libc.ts";
 import { Greeter } from "./greeter.ts";
 import { misused, run } from "./run.ts";
 
 /** In milliseconds: how often the status may change, and the longest that a timer takes. */
 const STATUS_INTERVAL = 1000;
 const LONGEST_TIMER = 0x7fffffff;
+
+/** In characters: how much of the status the addresses may take. */
+const LONGEST_LIST = 256;
+
+/** Descriptors that are left to the process itself, beside one for each socket. */
+const RESERVE = 16;
 
 const NAME = "socket-service";
 /** In seconds, as the option is given. */
@@ -58,19 +67,31 @@ function serve(idleTimeout: number): void {
     },
   });
   const passed = requireListenFds();
-  const listeners = passed.map(({ fd }) => listen(fd, { socket: greeter.handlers }));
+  // The same for each socket: however many clients come to one, they leave the others theirs.
+  const share = Math.trunc((freeDescriptors(LISTEN_FDS_START) - RESERVE) / passed.length) - 1;
+  const maxConnections = Math.max(share, 1);
+  const listeners = passed.map(({ fd }) =>
+    listen(fd, { socket: greeter.handlers, maxConnections }),
+  );
   startWatchdog(warn);
   process.on("SIGTERM", stop);
   process.on("SIGINT", stop);
   // The event loop polls before it runs a timer: the client that waits is greeted first.
-  setTimeout(announce, 0);
-
-  function announce(): void {
+  setTimeout(() => {
     watchIdle(idleTimeout);
-    if (stopping || !notifyEnabled()) return;
-    const where = passed.map(({ fd }) => endpoint(describe(fd))).join(", ");
-    tell({ ready: true, status: `Listening on ${where}` });
-    report();
+    if (notifyEnabled()) announce(warn);
+  }, 0);
+
+  /** Says that it listens, again and again until it could be said: systemd waits for it. */
+  function announce(onError: (error: unknown) => void): void {
+    if (stopping) return;
+    try {
+      notify({ ready: true, status: `Listening on ${list(passed)}` });
+      report();
+    } catch (error) {
+      onError(error);
+      setTimeout(announce, STATUS_INTERVAL, () => {});
+    }
   }
 
   /** Open connections finish, at their deadline at the latest, and the last one ends the process. */
@@ -104,6 +125,19 @@ function serve(idleTimeout: number): void {
     tell({ status: `Socket accepted, connections served: ${reported}` });
     setTimeout(report, STATUS_INTERVAL);
   }
+}
+
+/** Where sockets listen, in one line: "A, B and 58 more", for systemd reads only so much. */
+function list(passed: readonly PassedDescriptor[]): string {
+  let text = "";
+  for (const [index, { fd }] of passed.entries()) {
+    // A name may hold anything, and a status no line break.
+    const where = endpoint(describe(fd)).replaceAll(/[\x00-\x1f\x7f]/g, "?");
+    if (index > 0 && text.length + where.length > LONGEST_LIST)
+      return `${text} and ${passed.length - index} more`;
+    text += index === 0 ? where : `, ${where}`;
+  }
+  return text;
 }
 
 /** A failure to notify is worth a line, and never stops the service. */

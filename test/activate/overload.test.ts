@@ -1,0 +1,205 @@
+/* More clients than there are descriptors: what a service does then, seen from outside. */
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join, resolve } from "node:path";
+
+import { ask, Client, execute, type Running, scratch } from "../support/daemon.ts";
+import { NotifyReceiver } from "../support/notify-receiver.ts";
+import * as sockets from "../support/sockets.ts";
+import { AF_INET } from "../support/sockets.ts";
+import { until } from "../support/until.ts";
+
+setDefaultTimeout(60_000);
+
+const GREETING = "This is a test\n";
+const FLOOD = resolve(import.meta.dir, "../support/flood.ts");
+
+/** Silent clients of a port: so many a second, for so many seconds. */
+async function flood(port: number, rate: number, seconds: number): Promise<void> {
+  const command = [process.execPath, FLOOD, String(port), String(rate), String(seconds)];
+  expect(await Bun.spawn(command, { stdout: "ignore" }).exited).toBe(0);
+}
+
+/** A client that waits for its turn. */
+async function patient(port: number): Promise<string> {
+  const client = await Client.connect(port);
+  const received = await client.received(60_000);
+  client.close();
+  return received;
+}
+
+/** What a service does until it is disposed of, looked at ten times a second. */
+class Watched implements Disposable {
+  readonly #timer: Timer;
+  readonly #began = performance.now();
+  #lastPing = this.#began;
+  #longestGap = 0;
+  #most = 0;
+  readonly #before: number;
+
+  constructor(
+    readonly service: Running,
+    readonly receiver: NotifyReceiver,
+  ) {
+    this.#before = this.#processor;
+    this.#timer = setInterval(() => this.#look(), 100);
+  }
+
+  /** Processor time so far, in milliseconds: utime and stime of proc_pid_stat(5). */
+  get #processor(): number {
+    const stat = readFileSync(`/proc/${this.service.process.pid}/stat`, "utf8").split(") ")[1];
+    const [user, system] = stat?.split(" ").slice(11, 13).map(Number) ?? [];
+    return 10 * ((user ?? Number.NaN) + (system ?? Number.NaN));
+  }
+
+  #look(): void {
+    const now = performance.now();
+    for (let next = this.receiver.poll(); next !== undefined; next = this.receiver.poll())
+      if (next.text === "WATCHDOG=1\n") this.#lastPing = now;
+    this.#longestGap = Math.max(this.#longestGap, now - this.#lastPing);
+    const open = readdirSync(`/proc/${this.service.process.pid}/fd`).length;
+    this.#most = Math.max(this.#most, open);
+  }
+
+  /** Percent of a processor, milliseconds without a ping at most, descriptors open at most. */
+  get seen(): { processor: number; longestGap: number; most: number } {
+    const processor = (100 * (this.#processor - this.#before)) / (performance.now() - this.#began);
+    return { processor, longestGap: this.#longestGap, most: this.#most };
+  }
+
+  [Symbol.dispose](): void {
+    clearInterval(this.#timer);
+  }
+}
+
+describe("socket-service, flooded by silent clients,", () => {
+  // Three times the rate that fills it, since each connection is open for five seconds.
+  test.concurrent.each([
+    [64, 1],
+    [256, 2],
+  ])(
+    "with %i descriptors and %i socket(s) stays calm, pings, and greets who is honest",
+    async (limit, count) => {
+      using directory = scratch();
+      const receiver = new NotifyReceiver(join(directory.path, "notify"));
+      const fds = Array.from({ length: count }, () => sockets.listening(AF_INET, 4096));
+      const [port = 0, other = port] = fds.map(sockets.portOf);
+      const env = { NOTIFY_SOCKET: receiver.address, WATCHDOG_USEC: "2000000" };
+      await using service = execute("../test/activate/limited.sh", fds, env, [String(limit)]);
+      expect((await receiver.next()).text).toStartWith("READY=1\n");
+      using watched = new Watched(service, receiver);
+      const flooding = flood(port, (3 * limit) / 5, 8);
+      // The bound is reached, and what is left of the descriptors stays free.
+      await until("it has all it may have", 20, () => watched.seen.most > limit / count - 20);
+      const honest = patient(port);
+      for (let n = 0; n < 5 && other !== port; n++) expect(await ask(other)).toBe(GREETING);
+      await flooding;
+      // The queue is served as connections end.
+      expect(await honest).toBe(GREETING);
+      const { processor, longestGap, most } = watched.seen;
+      expect(most).toBeLessThan(limit / count + 24);
+      expect(most).toBeLessThan(limit);
+      expect(processor).toBeLessThan(20);
+      expect(longestGap).toBeLessThan(2000);
+      service.process.kill("SIGTERM");
+      expect(await service.status()).toBe(0);
+      expect(service.stderr).toBe("");
+      fds.forEach(sockets.close);
+      receiver.close();
+    },
+  );
+
+  test.concurrent("is ready at once, and leaves the rest to the next at SIGTERM", async () => {
+    using directory = scratch();
+    const receiver = new NotifyReceiver(join(directory.path, "notify"));
+    const fd = sockets.listening(AF_INET, 4096);
+    const port = sockets.portOf(fd);
+    const silent: number[] = [];
+    for (let n = 0; n < 1500; n++) silent.push(sockets.connected({ family: AF_INET, port }) ?? -1);
+    const env = { NOTIFY_SOCKET: receiver.address };
+    const began = performance.now();
+    await using service = execute("../test/activate/limited.sh", [fd], env, ["64"]);
+    expect((await receiver.next()).text).toStartWith("READY=1\n");
+    expect(performance.now() - began).toBeLessThan(1000);
+    const honest = await Client.connect(port);
+    service.process.kill("SIGTERM");
+    for (let text = ""; text !== "STOPPING=1\n";) ({ text } = await receiver.next());
+    // Those that were open are given their time, and no other is accepted for them.
+    for (const client of silent) sockets.close(client);
+    expect(await service.status()).toBe(0);
+    await using _ = execute("socket-service", [fd]);
+    expect(await honest.received()).toBe(GREETING);
+    honest.close();
+    expect(service.stderr).toBe("");
+    sockets.close(fd);
+    receiver.close();
+  });
+});
+
+describe("a program that does not bound its connections,", () => {
+  /** Runs a program, which notifies nobody before its descriptors are gone. */
+  function limited(directory: string, fd: number, env: Record<string, string>, source: string) {
+    const file = join(directory, "program.ts");
+    const activation = resolve(import.meta.dir, "../../src/activation/index.ts");
+    writeFileSync(
+      file,
+      `import { listen, notify, passedFd, serve, startWatchdog } from "${activation}";\n${source}`,
+    );
+    const script = `ulimit -n 256; exec ${process.execPath} ${file}`;
+    return execute("/bin/sh", [fd], env, ["-c", script]);
+  }
+
+  test.concurrent("flooded on serve, stays calm, pings, and serves again", async () => {
+    using directory = scratch();
+    const receiver = new NotifyReceiver(join(directory.path, "notify"));
+    const fd = sockets.listening(AF_INET, 4096);
+    const port = sockets.portOf(fd);
+    const env = { NOTIFY_SOCKET: receiver.address, WATCHDOG_USEC: "2000000" };
+    const source = `serve(passedFd() ?? 0, { idleTimeout: 2, fetch: () => new Response("Hello") });
+      startWatchdog((error) => console.error(error));`;
+    await using service = limited(directory.path, fd, env, source);
+    using watched = new Watched(service, receiver);
+    const flooding = flood(port, 400, 6);
+    await until("its descriptors are gone", 20, () => watched.seen.most === 256);
+    await flooding;
+    const began = performance.now();
+    expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe("Hello");
+    expect(performance.now() - began).toBeLessThan(1000);
+    const { processor, longestGap } = watched.seen;
+    expect(processor).toBeLessThan(20);
+    expect(longestGap).toBeLessThan(2000);
+    expect(service.stderr).toBe("");
+    sockets.close(fd);
+    receiver.close();
+  });
+
+  test.concurrent("notifies, and serves who waits though nobody comes after", async () => {
+    using directory = scratch();
+    const receiver = new NotifyReceiver(join(directory.path, "notify"));
+    const fd = sockets.listening(AF_INET, 4096);
+    const port = sockets.portOf(fd);
+    const source = `listen(passedFd() ?? 0, {
+        socket: { open: (socket) => void socket.write("Hello\\n"), data() {} },
+      });
+      process.on("SIGUSR1", () => notify({ status: "full" }));`;
+    const env = { NOTIFY_SOCKET: receiver.address };
+    await using service = limited(directory.path, fd, env, source);
+    const silent = Array.from(
+      { length: 300 },
+      () => sockets.connected({ family: AF_INET, port }) ?? -1,
+    );
+    const open = () => readdirSync(`/proc/${service.process.pid}/fd`).length;
+    await until("its descriptors are gone", 20, () => open() === 256);
+    service.process.kill("SIGUSR1");
+    expect((await receiver.next()).text).toBe("STATUS=full\n");
+    const waiting = await Client.connect(port);
+    silent.forEach(sockets.close);
+    const began = performance.now();
+    await waiting.firstByte();
+    expect(performance.now() - began).toBeLessThan(1000);
+    waiting.close();
+    expect(service.stderr).toBe("");
+    sockets.close(fd);
+    receiver.close();
+  });
+});
