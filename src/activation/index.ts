@@ -34,7 +34,8 @@ export {
   type PassedDescriptor,
   requireListenFds,
 } from "./listen-fds.ts";
-export { log, LogLevel } from "./log.ts";
+export { type FieldValue, type LogFields } from "./journal.ts";
+export { log, LogLevel, stderrIsJournal } from "./log.ts";
 export { notify, notifyEnabled, type Notification, type NotifyOptions } from "./notify.ts";
 export { passedFd, pick, type Picked, type Quantity } from "./pick.ts";
 export { serve, type ServeOptions } from "./serve.ts";

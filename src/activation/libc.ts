@@ -33,7 +33,12 @@ const F_SETFD = 2;
 const F_GETFL = 3;
 const F_SETFL = 4;
 const F_DUPFD_CLOEXEC = 1030;
+const F_ADD_SEALS = 1033;
+/** F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_WRITE: nothing can be changed any more. */
+const F_SEAL_ALL = 0xf;
 const FD_CLOEXEC = 1;
+const MFD_CLOEXEC = 1;
+const MFD_ALLOW_SEALING = 2;
 const SCM_RIGHTS = 1;
 const SCM_CREDENTIALS = 2;
 const MSG_NOSIGNAL = 0x4000;
@@ -48,6 +53,9 @@ const ENOENT = 2;
 const EBADF = 9;
 const EAGAIN = 11;
 const ENOTSOCK = 88;
+const EMSGSIZE = 90;
+const ENOBUFS = 105;
+const ETOOMANYREFS = 109;
 
 /** The size of a sockaddr_storage, which holds an address of any family. */
 const SOCKADDR_SIZE = 128;
@@ -71,12 +79,14 @@ function load() {
       getpeername: { args: ["i32", "buffer", "buffer"], returns: "i32" },
       getsockname: { args: ["i32", "buffer", "buffer"], returns: "i32" },
       getsockopt: { args: ["i32", "i32", "i32", "buffer", "buffer"], returns: "i32" },
+      memfd_create: { args: ["buffer", "u32"], returns: "i32" },
       open: { args: ["buffer", "i32"], returns: "i32" },
       read: { args: ["i32", "buffer", "u64"], returns: "i64" },
       sendmsg: { args: ["i32", "buffer", "i32"], returns: "i64" },
       socket: { args: ["i32", "i32", "i32"], returns: "i32" },
       socketpair: { args: ["i32", "i32", "i32", "buffer"], returns: "i32" },
       syscall: { args: ["i64", "i32", "u32"], returns: "i64" },
+      write: { args: ["i32", "buffer", "u64"], returns: "i64" },
     });
     if (library instanceof Error) throw library;
     const { symbols } = library;
@@ -292,16 +302,8 @@ export function datagramSocket(): number {
   return check("socket", libc().socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
 }
 
-/**
- * Sends one datagram over AF_UNIX from the socket `fd` to `path`, which is a file, or an abstract
- * name after a NUL.
- */
-export function sendDatagram(
-  fd: number,
-  path: Uint8Array,
-  payload: Uint8Array,
-  ancillary: Ancillary,
-): void {
+/** One datagram as sendmsg(2) takes it: a struct msghdr, and behind it all that it points to. */
+function datagram(path: Uint8Array, payload: Uint8Array, ancillary: Ancillary): Uint8Array {
   const control = controlMessages(ancillary);
   // One buffer holds it all, so that one reference keeps it where its pointers point. The buffer
   // comes first: a bare Uint8Array moves when its `buffer` is asked for.
@@ -327,14 +329,72 @@ export function sendDatagram(
   bytes.set(path, name + 2);
   bytes.set(control, controlAt);
   bytes.set(payload, payloadAt);
+  return bytes;
+}
 
+/**
+ * Sends one datagram over AF_UNIX from the socket `fd` to `path`, which is a file, or an abstract
+ * name after a NUL.
+ */
+export function sendDatagram(
+  fd: number,
+  path: Uint8Array,
+  payload: Uint8Array,
+  ancillary: Ancillary,
+): void {
+  const message = datagram(path, payload, ancillary);
   const flags = MSG_NOSIGNAL | MSG_DONTWAIT;
-  let sent = libc().sendmsg(fd, bytes, flags);
+  let sent = libc().sendmsg(fd, message, flags);
   for (let waited = 0; sent < 0 && libc().errno() === EAGAIN && waited < SEND_TIMEOUT; waited++) {
     Bun.sleepSync(1);
-    sent = libc().sendmsg(fd, bytes, flags);
+    sent = libc().sendmsg(fd, message, flags);
   }
   check("sendmsg", sent);
+}
+
+/**
+ * Sends `payload` to `path` as one datagram; or, if it is too long for one, an empty datagram with
+ * the descriptor of a sealed file in memory that holds it.
+ *
+ * @returns Whether the receiver had room: it never waits for it.
+ */
+export function sendWithoutWaiting(path: Uint8Array, payload: Uint8Array): boolean {
+  const flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+  const socket = datagramSocket();
+  try {
+    const sent = libc().sendmsg(socket, datagram(path, payload, {}), flags);
+    if (sent >= 0 || ![EMSGSIZE, ENOBUFS].includes(libc().errno()))
+      return unless("sendmsg", sent, EAGAIN) !== undefined;
+    const file = sealedFile(payload);
+    try {
+      const message = datagram(path, new Uint8Array(), { fds: [file] });
+      // As many descriptors as a process may have open can wait to be received.
+      const result = libc().sendmsg(socket, message, flags);
+      return unless("sendmsg", result, EAGAIN, ETOOMANYREFS) !== undefined;
+    } finally {
+      close(file);
+    }
+  } finally {
+    close(socket);
+  }
+}
+
+/** A file in memory with these bytes, which nobody can change (memfd_create(2)). */
+function sealedFile(bytes: Uint8Array): number {
+  // Not MFD_NOEXEC_SEAL: journald takes a file with a fifth seal for unsealed in systemd 252.
+  const name = new TextEncoder().encode("journal-entry\0");
+  const fd = check("memfd_create", libc().memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  try {
+    for (let at = 0; at < bytes.length;) {
+      const rest = bytes.subarray(at);
+      at += check("write", libc().write(fd, rest, BigInt(rest.length)));
+    }
+    check("fcntl", libc().fcntl(fd, F_ADD_SEALS, F_SEAL_ALL));
+    return fd;
+  } catch (error) {
+    close(fd);
+    throw error;
+  }
 }
 
 /** The ancillary data of a datagram as cmsg(3) lays it out. */

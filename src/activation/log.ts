@@ -1,3 +1,7 @@
+import { ActivationError, misconfigured } from "./error.ts";
+import { entryLine, type Field, listFields, type LogFields, serializeEntry } from "./journal.ts";
+import { sendWithoutWaiting } from "./libc.ts";
+
 /** The levels of sd-daemon(3), which are those of syslog(3). */
 export const LogLevel = {
   emergency: 0,
@@ -12,19 +16,107 @@ export const LogLevel = {
 
 export type LogLevel = (typeof LogLevel)[keyof typeof LogLevel];
 
+/** Where the journal listens (systemd-journald.service(8)). */
+const JOURNAL_SOCKET = "/run/systemd/journal/socket";
+
 /**
- * Writes a message to stderr at once, as one line: control characters in it, newlines too, become
- * spaces. Where stderr is the journal, `<N>` stands before it, from which the journal takes the
- * level (sd-daemon(3)).
- * A stderr that is closed or full is no error.
+ * Returns whether stderr is connected to the journal: whether `JOURNAL_STREAM`, which systemd sets,
+ * names the device and inode of descriptor 2 (systemd.exec(5)). False if stderr was redirected
+ * since, or is closed. With a logger of your own, it decides between a format for people and one
+ * for the journal.
  */
-export function log(level: LogLevel, message: string): void {
-  const { fstatSync, writeSync } = process.getBuiltinModule("node:fs");
+export function stderrIsJournal(): boolean {
+  const stream = process.env["JOURNAL_STREAM"];
+  if (stream === undefined) return false;
+  const { fstatSync } = process.getBuiltinModule("node:fs");
   try {
     const { dev, ino } = fstatSync(2, { bigint: true });
-    const prefix = process.env["JOURNAL_STREAM"] === `${dev}:${ino}` ? `<${level}>` : "";
-    writeSync(2, `${prefix}${message.replaceAll(/[\x00-\x1f\x7f]+/g, " ")}\n`);
+    return stream === `${dev}:${ino}`;
+  } catch {
+    // A closed stderr is not the journal.
+    return false;
+  }
+}
+
+/**
+ * Logs a message at once, with fields.
+ *
+ * If stderr is the journal, this is one entry, as sd_journal_send(3) makes it: newlines in the
+ * message are kept, each field can be searched for (`journalctl ORDER_ID=4711`), and
+ * `SYSLOG_IDENTIFIER` is the name of the script or executable unless you give another. It never
+ * waits: an entry for which the journal has no room is dropped.
+ *
+ * Elsewhere it is one line on stderr: the message, then ` NAME=value` for each field. Control
+ * characters in it, newlines too, become spaces. If the journal cannot be reached by a socket of
+ * our own (without FFI, as under `MemoryDenyWriteExecute=yes`, without a free descriptor, or
+ * without `AF_UNIX`), it gets the same line, with `<level>` before it (sd-daemon(3)).
+ *
+ * Limitations: no code location (`CODE_FILE`), unless you give it as a field. A `SyslogIdentifier=`
+ * in the unit is not known here: give `SYSLOG_IDENTIFIER`. The journal drops an entry of more than
+ * 1,024 values, or 768 MB in one of them, and does not say so. It looks up the unit of an entry when
+ * it reads it: if the process has ended by then, as it may if the journal is busy, the entry is
+ * there, but not in `journalctl --unit`. A line waits for room if stderr blocks.
+ *
+ * @param level How serious it is: 0 to 7, smaller is worse.
+ * @param message Text for people, of one or more lines.
+ * @param fields What belongs to it, by name: see {@link LogFields}.
+ * @returns Whether it was written: false if the journal had no room, or stderr is closed or full.
+ * @throws {ActivationError} (78) when the level is none, a field's name is not allowed, or a value
+ *   is of another type. Nothing else throws.
+ *
+ * @example
+ * ```ts
+ * log(LogLevel.warning, "payment refused", { ORDER_ID: 4711, REASON: ["limit", "country"] });
+ * ```
+ */
+export function log(level: LogLevel, message: string, fields: LogFields = {}): boolean {
+  if (!Object.values(LogLevel).includes(level))
+    throw misconfigured(`cannot log at level ${level}: give one of LogLevel, 0 to 7`);
+  const given = listFields(fields);
+  if (stderrIsJournal()) {
+    const own: Field[] = [
+      ["MESSAGE", message],
+      ["PRIORITY", level],
+    ];
+    if (!given.some(([name]) => name === "SYSLOG_IDENTIFIER"))
+      own.push(["SYSLOG_IDENTIFIER", programName()]);
+    const written = sendEntry(serializeEntry([...own, ...given]));
+    if (written !== undefined) return written;
+  }
+  return logLine(level, message, given);
+}
+
+/**
+ * Writes an entry as a line to stderr, with `<level>` before it for the journal. For the last words
+ * of a process: the journal knows the unit of its stderr, but has to look up that of the sender of
+ * a datagram, and if it is busy the process is gone by then.
+ */
+export function logLine(level: LogLevel, message: string, fields: readonly Field[] = []): boolean {
+  const { writeSync } = process.getBuiltinModule("node:fs");
+  const prefix = stderrIsJournal() ? `<${level}>` : "";
+  const line = `${prefix}${entryLine(message, fields)}\n`;
+  try {
+    return writeSync(2, line) === Buffer.byteLength(line);
   } catch {
     // There is nowhere left to say it.
+    return false;
   }
+}
+
+/** Returns whether the journal had room for an entry; undefined if it cannot be reached. */
+export function sendEntry(entry: Uint8Array, path = JOURNAL_SOCKET): boolean | undefined {
+  try {
+    return sendWithoutWaiting(new TextEncoder().encode(`${path}\0`), entry);
+  } catch (error) {
+    if (error instanceof ActivationError) return undefined;
+    throw error;
+  }
+}
+
+/** The name of the script, or of the executable that it was compiled to. */
+function programName(): string {
+  // In an executable Bun.main is /$bunfs/root/ and the name that it was built with. execPath is no
+  // better: it ends in " (deleted)" once an upgrade has replaced the file.
+  const path = Bun.isStandaloneExecutable ? process.argv0 : Bun.main;
+  return path.slice(path.lastIndexOf("/") + 1);
 }

@@ -1,6 +1,6 @@
 import { version } from "../../package.json";
 import { ActivationError, ExitStatus } from "../activation/error.ts";
-import { log, LogLevel } from "../activation/log.ts";
+import { LogLevel, logLine } from "../activation/log.ts";
 
 /** A daemon: what `--help` says of it, and what it does. */
 export interface Daemon {
@@ -21,7 +21,7 @@ export async function run(daemon: Daemon): Promise<void> {
     // Most runs have no arguments, and need not load what parses them.
     await daemon.run(Bun.argv.length > 2 ? parse(daemon) : {});
   } catch (error) {
-    log(LogLevel.error, `${daemon.name}: ${error instanceof Error ? error.message : error}`);
+    logLine(LogLevel.error, `${daemon.name}: ${error instanceof Error ? error.message : error}`);
     process.exit(error instanceof ActivationError ? error.status : ExitStatus.systemCall);
   }
 }
