@@ -1,5 +1,6 @@
 import { misconfigured, quote } from "./error.ts";
 import { pidfdId } from "./libc.ts";
+import { warnIfWrapped } from "./wrapper.ts";
 
 /** What the environment says was passed, as a count and names, or why nothing was. */
 export type Passed =
@@ -53,8 +54,10 @@ export function takePassed(): Passed {
   const names = takeVariable("LISTEN_FDNAMES");
 
   if (pid === undefined) return { count: 0, reason: "LISTEN_PID is not set" };
-  if (!isOwnPid("LISTEN_PID", pid))
+  if (!isOwnPid("LISTEN_PID", pid)) {
+    warnIfWrapped(Number(pid));
     return { count: 0, reason: `LISTEN_PID is ${pid} and this is process ${process.pid}` };
+  }
 
   if (pidfd !== undefined) {
     // A process id comes round again after a while; the id of a pidfd never does.

@@ -1,0 +1,33 @@
+import { log, LogLevel } from "./log.ts";
+
+/**
+ * Warns if the process `pid`, to which the sockets were passed, is a wrapper around this one: one
+ * that it descends from, as with `ExecStart=bun run start`, npm or a shell. Whoever falls back to a
+ * port of their own then looks for the reason for long. Not for process 1, from which all descend.
+ */
+export function warnIfWrapped(pid: number): void {
+  for (let ancestor = process.ppid; ancestor > 1;) {
+    const { name, parent } = stat(ancestor);
+    if (ancestor === pid) {
+      const message =
+        `the passed sockets are for process ${pid} (${name}), which started this one, ${process.pid}, ` +
+        "and are not taken: make ExecStart= the program itself, or put exec before it in the shell";
+      log(LogLevel.warning, message);
+      return;
+    }
+    ancestor = parent;
+  }
+}
+
+/** The name of a process and the id of its parent: 0 if it has none, or is hidden, or has ended. */
+function stat(pid: number): { name: string; parent: number } {
+  const { readFileSync } = process.getBuiltinModule("node:fs");
+  try {
+    // proc_pid_stat(5): "pid (name) state ppid ...", and the name may hold parentheses.
+    const text = readFileSync(`/proc/${pid}/stat`, "utf8");
+    const [, name = "", parent] = /\((.*)\) \S (\d+)/s.exec(text) ?? [];
+    return { name, parent: Number(parent) };
+  } catch {
+    return { name: "", parent: 0 };
+  }
+}

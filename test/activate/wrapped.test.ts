@@ -1,0 +1,123 @@
+/* A program that is not what was started, but a child of it: the sockets are for its parent. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+
+import { activate, Client, freePort, scratch } from "../support/daemon.ts";
+import { lacks } from "../support/needs.ts";
+
+setDefaultTimeout(30_000);
+
+const BUN = process.execPath;
+const MODULE = join(import.meta.dir, "../../src/activation/index.ts");
+const WARNING =
+  /^the passed sockets are for process \d+ \((.*)\), which started this one, \d+, and are not taken: make ExecStart= the program itself, or put exec before it in the shell$/gm;
+
+let directory: ReturnType<typeof scratch>;
+let program: string;
+beforeAll(() => {
+  directory = scratch();
+  program = join(directory.path, "program.ts");
+  writeFileSync(
+    program,
+    `import { acceptedFd, listenFds, passedFd, requireListenFds } from ${JSON.stringify(MODULE)};
+    const calls = { acceptedFd, listenFds, passedFd, requireListenFds };
+    const attempt = (name) => { try { return calls[name](); } catch (error) { return error.message; } };
+    console.log(JSON.stringify([...process.argv.slice(2), "listenFds"].map(attempt)));`,
+  );
+  const scripts = { start: `${BUN} program.ts passedFd` };
+  writeFileSync(join(directory.path, "package.json"), JSON.stringify({ scripts }));
+});
+afterAll(() => directory[Symbol.dispose]());
+
+/** Starts a command with a passed socket. Returns whom each warning names, and what the calls gave. */
+async function start(...[command = "", ...args]: string[]) {
+  const port = freePort();
+  const env = {
+    PATH: process.env["PATH"] ?? "",
+    HOME: directory.path,
+    // npm would ask its registry whether there is a newer one.
+    npm_config_update_notifier: "false",
+  };
+  const options = { listen: [`127.0.0.1:${port}`], args, env, cwd: directory.path };
+  await using service = await activate(command, options);
+  const client = await Client.connect(port);
+  const output = service.process.stdout.text();
+  expect(await service.status()).toBe(0);
+  client.close();
+  const wrappers = [...service.stderr.matchAll(WARNING)].map(([, name]) => name);
+  const results: unknown = JSON.parse((await output).split("\n").at(-2) ?? "");
+  return { wrappers, results };
+}
+
+const notPassed = [null, []];
+
+describe.skipIf(lacks("systemd-socket-activate", "npm"))(
+  "a program that finds nothing because another was passed the sockets warns once",
+  () => {
+    test("under a shell", async () => {
+      const run = '"$0" "$1" passedFd; :';
+      expect(await start("/bin/sh", "-c", run, BUN, program)).toEqual({
+        wrappers: ["sh"],
+        results: notPassed,
+      });
+    });
+
+    test.each(["listenFds", "acceptedFd", "requireListenFds"])("from %s", async (call) => {
+      const { wrappers, results } = await start(
+        "/bin/sh",
+        "-c",
+        '"$@"; :',
+        "sh",
+        BUN,
+        program,
+        call,
+      );
+      const why = expect.stringMatching(/^no socket was passed, LISTEN_PID is \d+ and this is /);
+      expect({ wrappers, results }).toEqual({
+        wrappers: ["sh"],
+        results: [call === "listenFds" ? [] : why, []],
+      });
+    });
+
+    test("under bun run", async () => {
+      const { wrappers, results } = await start(BUN, "run", "start");
+      expect({ count: wrappers.length, results }).toEqual({ count: 1, results: notPassed });
+    });
+
+    test("under npm, whose shell is a process more", async () => {
+      const { wrappers, results } = await start(Bun.which("npm") ?? "npm", "run", "start");
+      expect({ count: wrappers.length, results }).toEqual({ count: 1, results: notPassed });
+    });
+
+    test("under a process whose name looks like the end of a name", async () => {
+      const shell = join(directory.path, "a) S 1 (");
+      const run = `ln -s /bin/sh "$0" && exec "$0" -c '"$0" "$1" passedFd; :' "$1" "$2"`;
+      const { wrappers } = await start("/bin/sh", "-c", run, shell, BUN, program);
+      expect(wrappers).toEqual(["a) S 1 ("]);
+    });
+  },
+);
+
+describe("it does not warn", () => {
+  test("if the shell becomes the program", async () => {
+    const run = 'exec "$0" "$1" passedFd';
+    expect(await start("/bin/sh", "-c", run, BUN, program)).toEqual({
+      wrappers: [],
+      results: [3, []],
+    });
+  });
+
+  test("if LISTEN_PID is process 1, a process that is no ancestor, or none", async () => {
+    await using other = Bun.spawn(["sleep", "60"]);
+    for (const pid of [1, other.pid, 0x7fffffff]) {
+      const child = Bun.spawn([BUN, program, "passedFd"], {
+        env: { LISTEN_PID: String(pid), LISTEN_FDS: "1" },
+        stdout: "pipe",
+        stderr: "pipe",
+      });
+      expect(await child.stderr.text()).toBe("");
+      expect(JSON.parse(await child.stdout.text())).toEqual(notPassed);
+    }
+  });
+});
