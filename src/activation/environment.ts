@@ -9,8 +9,12 @@ export type Passed =
 
 const REMEDY = "start it from a socket unit or with systemd-socket-activate";
 
-/** Takes a variable out of the environment, so that no child process inherits it. */
+/**
+ * Removes a variable from `process.env` and returns what it was. A Worker gets a copy of the
+ * environment, but what stands there is for the process, of which the main thread alone speaks.
+ */
 export function takeVariable(name: string): string | undefined {
+  if (!Bun.isMainThread) return undefined;
   const value = process.env[name];
   if (value !== undefined) delete process.env[name];
   return value;
@@ -53,6 +57,8 @@ export function takePassed(): Passed {
   const fds = takeVariable("LISTEN_FDS");
   const names = takeVariable("LISTEN_FDNAMES");
 
+  if (!Bun.isMainThread)
+    return { count: 0, reason: "this is a Worker, and only the main thread is asked" };
   if (pid === undefined) return { count: 0, reason: "LISTEN_PID is not set" };
   if (!isOwnPid("LISTEN_PID", pid)) {
     warnIfWrapped(Number(pid));

@@ -1,0 +1,113 @@
+/* What others than the main thread of the process that was started get to know. */
+import { expect, test } from "bun:test";
+import { randomUUID } from "node:crypto";
+import { closeSync, openSync } from "node:fs";
+import { SHARE_ENV, Worker as NodeWorker, type WorkerOptions } from "node:worker_threads";
+
+import { execute } from "../support/daemon.ts";
+import { lines } from "../support/lines.ts";
+import { NotifyReceiver } from "../support/notify-receiver.ts";
+
+const MODULE = JSON.stringify(`${import.meta.dir}/../../src/activation/index.ts`);
+
+test("what was taken reaches no child by process.env, node:child_process or Bun.$, nor does a descriptor", async () => {
+  const program = `
+    import { execFileSync } from "node:child_process";
+    import { listenFds, notifyEnabled, watchdogEnabled } from ${MODULE};
+    if (listenFds().length !== 2 || !notifyEnabled() || !watchdogEnabled()) throw new Error("none");
+    const { env } = process;
+    const output = [
+      Bun.spawnSync(["env"], { env }).stdout.toString(),
+      await new Response(Bun.spawn(["env"], { env }).stdout).text(),
+      execFileSync("env").toString(),
+      await Bun.$\`env\`.text(),
+    ];
+    for (const text of output) console.log(text.match(/^(KEPT|LISTEN|NOTIFY|WATCHDOG)[^=]*/gm).join());
+    console.log(Bun.spawnSync(["ls", "/proc/self/fd"]).stdout.toString().split("\\n").join());`;
+  const passed = [openSync("/dev/null", "r"), openSync("/dev/null", "r")];
+  const variables = {
+    PATH: process.env["PATH"],
+    KEPT: "yes",
+    LISTEN_FDNAMES: "a:b",
+    NOTIFY_SOCKET: "@nobody",
+    WATCHDOG_USEC: "1000000",
+  };
+  await using child = execute(process.execPath, passed, variables, ["-e", program]);
+  passed.forEach((fd) => closeSync(fd));
+  const output: string[] = [];
+  for await (const line of lines(child.process.stdout)) output.push(line);
+  // The last descriptor is the directory that ls reads.
+  expect([child.stderr, output]).toEqual(["", ["KEPT", "KEPT", "KEPT", "KEPT", "0,1,2,3,"]]);
+});
+
+/** What each function of the module answers in a Worker, as JSON. */
+const PROGRAM = `
+  import { parentPort } from "node:worker_threads";
+  import * as activation from ${MODULE};
+  const { acceptedFd, listenFds, notify, notifyBarrier, notifyEnabled } = activation;
+  const { passedFd, requireListenFds, startWatchdog, watchdogEnabled } = activation;
+  const failure = (call) => { try { return call(); } catch ({ status, message }) { return [status, message]; } };
+  parentPort.postMessage(JSON.stringify({
+    listenFds: listenFds(),
+    passedFd: String(passedFd()),
+    requireListenFds: failure(requireListenFds),
+    acceptedFd: failure(acceptedFd),
+    notifyEnabled: notifyEnabled(),
+    notify: notify({ ready: true }),
+    notifyBarrier: await notifyBarrier(1000),
+    watchdogEnabled: String(watchdogEnabled()),
+    startWatchdog: String(startWatchdog(() => {})),
+    left: Object.keys(process.env).filter((name) => /^(LISTEN|NOTIFY|WATCHDOG)_/.test(name)).length,
+  }));`;
+
+async function answers(options: WorkerOptions = {}): Promise<unknown> {
+  const worker = new NodeWorker(PROGRAM, { eval: true, ...options });
+  try {
+    const { promise, resolve, reject } = Promise.withResolvers<string>();
+    worker.once("message", resolve).once("error", reject);
+    return JSON.parse(await promise);
+  } finally {
+    await worker.terminate();
+  }
+}
+
+test("a Worker is passed nothing and notifies nobody, and leaves the environment as it is", async () => {
+  const receiver = new NotifyReceiver(`@${randomUUID()}`);
+  const variables = {
+    LISTEN_PID: String(process.pid),
+    LISTEN_FDS: "1",
+    LISTEN_FDNAMES: "http",
+    NOTIFY_SOCKET: receiver.address,
+    WATCHDOG_USEC: "1000000",
+    WATCHDOG_PID: String(process.pid),
+  };
+  const refused = [
+    78,
+    expect.stringMatching(/^no socket was passed, this is a Worker, and only the main thread /),
+  ];
+  Object.assign(process.env, variables);
+  try {
+    const answered = [
+      await answers(),
+      await answers({ env: { ...process.env } }),
+      await answers({ env: SHARE_ENV }),
+    ];
+    for (const answer of answered)
+      expect(answer).toEqual({
+        listenFds: [],
+        passedFd: "undefined",
+        requireListenFds: refused,
+        acceptedFd: refused,
+        notifyEnabled: false,
+        notify: false,
+        notifyBarrier: false,
+        watchdogEnabled: "undefined",
+        startWatchdog: "undefined",
+        left: Object.keys(variables).length,
+      });
+  } finally {
+    for (const name of Object.keys(variables)) delete process.env[name];
+  }
+  expect(receiver.poll()).toBeUndefined();
+  receiver.close();
+});
