@@ -1,4 +1,4 @@
-import { ActivationError, ExitStatus } from "./error.ts";
+import { ActivationError, ExitStatus, misconfigured } from "./error.ts";
 import { close, socketPair } from "./libc.ts";
 import { notifyEnabled, send } from "./notify.ts";
 
@@ -8,9 +8,13 @@ import { notifyEnabled, send } from "./notify.ts";
  *
  * @param timeout How long to wait at most, in milliseconds; `Infinity` waits for ever.
  * @returns Whether there was somebody to wait for: false where `NOTIFY_SOCKET` is not set.
- * @throws {ActivationError} As `notify`, and (71, code `ETIMEDOUT`) when the time is over.
+ * @throws {ActivationError} As `notify`, (78) when `timeout` is no such number, and (71, code `ETIMEDOUT`) when the time is over.
  */
 export async function notifyBarrier(timeout: number): Promise<boolean> {
+  if (!(typeof timeout === "number" && timeout >= 0))
+    throw misconfigured(
+      `cannot wait for a barrier within ${timeout}: give milliseconds from 0, or Infinity`,
+    );
   if (!notifyEnabled()) return false;
   // The manager closes the end it is sent when it comes to this message, and ours sees that.
   const [ours, theirs] = socketPair();

@@ -3,7 +3,7 @@ import type { Socket, SocketHandler } from "bun";
 import { describe, phrase } from "./describe.ts";
 import { nothingPassed, takePassed } from "./environment.ts";
 import { misconfigured } from "./error.ts";
-import { canCall, O_CLOEXEC, wasConnected } from "./libc.ts";
+import { canCall, isDescriptor, O_CLOEXEC, wasConnected } from "./libc.ts";
 import { LISTEN_FDS_START } from "./listen-fds.ts";
 
 /**
@@ -65,6 +65,8 @@ export async function adoptConnection(
 
 /** Asks for the type of a socket in the one way that Bun offers: by what it adopts as datagrams. */
 async function isSocket(fd: number): Promise<boolean> {
+  const notOpen = misconfigured(`descriptor ${fd} is not open: pass a connection on it`);
+  if (!isDescriptor(fd)) throw notOpen;
   let code: unknown;
   try {
     (await Bun.udpSocket({ fd })).close();
@@ -73,8 +75,7 @@ async function isSocket(fd: number): Promise<boolean> {
   }
   if (code === undefined)
     throw misconfigured(`descriptor ${fd} is a datagram socket, not a connection: pass one`);
-  if (code === "EBADF" || (code === "ENOTSOCK" && isOurOwn(fd)))
-    throw misconfigured(`descriptor ${fd} is not open: pass a connection on it`);
+  if (code === "EBADF" || (code === "ENOTSOCK" && isOurOwn(fd))) throw notOpen;
   return code !== "ENOTSOCK";
 }
 

@@ -129,12 +129,18 @@ function unless(call: string, result: number | bigint, ...expected: number[]): n
   return result < 0 && expected.includes(libc().errno()) ? undefined : check(call, result);
 }
 
+/** Whether this can be the number of a descriptor. Of others bun:ffi takes 32 bits: `2**32 + 3` is 3. */
+export function isDescriptor(fd: number): boolean {
+  return Number.isInteger(fd) && fd >= 0 && fd <= 0x7fffffff;
+}
+
 export function close(fd: number): void {
   check("close", libc().close(fd));
 }
 
-/** Whether close-on-exec is set; undefined where the descriptor is not open. */
+/** Whether close-on-exec is set; undefined if the descriptor is not open, or is no number of one. */
 export function closesOnExec(fd: number): boolean | undefined {
+  if (!isDescriptor(fd)) return undefined;
   const flags = unless("fcntl", libc().fcntl(fd, F_GETFD, 0), EBADF);
   return flags === undefined ? undefined : (flags & FD_CLOEXEC) !== 0;
 }
@@ -159,6 +165,7 @@ export function replace(fd: number, onto: number): void {
 
 /** An option of SOL_SOCKET that is an int; undefined for what is no socket, or not open. */
 export function socketOption(fd: number, option: number): number | undefined {
+  if (!isDescriptor(fd)) return undefined;
   const value = new Int32Array(1);
   const result = libc().getsockopt(fd, SOL_SOCKET, option, value, Uint32Array.of(4));
   return unless("getsockopt", result, ENOTSOCK, EBADF) === undefined ? undefined : value[0];

@@ -1,6 +1,12 @@
 import { isName, takeVariable } from "./environment.ts";
 import { ActivationError, misconfigured, quote } from "./error.ts";
-import { type Ancillary, datagramSocket, monotonicMicroseconds, sendDatagram } from "./libc.ts";
+import {
+  type Ancillary,
+  datagramSocket,
+  isDescriptor,
+  monotonicMicroseconds,
+  sendDatagram,
+} from "./libc.ts";
 
 /** What to tell the service manager: the assignments of sd_notify(3), sent in one datagram. */
 export interface Notification {
@@ -108,15 +114,18 @@ export function keepNotifySocket(): void {
  */
 export function notify(notification: Notification, options: NotifyOptions = {}): boolean {
   const { fds = [], pid } = options;
-  if (notification.fdStore === true && fds.length === 0)
+  if (notification.fdStore && fds.length === 0)
     throw misconfigured("cannot notify FDSTORE=1 with no descriptor: give some as fds");
-  if (notification.fdStoreRemove === true && notification.fdName === undefined)
+  if (notification.fdStoreRemove && notification.fdName === undefined)
     throw misconfigured("cannot notify FDSTOREREMOVE=1 without a name: give fdName");
   if (fds.length > SCM_MAX_FD)
     throw misconfigured(
       `cannot send ${fds.length} descriptors at once: give at most ${SCM_MAX_FD}`,
     );
-  if (pid !== undefined && !(Number.isInteger(pid) && pid > 0))
+  for (const fd of fds)
+    if (!isDescriptor(fd))
+      throw misconfigured(`cannot send descriptor ${fd}: give the number of one that is open`);
+  if (pid !== undefined && !isPid(pid))
     throw misconfigured(`cannot notify for process ${pid}: give the id of one`);
   return send(serialize(notification), options);
 }
@@ -142,53 +151,66 @@ export function send(state: string, options: NotifyOptions): boolean {
   return true;
 }
 
-/** The datagram for a notification: assignments, each on a line of its own. */
-export function serialize(it: Notification): string {
-  const lines: string[] = [];
-  const add = (name: string, value: string | number | bigint | boolean | undefined) => {
-    if (value !== undefined) lines.push(`${name}=${checked(name, value)}`);
+/** Returns the datagram for a notification: assignments, each on a line of its own. */
+function serialize(notification: Notification): string {
+  let text = "";
+  const add = (name: string, value: unknown, fits: boolean, wanted: string, sent = value) => {
+    if (value === undefined) return;
+    if (!fits) throw misconfigured(`cannot notify ${name}=${quote(String(value))}: give ${wanted}`);
+    text += `${name}=${sent}\n`;
   };
-  add("READY", it.ready && 1);
-  add("RELOADING", it.reloading && 1);
-  add("MONOTONIC_USEC", it.reloading && monotonicMicroseconds());
-  add("STOPPING", it.stopping && 1);
-  add("STATUS", it.status);
-  add("NOTIFYACCESS", it.notifyAccess);
-  add("ERRNO", it.errno);
-  add("BUSERROR", it.busError);
-  add("VARLINKERROR", it.varlinkError);
-  add("EXIT_STATUS", it.exitStatus);
-  add("MAINPID", it.mainPid);
-  add("MAINPIDFDID", it.mainPidfdId);
-  add("MAINPIDFD", it.mainPidfd && 1);
-  add("WATCHDOG", it.watchdog === true ? 1 : it.watchdog);
-  add("WATCHDOG_USEC", it.watchdogUsec);
-  add("EXTEND_TIMEOUT_USEC", it.extendTimeoutUsec);
-  add("FDSTORE", it.fdStore && 1);
-  add("FDSTOREREMOVE", it.fdStoreRemove && 1);
-  add("FDNAME", it.fdName);
-  add("FDPOLL", it.fdPoll === false ? 0 : undefined);
-  add("RESTART_RESET", it.restartReset && 1);
-  for (const [name, value] of Object.entries(it.custom ?? {})) {
+  const flag = (name: string, value: unknown, wanted = true) =>
+    add(name, value, value === wanted, String(wanted), Number(wanted));
+  const count = (name: string, value: unknown) =>
+    add(name, value, isCount(value), "a whole number from 0");
+  const line = (name: string, value: unknown) =>
+    add(name, value, typeof value === "string" && !/[\n\0]/.test(value), "one line of text");
+
+  flag("READY", notification.ready);
+  flag("RELOADING", notification.reloading);
+  if (notification.reloading) count("MONOTONIC_USEC", monotonicMicroseconds());
+  flag("STOPPING", notification.stopping);
+  line("STATUS", notification.status);
+  const { notifyAccess, mainPid, watchdog, fdName } = notification;
+  const isAccess = /^(none|main|exec|all)$/.test(notifyAccess ?? "");
+  add("NOTIFYACCESS", notifyAccess, isAccess, "none, main, exec or all");
+  count("ERRNO", notification.errno);
+  line("BUSERROR", notification.busError);
+  line("VARLINKERROR", notification.varlinkError);
+  count("EXIT_STATUS", notification.exitStatus);
+  add("MAINPID", mainPid, isPid(mainPid), "a process id");
+  count("MAINPIDFDID", notification.mainPidfdId);
+  flag("MAINPIDFD", notification.mainPidfd);
+  if (watchdog === "trigger") line("WATCHDOG", watchdog);
+  else flag("WATCHDOG", watchdog);
+  count("WATCHDOG_USEC", notification.watchdogUsec);
+  count("EXTEND_TIMEOUT_USEC", notification.extendTimeoutUsec);
+  flag("FDSTORE", notification.fdStore);
+  flag("FDSTOREREMOVE", notification.fdStoreRemove);
+  add(
+    "FDNAME",
+    fdName,
+    typeof fdName === "string" && isName(fdName),
+    "printable ASCII and no colon",
+  );
+  flag("FDPOLL", notification.fdPoll, false);
+  flag("RESTART_RESET", notification.restartReset);
+  for (const [name, value] of Object.entries(notification.custom ?? {})) {
     if (!/^X_[A-Z0-9_]+$/.test(name))
       throw misconfigured(`cannot notify ${quote(name)}: a name of your own is X_ and A-Z, 0-9, _`);
-    add(name, value);
+    line(name, value);
   }
-  if (lines.length === 0) throw misconfigured("cannot notify of nothing: set at least one field");
-  return `${lines.join("\n")}\n`;
+  if (text === "") throw misconfigured("cannot notify of nothing: set at least one field");
+  return text;
 }
 
-function checked(name: string, value: string | number | bigint | boolean): string {
-  const text = String(value);
-  const fits =
-    typeof value !== "string"
-      ? /^[0-9]+$/.test(text)
-      : name === "FDNAME"
-        ? isName(text)
-        : !/[\n\0]/.test(text);
-  if (fits) return text;
-  const wanted = typeof value !== "string" ? "a whole number from 0" : "one line of text";
-  throw misconfigured(`cannot notify ${name}=${quote(text)}: give ${wanted}`);
+function isCount(value: unknown): boolean {
+  if (typeof value === "bigint") return value >= 0n && value < 1n << 64n;
+  return Number.isSafeInteger(value) && Number(value) >= 0;
+}
+
+function isPid(pid: number | undefined): boolean {
+  return pid !== undefined && Number.isInteger(pid) && pid > 0 && pid <= 0x7fffffff;
 }
 
 function socketPath(address: string): Uint8Array {

@@ -1,0 +1,92 @@
+/* What no caller may give: it is refused, and nothing is sent. Not every caller is type-checked. */
+import { afterAll, expect, test } from "bun:test";
+import { randomUUID } from "node:crypto";
+
+import * as activation from "../../src/activation/index.ts";
+import { refusal, thrown } from "../support/checks.ts";
+import { NotifyReceiver } from "../support/notify-receiver.ts";
+
+const receiver = new NotifyReceiver(`@${randomUUID()}`);
+process.env["NOTIFY_SOCKET"] = receiver.address;
+afterAll(() => receiver.close());
+
+/** Calls a function of the module as code does that is not type-checked. */
+function call(name: keyof typeof activation, ...args: readonly unknown[]): unknown {
+  const { [name]: called } = activation;
+  if (typeof called !== "function") throw new Error(`${name} is no function`);
+  return Reflect.apply(called, undefined, args);
+}
+
+const handlers = { data() {} };
+const failure = (error: unknown) => error;
+
+test.each([
+  -1,
+  1.5,
+  Number.NaN,
+  Number.POSITIVE_INFINITY,
+  2 ** 31,
+  2 ** 32 + 3,
+  "3",
+  null,
+  undefined,
+])("%p is no descriptor", async (fd) => {
+  const wrong = refusal(78, RegExp(`^descriptor ${fd} is not open: pass `));
+  expect(thrown(() => call("describe", fd))).toEqual(wrong);
+  expect(await Promise.resolve(call("adoptConnection", fd, handlers)).catch(failure)).toEqual(
+    wrong,
+  );
+  const message = RegExp(`^cannot send descriptor ${fd}: give the number of one that is open$`);
+  const send = () => call("notify", { fdStore: true }, { fds: [0, fd] });
+  expect(thrown(send)).toEqual(refusal(78, message));
+  expect(receiver.poll()).toBeUndefined();
+});
+
+test.each([-1, 987_654, 1.5, Number.NaN, 2 ** 32 + 3])("no server is on %p", (fd) => {
+  const wrong = refusal(78, RegExp(`^descriptor ${fd} is not open: pass one that is$`));
+  const fetch = () => new Response();
+  expect(thrown(() => activation.listen(fd, { socket: handlers }))).toEqual(wrong);
+  expect(thrown(() => activation.serve(fd, { fetch }))).toEqual(wrong);
+});
+
+test.each([0, -1, 1.5, Number.NaN, 2 ** 31, 2 ** 32 + 1, "1", 1n])("%p is no process", (pid) => {
+  expect(thrown(() => call("notify", { ready: true }, { pid }))).toEqual(
+    refusal(78, RegExp(`^cannot notify for process ${pid}: give the id of one$`)),
+  );
+  expect(thrown(() => call("notify", { mainPid: pid }))).toEqual(
+    refusal(78, RegExp(`^cannot notify MAINPID="${pid}": give a process id$`)),
+  );
+  expect(receiver.poll()).toBeUndefined();
+});
+
+test.each([-1, Number.NaN, "1", null])("%p is no time to wait", async (timeout) => {
+  expect(await Promise.resolve(call("notifyBarrier", timeout)).catch(failure)).toEqual(
+    refusal(78, RegExp(`^cannot wait for a barrier within ${timeout}: give milliseconds from 0, `)),
+  );
+  expect(receiver.poll()).toBeUndefined();
+});
+
+const TRUE = "give true";
+const COUNT = "give a whole number from 0";
+const LINE = "give one line of text";
+const ACCESS = "give none, main, exec or all";
+test.each([
+  ["ready", 0, `READY="0": ${TRUE}`],
+  ["ready", false, `READY="false": ${TRUE}`],
+  ["stopping", "yes", `STOPPING="yes": ${TRUE}`],
+  ["reloading", 1, `RELOADING="1": ${TRUE}`],
+  ["watchdog", "bogus", `WATCHDOG="bogus": ${TRUE}`],
+  ["fdPoll", true, 'FDPOLL="true": give false'],
+  ["notifyAccess", "bogus", `NOTIFYACCESS="bogus": ${ACCESS}`],
+  ["notifyAccess", "", `NOTIFYACCESS="": ${ACCESS}`],
+  ["status", 5, `STATUS="5": ${LINE}`],
+  ["status", null, `STATUS="null": ${LINE}`],
+  ["errno", "2", `ERRNO="2": ${COUNT}`],
+  ["mainPidfdId", 2n ** 64n, `MAINPIDFDID="${2n ** 64n}": ${COUNT}`],
+  ["fdName", 5, 'FDNAME="5": give printable ASCII and no colon'],
+  ["custom", { X_A: 1 }, `X_A="1": ${LINE}`],
+])("notify refuses %s: %p", (field, value, message) => {
+  const error = thrown(() => call("notify", { [field]: value }));
+  expect(error).toEqual(refusal(78, RegExp(`^cannot notify ${message}$`)));
+  expect(receiver.poll()).toBeUndefined();
+});
