@@ -75,22 +75,16 @@ export function describe(fd: number): Descriptor {
     listening: isListening(fd),
     connected: libc.hasPeer(fd),
   } as const;
+  if (domain === libc.AF_UNIX)
+    return { ...socket, family: "Unix", path: unixPath(libc.socketName(fd).subarray(2)) };
+  // Some others have no getsockname(2).
+  if (domain !== libc.AF_INET && domain !== libc.AF_INET6) return { ...socket, family: domain };
   const name = libc.socketName(fd);
-  switch (domain) {
-    case libc.AF_UNIX:
-      return { ...socket, family: "Unix", path: unixPath(name.subarray(2)) };
-    case libc.AF_INET:
-      return {
-        ...socket,
-        family: "IPv4",
-        address: name.subarray(4, 8).join("."),
-        port: port(name),
-      };
-    case libc.AF_INET6:
-      return { ...socket, family: "IPv6", address: ipv6Address(name), port: port(name) };
-    default:
-      return { ...socket, family: domain };
-  }
+  const [family, address] =
+    domain === libc.AF_INET
+      ? (["IPv4", name.subarray(4, 8).join(".")] as const)
+      : (["IPv6", ipv6Address(name)] as const);
+  return { ...socket, family, address, port: port(name) };
 }
 
 function isListening(fd: number): boolean {

@@ -185,7 +185,10 @@ export function hasPeer(fd: number): boolean {
   return libc().getpeername(fd, new Uint8Array(SOCKADDR_SIZE), length) === 0;
 }
 
-/** Whether a socket over TCP that has no peer had one: whether it ever received a segment. */
+/**
+ * Whether a TCP socket that has no peer now had one once: true if it ever received a segment. False
+ * for a socket of another kind, whichever of several errors says that it has no TCP_INFO.
+ */
 export function wasConnected(fd: number): boolean {
   const info = new Uint8Array(TCP_INFO_SEGS_IN + 4);
   const length = Uint32Array.of(info.length);

@@ -47,8 +47,7 @@ export function pick(
       );
     fds.push(fd);
   }
-  const picked: Record<string, number | undefined | readonly number[]> = {};
-  for (const [name, fds] of byName) {
+  const picked = Array.from(byName, ([name, fds]) => {
     const quantity = wanted[name];
     const single = quantity === "one" || quantity === "optional";
     if (
@@ -58,9 +57,10 @@ export function pick(
       throw misconfigured(
         `${fds.length} descriptors are named ${quote(name)}, where ${quantity} is wanted: set FileDescriptorName=${name} in as many socket units`,
       );
-    picked[name] = single ? fds[0] : fds;
-  }
-  return picked;
+    return [name, single ? fds[0] : fds] as const;
+  });
+  // Unlike an assignment, this makes a property of the name __proto__ too.
+  return Object.fromEntries(picked);
 }
 
 /**

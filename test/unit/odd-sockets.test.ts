@@ -1,0 +1,77 @@
+/* Sockets that few services are passed: they are described, or refused by what they are. */
+import { dlopen } from "bun:ffi";
+import { expect, test } from "bun:test";
+import { rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+
+import { adoptConnection, describe, endpoint, listen, phrase } from "../../src/activation/index.ts";
+import { refusal, thrown } from "../support/checks.ts";
+import * as sockets from "../support/sockets.ts";
+import { AF_UNIX, SOCK_DGRAM, SOCK_STREAM } from "../support/sockets.ts";
+
+const SOCK_RAW = 3;
+
+/** A socket of a family that not every kernel has, or lets everybody have. */
+function socket(family: number, type: number): number | undefined {
+  try {
+    return sockets.socket(family, type);
+  } catch {
+    return undefined;
+  }
+}
+
+test.each([
+  ["AF_NETLINK", 16, SOCK_RAW],
+  ["AF_PACKET", 17, SOCK_RAW],
+  // It has another error for TCP_INFO than the others.
+  ["AF_VSOCK", 40, SOCK_STREAM],
+  // It has no getsockname(2).
+  ["AF_XDP", 44, SOCK_RAW],
+])("a socket of %s is described by the number of its family", async (_, family, type) => {
+  const fd = socket(family, type);
+  if (fd === undefined) return;
+  const it = describe(fd);
+  expect(it).toEqual({
+    kind: "socket",
+    type: type === SOCK_STREAM ? "stream" : "other",
+    listening: false,
+    connected: family === 16,
+    family,
+  });
+  expect(endpoint(it)).toBe(`family ${family}`);
+  const message = `^descriptor ${fd} is ${phrase(it).replace(/[()]/g, "\\$&")}, not a `;
+  const options = { socket: { data() {} } };
+  expect(thrown(() => listen(fd, options))).toEqual(refusal(78, RegExp(`${message}listening`)));
+  sockets.clearCloseOnExec(fd);
+  const error = await adoptConnection(fd, { data() {} }).catch((error: unknown) => error);
+  expect(error).toEqual(refusal(78, RegExp(`${message}connection: pass one \\(Accept=yes\\)$`)));
+});
+
+test("a path that is not UTF-8 is returned with U+FFFD in place of its bytes", () => {
+  const { symbols: libc } = dlopen("libc.so.6", {
+    bind: { args: ["i32", "buffer", "u32"], returns: "i32" },
+    unlink: { args: ["buffer"], returns: "i32" },
+  });
+  const fd = sockets.socket(AF_UNIX, SOCK_DGRAM);
+  const directory = tmpdir();
+  const path = Buffer.concat([
+    Buffer.from(`${directory}/${crypto.randomUUID()}-`),
+    Buffer.of(0xff),
+  ]);
+  expect(
+    libc.bind(fd, Buffer.concat([Buffer.of(AF_UNIX, 0), path, Buffer.of(0)]), path.length + 3),
+  ).toBe(0);
+  expect(endpoint(describe(fd))).toBe(`${path.toString("latin1").slice(0, -1)}\ufffd`);
+  expect(libc.unlink(Buffer.concat([path, Buffer.of(0)]))).toBe(0);
+  sockets.close(fd);
+});
+
+test("a path of a socket that was opened with O_PATH is no socket to work with", () => {
+  const path = `${tmpdir()}/${crypto.randomUUID()}`;
+  const bound = sockets.bound(AF_UNIX, SOCK_STREAM, path);
+  const O_PATH = 0o10000000;
+  const fd = sockets.open(path, O_PATH);
+  expect(describe(fd)).toEqual({ kind: "other" });
+  for (const one of [fd, bound]) sockets.close(one);
+  rmSync(path);
+});
