@@ -3,7 +3,8 @@ import type { Socket, SocketHandler } from "bun";
 import { describe, phrase } from "./describe.ts";
 import { nothingPassed, takePassed } from "./environment.ts";
 import { misconfigured } from "./error.ts";
-import { canCall, isDescriptor, O_CLOEXEC, wasConnected } from "./libc.ts";
+import { hasCloseOnExec } from "./layout.ts";
+import { available, isDescriptor, wasConnected } from "./libc.ts";
 import { LISTEN_FDS_START } from "./listen-fds.ts";
 
 /**
@@ -85,8 +86,7 @@ async function isSocket(fd: number): Promise<boolean> {
  */
 function isOurOwn(fd: number): boolean {
   const { readFileSync } = process.getBuiltinModule("node:fs");
-  const flags = /^flags:\s+([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "latin1"))?.[1];
-  return (Number.parseInt(flags ?? "0", 8) & O_CLOEXEC) !== 0;
+  return hasCloseOnExec(readFileSync(`/proc/self/fdinfo/${fd}`, "latin1"));
 }
 
 /** The same for AF_UNIX, by the error that tells the type of what node:dgram does not take. */
@@ -103,7 +103,7 @@ function isUnixStream(fd: number): boolean {
 /** @throws {ActivationError} (78) unless `fd` is, or was until its peer reset it, a connection. */
 function requireConnection(fd: number): void {
   // Without FFI the one cannot be told from the other, and a client that resets is normal.
-  if (!canCall()) return;
+  if (!available()) return;
   const it = describe(fd);
   const isStream = it.kind === "socket" && it.type === "stream";
   if (!isStream || !(it.connected || wasConnected(fd)))

@@ -1,4 +1,5 @@
 import { misconfigured } from "./error.ts";
+import * as layout from "./layout.ts";
 import * as libc from "./libc.ts";
 
 export type SocketType = "stream" | "datagram" | "seqpacket" | "other";
@@ -6,7 +7,7 @@ export type SocketType = "stream" | "datagram" | "seqpacket" | "other";
 interface AnySocket {
   readonly kind: "socket";
   readonly type: SocketType;
-  /** Whether it takes connections: listen(2) was called on it. */
+  /** Whether it accepts connections: listen(2) was called on it. */
   readonly listening: boolean;
   /** Whether it has a peer. False too for a connection that its peer has reset. */
   readonly connected: boolean;
@@ -15,7 +16,7 @@ interface AnySocket {
 /** A socket over IPv4 or IPv6, and its local address. */
 export interface InetSocket extends AnySocket {
   readonly family: "IPv4" | "IPv6";
-  /** The address as text, with `%` and the interface's number where it is of one link. */
+  /** The address as text, with `%` and the interface's number if it is of one link. */
   readonly address: string;
   readonly port: number;
 }
@@ -23,7 +24,7 @@ export interface InetSocket extends AnySocket {
 /** A socket over AF_UNIX. */
 export interface UnixSocket extends AnySocket {
   readonly family: "Unix";
-  /** The path it is bound to, or its abstract name after `@`; empty where it is not bound. */
+  /** The path it is bound to, or its abstract name after `@`; empty if it is not bound. */
   readonly path: string;
 }
 
@@ -49,14 +50,14 @@ export interface File {
 export type Descriptor = InetSocket | UnixSocket | OtherSocket | File;
 
 const TYPES = new Map<number, SocketType>([
-  [libc.SOCK_STREAM, "stream"],
-  [libc.SOCK_DGRAM, "datagram"],
-  [libc.SOCK_SEQPACKET, "seqpacket"],
+  [layout.SOCK_STREAM, "stream"],
+  [layout.SOCK_DGRAM, "datagram"],
+  [layout.SOCK_SEQPACKET, "seqpacket"],
 ]);
 
 /**
- * Tells what a descriptor is: all that sd_is_fifo(3), sd_is_socket(3), sd_is_socket_inet(3),
- * sd_is_socket_unix(3), sd_is_special(3) and sd_is_mq(3) can tell, in one call. To compare paths
+ * Returns what a descriptor is: all that sd_is_fifo(3), sd_is_socket(3), sd_is_socket_inet(3),
+ * sd_is_socket_unix(3), sd_is_special(3) and sd_is_mq(3) answer, in one call. To compare paths
  * as sd_is_fifo(3) does, compare `node:fs`' `fstatSync` of the descriptor and `statSync` of yours.
  *
  * @param fd The number of an open descriptor.
@@ -65,52 +66,54 @@ const TYPES = new Map<number, SocketType>([
 export function describe(fd: number): Descriptor {
   if (libc.closesOnExec(fd) === undefined)
     throw misconfigured(`descriptor ${fd} is not open: pass one that is`);
-  const type = libc.socketOption(fd, libc.SO_TYPE);
+  const type = libc.socketOption(fd, layout.SO_TYPE);
   if (type === undefined) return { kind: fileKind(fd) };
 
-  const domain = libc.socketOption(fd, libc.SO_DOMAIN) ?? 0;
+  const domain = libc.socketOption(fd, layout.SO_DOMAIN) ?? 0;
   const socket = {
     kind: "socket",
     type: TYPES.get(type) ?? "other",
     listening: isListening(fd),
     connected: libc.hasPeer(fd),
   } as const;
-  if (domain === libc.AF_UNIX)
-    return { ...socket, family: "Unix", path: unixPath(libc.socketName(fd).subarray(2)) };
+  if (domain === layout.AF_UNIX)
+    return { ...socket, family: "Unix", path: layout.unixPath(libc.socketName(fd)) };
   // Some others have no getsockname(2).
-  if (domain !== libc.AF_INET && domain !== libc.AF_INET6) return { ...socket, family: domain };
+  if (domain !== layout.AF_INET && domain !== layout.AF_INET6) return { ...socket, family: domain };
   const name = libc.socketName(fd);
-  const [family, address] =
-    domain === libc.AF_INET
-      ? (["IPv4", name.subarray(4, 8).join(".")] as const)
-      : (["IPv6", ipv6Address(name)] as const);
-  return { ...socket, family, address, port: port(name) };
+  return {
+    ...socket,
+    family: domain === layout.AF_INET ? "IPv4" : "IPv6",
+    address: layout.inetAddress(name),
+    port: layout.inetPort(name),
+  };
 }
 
 function isListening(fd: number): boolean {
-  return libc.socketOption(fd, libc.SO_ACCEPTCONN) === 1;
+  return libc.socketOption(fd, layout.SO_ACCEPTCONN) === 1;
 }
 
 /** Whether a descriptor is a stream socket that listens: the one question of a start-up. */
 export function isListeningStream(fd: number): boolean {
-  return libc.socketOption(fd, libc.SO_TYPE) === libc.SOCK_STREAM && isListening(fd);
+  return libc.socketOption(fd, layout.SO_TYPE) === layout.SOCK_STREAM && isListening(fd);
 }
 
 /** One phrase that names what a descriptor is, for messages and status texts. */
-export function phrase(it: Descriptor): string {
-  if (it.kind === "other") return "an anonymous file";
-  if (it.kind !== "socket") return `a ${it.kind}`;
-  const family = typeof it.family === "number" ? `family ${it.family}` : it.family;
-  const state = it.listening ? "a listening" : it.connected ? "a connected" : "an unconnected";
-  return `${state} ${it.type} socket (${family})`;
+export function phrase(descriptor: Descriptor): string {
+  if (descriptor.kind === "other") return "an anonymous file";
+  if (descriptor.kind !== "socket") return `a ${descriptor.kind}`;
+  const { family, type, listening, connected } = descriptor;
+  const state = listening ? "a listening" : connected ? "a connected" : "an unconnected";
+  return `${state} ${type} socket (${typeof family === "number" ? `family ${family}` : family})`;
 }
 
 /** Where a socket listens, as one writes it in `ListenStream=`. */
-export function endpoint(it: Descriptor): string {
-  if (it.kind !== "socket") return "";
-  if ("path" in it) return it.path;
-  if (!("port" in it)) return `family ${it.family}`;
-  return it.family === "IPv6" ? `[${it.address}]:${it.port}` : `${it.address}:${it.port}`;
+export function endpoint(descriptor: Descriptor): string {
+  if (descriptor.kind !== "socket") return "";
+  if ("path" in descriptor) return descriptor.path;
+  if (!("port" in descriptor)) return `family ${descriptor.family}`;
+  const { family, address, port } = descriptor;
+  return family === "IPv6" ? `[${address}]:${port}` : `${address}:${port}`;
 }
 
 function fileKind(fd: number): File["kind"] {
@@ -121,25 +124,6 @@ function fileKind(fd: number): File["kind"] {
   if (stat.isBlockDevice()) return "block device";
   if (stat.isDirectory()) return "directory";
   if (!stat.isFile()) return "other";
-  const MQUEUE_MAGIC = 0x19800202;
-  const isQueue = statfsSync(`/proc/self/fd/${fd}`).type === MQUEUE_MAGIC;
+  const isQueue = statfsSync(`/proc/self/fd/${fd}`).type === layout.MQUEUE_MAGIC;
   return isQueue ? "message queue" : "regular file";
-}
-
-function port(name: Uint8Array): number {
-  return new DataView(name.buffer).getUint16(2);
-}
-
-function unixPath(path: Uint8Array): string {
-  const text = new TextDecoder().decode(path);
-  // An abstract name begins with a NUL and may hold more; a path ends at its first.
-  return text.startsWith("\0") ? `@${text.slice(1)}` : (text.split("\0", 1)[0] ?? "");
-}
-
-function ipv6Address(name: Uint8Array): string {
-  const view = new DataView(name.buffer);
-  const groups = Array.from({ length: 8 }, (_, i) => view.getUint16(8 + 2 * i).toString(16));
-  const shortest = new URL(`http://[${groups.join(":")}]`).hostname.slice(1, -1);
-  const scope = view.getUint32(24, true);
-  return scope === 0 ? shortest : `${shortest}%${scope}`;
 }

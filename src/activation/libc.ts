@@ -1,33 +1,33 @@
 import { ActivationError, ExitStatus } from "./error.ts";
+import {
+  AF_UNIX,
+  controlMessages,
+  datagram,
+  epollEvent,
+  O_CLOEXEC,
+  PID_FS_MAGIC,
+  segmentsReceived,
+  SOCK_DGRAM,
+  SOCK_STREAM,
+  SOCKADDR_SIZE,
+  SOL_SOCKET,
+  TCP_INFO_SIZE,
+} from "./layout.ts";
 
 /*
- * What this module asks of libc, and the only file that touches bun:ffi. The library is opened at
- * the first call: a process that makes none pays nothing, and runs without the JIT, which bun:ffi
- * needs. Layouts and constants are those of 64-bit little-endian Linux, where Bun runs.
+ * The calls that this module makes to libc, and the only file that touches bun:ffi. The library is
+ * opened at the first call: a process that makes none pays nothing, and runs without the JIT, which
+ * bun:ffi needs. What the bytes mean is in layout.ts.
  */
 
-export const AF_UNIX = 1;
-export const AF_INET = 2;
-export const AF_INET6 = 10;
-export const SOCK_STREAM = 1;
-export const SOCK_DGRAM = 2;
-export const SOCK_SEQPACKET = 5;
-export const SO_TYPE = 3;
-export const SO_ACCEPTCONN = 30;
-export const SO_DOMAIN = 39;
-export const O_CLOEXEC = 0o2000000;
-
-/** More than a process has open: above, a search for a descriptor gives up. */
-export const DESCRIPTORS = 1 << 16;
+/** How far a search for a descriptor of Bun's goes, which is among the first that it opened. */
+export const SEARCH_LIMIT = 1 << 16;
 
 const SOCK_CLOEXEC = 0o2000000;
 const O_NONBLOCK = 0o4000;
-const SOL_SOCKET = 1;
 const SO_COOKIE = 57;
 const IPPROTO_TCP = 6;
 const TCP_INFO = 11;
-/** Where tcpi_segs_in, the number of segments received, stands in struct tcp_info. */
-const TCP_INFO_SEGS_IN = 140;
 const F_GETFD = 1;
 const F_SETFD = 2;
 const F_GETFL = 3;
@@ -39,16 +39,12 @@ const F_SEAL_ALL = 0xf;
 const FD_CLOEXEC = 1;
 const MFD_CLOEXEC = 1;
 const MFD_ALLOW_SEALING = 2;
-const SCM_RIGHTS = 1;
-const SCM_CREDENTIALS = 2;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_DONTWAIT = 0x40;
 const EPOLL_CTL = { add: 1, delete: 2, modify: 3 } as const;
-const EPOLLET = 0x80000000;
 const RLIMIT_NOFILE = 7;
 const CLOCK_MONOTONIC = 1;
 const SYS_pidfd_open = 434;
-const PID_FS_MAGIC = 0x50494446n;
 const ENOENT = 2;
 const EBADF = 9;
 const EAGAIN = 11;
@@ -56,9 +52,6 @@ const ENOTSOCK = 88;
 const EMSGSIZE = 90;
 const ENOBUFS = 105;
 const ETOOMANYREFS = 109;
-
-/** The size of a sockaddr_storage, which holds an address of any family. */
-const SOCKADDR_SIZE = 128;
 
 function load() {
   try {
@@ -106,8 +99,8 @@ function libc() {
   return (loaded ??= load());
 }
 
-/** Whether libc can be called at all: bun:ffi needs the JIT. */
-export function canCall(): boolean {
+/** Whether libc can be called: not without the JIT, which bun:ffi needs. */
+export function available(): boolean {
   try {
     return libc() !== undefined;
   } catch {
@@ -115,7 +108,7 @@ export function canCall(): boolean {
   }
 }
 
-/** Passes a result on, or throws the error that errno tells, if the call failed. */
+/** Returns the result of a call, or throws what errno says if it failed. */
 function check(call: string, result: number | bigint): number {
   if (result >= 0) return Number(result);
   const errno = libc().errno();
@@ -124,8 +117,12 @@ function check(call: string, result: number | bigint): number {
   throw new ActivationError(ExitStatus.systemCall, `${call} failed, ${text} (${code})`, code);
 }
 
-/** The same, but gives undefined for a failure that was to be expected. */
-function unless(call: string, result: number | bigint, ...expected: number[]): number | undefined {
+/** The same, but returns undefined if errno is one of those expected. */
+function checkExcept(
+  call: string,
+  result: number | bigint,
+  ...expected: number[]
+): number | undefined {
   return result < 0 && expected.includes(libc().errno()) ? undefined : check(call, result);
 }
 
@@ -141,7 +138,7 @@ export function close(fd: number): void {
 /** Whether close-on-exec is set; undefined if the descriptor is not open, or is no number of one. */
 export function closesOnExec(fd: number): boolean | undefined {
   if (!isDescriptor(fd)) return undefined;
-  const flags = unless("fcntl", libc().fcntl(fd, F_GETFD, 0), EBADF);
+  const flags = checkExcept("fcntl", libc().fcntl(fd, F_GETFD, 0), EBADF);
   return flags === undefined ? undefined : (flags & FD_CLOEXEC) !== 0;
 }
 
@@ -158,7 +155,7 @@ export function duplicate(fd: number): number {
   return check("fcntl", libc().fcntl(fd, F_DUPFD_CLOEXEC, 0));
 }
 
-/** Makes `onto` another number of what `fd` is, closing what `onto` was. */
+/** dup3(2): makes `onto` refer to the same open file as `fd`, closing what it referred to before. */
 export function replace(fd: number, onto: number): void {
   check("dup3", libc().dup3(fd, onto, O_CLOEXEC));
 }
@@ -168,7 +165,7 @@ export function socketOption(fd: number, option: number): number | undefined {
   if (!isDescriptor(fd)) return undefined;
   const value = new Int32Array(1);
   const result = libc().getsockopt(fd, SOL_SOCKET, option, value, Uint32Array.of(4));
-  return unless("getsockopt", result, ENOTSOCK, EBADF) === undefined ? undefined : value[0];
+  return checkExcept("getsockopt", result, ENOTSOCK, EBADF) === undefined ? undefined : value[0];
 }
 
 /** The local address of a socket, as the bytes of a sockaddr. */
@@ -190,14 +187,14 @@ export function hasPeer(fd: number): boolean {
  * for a socket of another kind, whichever of several errors says that it has no TCP_INFO.
  */
 export function wasConnected(fd: number): boolean {
-  const info = new Uint8Array(TCP_INFO_SEGS_IN + 4);
+  const info = new Uint8Array(TCP_INFO_SIZE);
   const length = Uint32Array.of(info.length);
   const result = libc().getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, length);
-  return result === 0 && new DataView(info.buffer).getUint32(TCP_INFO_SEGS_IN, true) > 0;
+  return result === 0 && segmentsReceived(info) > 0;
 }
 
-/** Puts a stream socket over AF_UNIX, bound to a name of the kernel's choice (unix(7)), in place. */
-export function replaceByThrowAway(onto: number): void {
+/** Replaces `onto` by a placeholder: a Unix stream socket with an abstract name chosen by the kernel. */
+export function replaceByPlaceholder(onto: number): void {
   const fd = check("socket", libc().socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   try {
     check("bind", libc().bind(fd, Uint16Array.of(AF_UNIX), 2));
@@ -214,11 +211,11 @@ export function socketPair(): [number, number] {
   return [ends[0] ?? -1, ends[1] ?? -1];
 }
 
-/** What tells one socket from all others since boot; undefined for what is no socket, or not open. */
+/** A number that no other socket has had since boot; undefined for what is no socket, or not open. */
 export function socketCookie(fd: number): bigint | undefined {
   const value = new BigUint64Array(1);
   const result = libc().getsockopt(fd, SOL_SOCKET, SO_COOKIE, value, Uint32Array.of(8));
-  return unless("getsockopt", result, ENOTSOCK, EBADF) === undefined ? undefined : value[0];
+  return checkExcept("getsockopt", result, ENOTSOCK, EBADF) === undefined ? undefined : value[0];
 }
 
 /** A descriptor in an epoll instance: its events, but edge-triggered, and its data. */
@@ -231,29 +228,24 @@ export interface Registration {
 
 /** epoll_ctl(2). `modify` reports a descriptor that is ready once more. */
 export function epollControl(operation: keyof typeof EPOLL_CTL, to: Registration): void {
-  // struct epoll_event is packed on x86-64 and nowhere else.
-  const offset = process.arch === "x64" ? 4 : 8;
-  const event = new DataView(new ArrayBuffer(16));
-  event.setUint32(0, to.events | EPOLLET, true);
-  event.setBigUint64(offset, to.data, true);
-  const bytes = new Uint8Array(event.buffer);
-  check("epoll_ctl", libc().epoll_ctl(to.epoll, EPOLL_CTL[operation], to.fd, bytes));
+  const event = epollEvent(to.events, to.data);
+  check("epoll_ctl", libc().epoll_ctl(to.epoll, EPOLL_CTL[operation], to.fd, event));
 }
 
 /** How many more descriptors this process may open. `fd` is any that is open. */
 export function freeDescriptors(fd: number): number {
   const limit = new BigUint64Array(2);
   check("getrlimit", libc().getrlimit(RLIMIT_NOFILE, limit));
-  // The kernel gives the lowest number that is free: all below are taken.
+  // The kernel assigns the lowest number that is free: all below are taken.
   const lowest = duplicate(fd);
   close(lowest);
   return Number(limit[0]) - lowest;
 }
 
-/** The text of a file of /proc, or undefined where there is none of that name. */
+/** The text of a file of /proc, or undefined if there is none of that name. */
 export function readProc(path: string): string | undefined {
   const name = new TextEncoder().encode(`${path}\0`);
-  const fd = unless("open", libc().open(name, O_CLOEXEC), ENOENT);
+  const fd = checkExcept("open", libc().open(name, O_CLOEXEC), ENOENT);
   if (fd === undefined) return undefined;
   try {
     const page = new Uint8Array(4096);
@@ -276,21 +268,23 @@ export function monotonicMicroseconds(): bigint {
   return seconds * 1_000_000n + nanoseconds / 1_000n;
 }
 
-/** The id of this process's pidfd, or undefined where kernel or runtime cannot tell. */
+/** The id of this process's pidfd; undefined if the kernel has none, or libc cannot be called. */
 export function pidfdId(): number | undefined {
   let fd: number;
   try {
     fd = check("pidfd_open", libc().syscall(SYS_pidfd_open, process.pid, 0));
   } catch {
-    // No pidfd_open (before Linux 5.3, or filtered), or no FFI: LISTEN_PID has to do.
+    // No pidfd_open (before Linux 5.3, or filtered), or no FFI: LISTEN_PID alone decides.
     return undefined;
   }
   try {
-    // Only on pidfs (Linux 6.9) does the inode tell one process from another.
+    // Only on pidfs (Linux 6.9) has each process an inode of its own.
     const filesystem = new BigInt64Array(16);
     check("fstatfs", libc().fstatfs(fd, filesystem));
     const [, id] = readProc(`/proc/self/fdinfo/${fd}`)?.split("ino:\t") ?? [];
-    return filesystem[0] === PID_FS_MAGIC && id !== undefined ? Number.parseInt(id, 10) : undefined;
+    return filesystem[0] === BigInt(PID_FS_MAGIC) && id !== undefined
+      ? Number.parseInt(id, 10)
+      : undefined;
   } finally {
     close(fd);
   }
@@ -299,65 +293,43 @@ export function pidfdId(): number | undefined {
 /** How long to wait for room in the queue of a receiver, in steps of a millisecond. */
 const SEND_TIMEOUT = 100;
 
-/** What a datagram carries beside its bytes. */
-export interface Ancillary {
-  /** Descriptors, which the receiver gets duplicates of (SCM_RIGHTS). */
-  readonly fds?: readonly number[];
-  /** The process to send for (SCM_CREDENTIALS). */
-  readonly pid?: number;
-}
-
 /** A socket for datagrams over AF_UNIX, close-on-exec. */
 export function datagramSocket(): number {
   return check("socket", libc().socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
 }
 
-/** One datagram as sendmsg(2) takes it: a struct msghdr, and behind it all that it points to. */
-function datagram(path: Uint8Array, payload: Uint8Array, ancillary: Ancillary): Uint8Array {
-  const control = controlMessages(ancillary);
-  // One buffer holds it all, so that one reference keeps it where its pointers point. The buffer
-  // comes first: a bare Uint8Array moves when its `buffer` is asked for.
-  const MSGHDR = 56;
-  const IOVEC = 16;
-  const name = MSGHDR + IOVEC;
-  const nameLength = 2 + path.length;
-  const controlAt = name + nameLength;
-  const payloadAt = controlAt + control.length;
-  const buffer = new ArrayBuffer(payloadAt + payload.length);
-  const bytes = new Uint8Array(buffer);
-  const view = new DataView(buffer);
-  const at = BigInt(libc().address(buffer));
-  view.setBigUint64(0, at + BigInt(name), true);
-  view.setUint32(8, nameLength, true);
-  view.setBigUint64(16, at + BigInt(MSGHDR), true);
-  view.setBigUint64(24, 1n, true);
-  view.setBigUint64(32, at + BigInt(controlAt), true);
-  view.setBigUint64(40, BigInt(control.length), true);
-  view.setBigUint64(MSGHDR, at + BigInt(payloadAt), true);
-  view.setBigUint64(MSGHDR + 8, BigInt(payload.length), true);
-  view.setUint16(name, AF_UNIX, true);
-  bytes.set(path, name + 2);
-  bytes.set(control, controlAt);
-  bytes.set(payload, payloadAt);
-  return bytes;
+/** A datagram to the sun_path `path`, with descriptors, and the process to send it for. */
+function message(
+  path: Uint8Array,
+  payload: Uint8Array,
+  fds: readonly number[] = [],
+  pid?: number,
+): Uint8Array {
+  const { getuid, getgid } = process;
+  const sender =
+    pid === undefined ? undefined : { pid, uid: getuid?.() ?? 0, gid: getgid?.() ?? 0 };
+  return datagram(path, payload, controlMessages(fds, sender), libc().address);
 }
 
 /**
- * Sends one datagram over AF_UNIX from the socket `fd` to `path`, which is a file, or an abstract
- * name after a NUL.
+ * Sends one datagram over AF_UNIX from the socket `fd` to the sun_path `path`.
+ *
+ * @param fds Descriptors, which the receiver gets duplicates of (SCM_RIGHTS).
+ * @param pid The process to send for (SCM_CREDENTIALS).
  */
 export function sendDatagram(
   fd: number,
   path: Uint8Array,
   payload: Uint8Array,
-  ancillary: Ancillary,
+  fds: readonly number[],
+  pid: number | undefined,
 ): void {
-  const message = datagram(path, payload, ancillary);
+  const datagram = message(path, payload, fds, pid);
   const flags = MSG_NOSIGNAL | MSG_DONTWAIT;
-  let sent = libc().sendmsg(fd, message, flags);
+  let sent = libc().sendmsg(fd, datagram, flags);
   for (let waited = 0; sent < 0 && libc().errno() === EAGAIN && waited < SEND_TIMEOUT; waited++) {
     Bun.sleepSync(1);
-    sent = libc().sendmsg(fd, message, flags);
+    sent = libc().sendmsg(fd, datagram, flags);
   }
   check("sendmsg", sent);
 }
@@ -372,15 +344,15 @@ export function sendWithoutWaiting(path: Uint8Array, payload: Uint8Array): boole
   const flags = MSG_NOSIGNAL | MSG_DONTWAIT;
   const socket = datagramSocket();
   try {
-    const sent = libc().sendmsg(socket, datagram(path, payload, {}), flags);
+    const sent = libc().sendmsg(socket, message(path, payload), flags);
     if (sent >= 0 || ![EMSGSIZE, ENOBUFS].includes(libc().errno()))
-      return unless("sendmsg", sent, EAGAIN) !== undefined;
+      return checkExcept("sendmsg", sent, EAGAIN) !== undefined;
     const file = sealedFile(payload);
     try {
-      const message = datagram(path, new Uint8Array(), { fds: [file] });
+      const descriptor = message(path, new Uint8Array(), [file]);
       // As many descriptors as a process may have open can wait to be received.
-      const result = libc().sendmsg(socket, message, flags);
-      return unless("sendmsg", result, EAGAIN, ETOOMANYREFS) !== undefined;
+      const result = libc().sendmsg(socket, descriptor, flags);
+      return checkExcept("sendmsg", result, EAGAIN, ETOOMANYREFS) !== undefined;
     } finally {
       close(file);
     }
@@ -405,31 +377,4 @@ function sealedFile(bytes: Uint8Array): number {
     close(fd);
     throw error;
   }
-}
-
-/** The ancillary data of a datagram as cmsg(3) lays it out. */
-function controlMessages({ fds = [], pid }: Ancillary): Uint8Array {
-  const messages: [type: number, data: Int32Array][] = [];
-  if (fds.length > 0) messages.push([SCM_RIGHTS, Int32Array.from(fds)]);
-  if (pid !== undefined) {
-    const { getuid, getgid } = process;
-    messages.push([SCM_CREDENTIALS, Int32Array.of(pid, getuid?.() ?? 0, getgid?.() ?? 0)]);
-  }
-  const HEADER = 16;
-  const size = (data: Int32Array) => align(HEADER + data.byteLength);
-  const bytes = new Uint8Array(messages.reduce((sum, [, data]) => sum + size(data), 0));
-  const view = new DataView(bytes.buffer);
-  let at = 0;
-  for (const [type, data] of messages) {
-    view.setBigUint64(at, BigInt(HEADER + data.byteLength), true);
-    view.setInt32(at + 8, SOL_SOCKET, true);
-    view.setInt32(at + 12, type, true);
-    bytes.set(new Uint8Array(data.buffer), at + HEADER);
-    at += size(data);
-  }
-  return bytes;
-}
-
-function align(length: number): number {
-  return (length + 7) & ~7;
 }

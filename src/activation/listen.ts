@@ -81,7 +81,7 @@ export function listen<Data = undefined>(
   const passed = libc.duplicate(where);
   let listener: SocketListener<Data> | undefined;
   try {
-    libc.replaceByThrowAway(where);
+    libc.replaceByPlaceholder(where);
     listener = Bun.listen({ ...options, socket, fd: where });
     const watch = substitute(passed, where);
     if (bound === undefined) libc.close(passed);

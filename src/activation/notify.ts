@@ -1,12 +1,7 @@
 import { isName, takeVariable } from "./environment.ts";
 import { ActivationError, misconfigured, quote } from "./error.ts";
-import {
-  type Ancillary,
-  datagramSocket,
-  isDescriptor,
-  monotonicMicroseconds,
-  sendDatagram,
-} from "./libc.ts";
+import { LONGEST_PATH, SCM_MAX_FD, sunPath } from "./layout.ts";
+import { datagramSocket, isDescriptor, monotonicMicroseconds, sendDatagram } from "./libc.ts";
 
 /** What to tell the service manager: the assignments of sd_notify(3), sent in one datagram. */
 export interface Notification {
@@ -55,18 +50,12 @@ export interface Notification {
 }
 
 /** How to send a notification. */
-export interface NotifyOptions extends Ancillary {
+export interface NotifyOptions {
   /** The descriptors to send along, which stay open here. At most 253. */
   readonly fds?: readonly number[];
   /** The process to send for, as sd_pid_notify(3): needs CAP_SYS_ADMIN unless it is our own. */
   readonly pid?: number;
 }
-
-/** In bytes: a sun_path but for the NUL that ends it, which libsystemd wants after a name too. */
-const LONGEST_ADDRESS = 107;
-
-/** The most descriptors that the kernel sends at once (unix(7)). */
-const SCM_MAX_FD = 253;
 
 /** In bytes: systemd reads no more of a notification, and drops a longer one whole. */
 const LONGEST_NOTIFICATION = 4096;
@@ -131,10 +120,10 @@ export function notify(notification: Notification, options: NotifyOptions = {}):
 }
 
 /** Sends the assignments as they stand. */
-export function send(state: string, options: NotifyOptions): boolean {
+export function send(state: string, { fds = [], pid }: NotifyOptions): boolean {
   const to = notifySocket();
   if (to === undefined) return false;
-  const path = socketPath(to);
+  const path = checkedPath(to);
   const datagram = new TextEncoder().encode(state);
   if (datagram.length > LONGEST_NOTIFICATION)
     throw misconfigured(
@@ -142,7 +131,7 @@ export function send(state: string, options: NotifyOptions): boolean {
     );
   try {
     socket ??= datagramSocket();
-    sendDatagram(socket, path, datagram, options);
+    sendDatagram(socket, path, datagram, fds, pid);
   } catch (error) {
     if (!(error instanceof ActivationError)) throw error;
     const message = `cannot notify the service manager at NOTIFY_SOCKET ${quote(to)}: ${error.message}`;
@@ -213,21 +202,19 @@ function isPid(pid: number | undefined): boolean {
   return pid !== undefined && Number.isInteger(pid) && pid > 0 && pid <= 0x7fffffff;
 }
 
-function socketPath(address: string): Uint8Array {
+function checkedPath(address: string): Uint8Array {
   if (address.startsWith("vsock"))
     throw misconfigured(
       `NOTIFY_SOCKET is ${quote(address)}: AF_VSOCK is not supported, use AF_UNIX`,
     );
-  const bytes = new TextEncoder().encode(address);
-  const isAbstract = address.startsWith("@");
-  if (!isAbstract && !address.startsWith("/"))
+  if (!/^[/@]/.test(address))
     throw misconfigured(
       `NOTIFY_SOCKET is ${quote(address)}, not an absolute path or @name: set one`,
     );
-  if (bytes.length < 2 || bytes.length > LONGEST_ADDRESS)
+  const length = Buffer.byteLength(address);
+  if (length < 2 || length > LONGEST_PATH)
     throw misconfigured(
-      `NOTIFY_SOCKET is ${quote(address)}, ${bytes.length} bytes long: use 2 to ${LONGEST_ADDRESS}`,
+      `NOTIFY_SOCKET is ${quote(address)}, ${length} bytes long: use 2 to ${LONGEST_PATH}`,
     );
-  if (isAbstract) bytes[0] = 0;
-  return bytes;
+  return sunPath(address);
 }

@@ -83,7 +83,7 @@ function throwAway<WebSocketData, Route extends string>(
 
 /** The descriptor of the socket that listens at `address`. */
 function descriptorAt(address: string): number {
-  for (let fd = LISTEN_FDS_START; fd < libc.DESCRIPTORS; fd++)
+  for (let fd = LISTEN_FDS_START; fd < libc.SEARCH_LIMIT; fd++)
     if (isListeningStream(fd) && endpoint(describe(fd)) === address) return fd;
   throw unexpectedRuntime(`does not listen on ${address}`);
 }

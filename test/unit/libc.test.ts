@@ -21,7 +21,7 @@ test("without FFI each call says why and what to do, and what can do without doe
   expect(thrown(() => fresh.duplicate(0))).toEqual(
     refusal(71, /^cannot call libc, no memory: allow memory that is writable and executable /),
   );
-  expect(fresh.canCall()).toBe(false);
+  expect(fresh.available()).toBe(false);
   // LISTEN_PID has to do.
   expect(fresh.pidfdId()).toBeUndefined();
 });

@@ -1,0 +1,159 @@
+/*
+ * The byte layouts and constants of libc on 64-bit little-endian Linux, where Bun runs. Pure
+ * functions: libc.ts makes the calls.
+ */
+
+export const AF_UNIX = 1;
+export const AF_INET = 2;
+export const AF_INET6 = 10;
+export const SOCK_STREAM = 1;
+export const SOCK_DGRAM = 2;
+export const SOCK_SEQPACKET = 5;
+export const SOL_SOCKET = 1;
+export const SO_TYPE = 3;
+export const SO_ACCEPTCONN = 30;
+export const SO_DOMAIN = 39;
+export const O_CLOEXEC = 0o2000000;
+
+/** The types of two file systems, as statfs(2) returns them. */
+export const MQUEUE_MAGIC = 0x19800202;
+export const PID_FS_MAGIC = 0x50494446;
+
+const SCM_RIGHTS = 1;
+const SCM_CREDENTIALS = 2;
+const EPOLLET = 0x80000000;
+
+/** The most descriptors that the kernel sends at once (unix(7)). */
+export const SCM_MAX_FD = 253;
+
+/** The size of a sockaddr_storage, which holds an address of any family. */
+export const SOCKADDR_SIZE = 128;
+
+/** In bytes: a sun_path except the NUL that ends it, which libsystemd wants after a name too. */
+export const LONGEST_PATH = 107;
+
+/** Returns the sun_path for a path, or for an abstract name after `@`. The kernel ends it itself. */
+export function sunPath(address: string): Uint8Array {
+  const path = new TextEncoder().encode(address);
+  if (address.startsWith("@")) path[0] = 0;
+  return path;
+}
+
+/** Returns the path of a sockaddr_un, or its abstract name after `@`; empty if it has none. */
+export function unixPath(sockaddr: Uint8Array): string {
+  const text = new TextDecoder().decode(sockaddr.subarray(2));
+  // An abstract name begins with a NUL and may hold more; a path ends at its first.
+  return text.startsWith("\0") ? `@${text.slice(1)}` : (text.split("\0", 1)[0] ?? "");
+}
+
+/** Returns the address of a sockaddr_in, or of a sockaddr_in6 with `%` and the number of its link. */
+export function inetAddress(sockaddr: Uint8Array): string {
+  const view = dataView(sockaddr);
+  if (view.getUint16(0, true) === AF_INET) return sockaddr.subarray(4, 8).join(".");
+  const groups = Array.from({ length: 8 }, (_, i) => view.getUint16(8 + 2 * i).toString(16));
+  const shortest = new URL(`http://[${groups.join(":")}]`).hostname.slice(1, -1);
+  const scope = view.getUint32(24, true);
+  return scope === 0 ? shortest : `${shortest}%${scope}`;
+}
+
+/** Returns the port of a sockaddr_in or sockaddr_in6. */
+export function inetPort(sockaddr: Uint8Array): number {
+  return dataView(sockaddr).getUint16(2);
+}
+
+/** The size of a struct tcp_info up to tcpi_segs_in, the number of segments received. */
+export const TCP_INFO_SIZE = 144;
+
+export function segmentsReceived(tcpInfo: Uint8Array): number {
+  return dataView(tcpInfo).getUint32(140, true);
+}
+
+/** Whether close-on-exec is set, by the text of proc_pid_fdinfo(5): `flags:`, in octal. */
+export function hasCloseOnExec(fdinfo: string): boolean {
+  const flags = /^flags:\s+([0-7]+)$/m.exec(fdinfo)?.[1];
+  return (Number.parseInt(flags ?? "0", 8) & O_CLOEXEC) !== 0;
+}
+
+/** Returns a struct epoll_event: these events, but edge-triggered. */
+export function epollEvent(events: number, data: bigint, arch = process.arch): Uint8Array {
+  const event = new DataView(new ArrayBuffer(16));
+  event.setUint32(0, events | EPOLLET, true);
+  // Packed on x86-64 and nowhere else.
+  event.setBigUint64(arch === "x64" ? 4 : 8, data, true);
+  return new Uint8Array(event.buffer);
+}
+
+/** The ids that a datagram is sent under (SCM_CREDENTIALS): the kernel checks that it may be. */
+export interface Credentials {
+  readonly pid: number;
+  readonly uid: number;
+  readonly gid: number;
+}
+
+/** Returns the ancillary data of a datagram, as cmsg(3) lays it out. */
+export function controlMessages(fds: readonly number[], sender?: Credentials): Uint8Array {
+  const messages: [type: number, data: Int32Array][] = [];
+  if (fds.length > 0) messages.push([SCM_RIGHTS, Int32Array.from(fds)]);
+  if (sender !== undefined)
+    messages.push([SCM_CREDENTIALS, Int32Array.of(sender.pid, sender.uid, sender.gid)]);
+  const HEADER = 16;
+  const size = (data: Int32Array) => align(HEADER + data.byteLength);
+  const bytes = new Uint8Array(messages.reduce((sum, [, data]) => sum + size(data), 0));
+  const view = dataView(bytes);
+  let at = 0;
+  for (const [type, data] of messages) {
+    view.setBigUint64(at, BigInt(HEADER + data.byteLength), true);
+    view.setInt32(at + 8, SOL_SOCKET, true);
+    view.setInt32(at + 12, type, true);
+    bytes.set(new Uint8Array(data.buffer), at + HEADER);
+    at += size(data);
+  }
+  return bytes;
+}
+
+/**
+ * Returns a datagram to the sun_path `path` as sendmsg(2) takes it: a struct msghdr, and behind it
+ * all that it points to.
+ *
+ * @param addressOf Returns where a buffer stands in memory.
+ */
+export function datagram(
+  path: Uint8Array,
+  payload: Uint8Array,
+  control: Uint8Array,
+  addressOf: (buffer: ArrayBuffer) => number,
+): Uint8Array {
+  const MSGHDR = 56;
+  const IOVEC = 16;
+  const name = MSGHDR + IOVEC;
+  const nameLength = 2 + path.length;
+  const controlAt = name + nameLength;
+  const payloadAt = controlAt + control.length;
+  // The header holds raw addresses into this buffer, so all parts live in one ArrayBuffer. Create
+  // it as an ArrayBuffer: Bun moves a plain Uint8Array when `.buffer` is first read.
+  const buffer = new ArrayBuffer(payloadAt + payload.length);
+  const bytes = new Uint8Array(buffer);
+  const view = new DataView(buffer);
+  const at = BigInt(addressOf(buffer));
+  view.setBigUint64(0, at + BigInt(name), true);
+  view.setUint32(8, nameLength, true);
+  view.setBigUint64(16, at + BigInt(MSGHDR), true);
+  view.setBigUint64(24, 1n, true);
+  view.setBigUint64(32, at + BigInt(controlAt), true);
+  view.setBigUint64(40, BigInt(control.length), true);
+  view.setBigUint64(MSGHDR, at + BigInt(payloadAt), true);
+  view.setBigUint64(MSGHDR + 8, BigInt(payload.length), true);
+  view.setUint16(name, AF_UNIX, true);
+  bytes.set(path, name + 2);
+  bytes.set(control, controlAt);
+  bytes.set(payload, payloadAt);
+  return bytes;
+}
+
+function align(length: number): number {
+  return (length + 7) & ~7;
+}
+
+function dataView({ buffer, byteOffset, byteLength }: Uint8Array): DataView {
+  return new DataView(buffer, byteOffset, byteLength);
+}
