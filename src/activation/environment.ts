@@ -89,13 +89,13 @@ export function takePassed(): Passed {
   return { count, names: list };
 }
 
-/** Whether `FileDescriptorName=` takes it: 1 to 255 printable ASCII characters, and no colon. */
+/** Whether systemd passes a descriptor under this name: up to 255 printable ASCII characters, no colon. */
 export function isName(name: string): boolean {
   for (let at = 0; at < name.length; at++) {
     const code = name.charCodeAt(at);
     if (code < 0x20 || code > 0x7e || code === 0x3a) return false;
   }
-  return name.length > 0 && name.length <= 255;
+  return name.length <= 255;
 }
 
 /** The error for a service that cannot do without a socket, saying why there is none. */

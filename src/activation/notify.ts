@@ -176,12 +176,8 @@ function serialize(notification: Notification): string {
   count("EXTEND_TIMEOUT_USEC", notification.extendTimeoutUsec);
   flag("FDSTORE", notification.fdStore);
   flag("FDSTOREREMOVE", notification.fdStoreRemove);
-  add(
-    "FDNAME",
-    fdName,
-    typeof fdName === "string" && isName(fdName),
-    "printable ASCII and no colon",
-  );
+  const isNamed = typeof fdName === "string" && fdName !== "" && isName(fdName);
+  add("FDNAME", fdName, isNamed, "1 to 255 printable ASCII characters, no colon");
   flag("FDPOLL", notification.fdPoll, false);
   flag("RESTART_RESET", notification.restartReset);
   for (const [name, value] of Object.entries(notification.custom ?? {})) {

@@ -83,7 +83,7 @@ test.each([
   ["status", null, `STATUS="null": ${LINE}`],
   ["errno", "2", `ERRNO="2": ${COUNT}`],
   ["mainPidfdId", 2n ** 64n, `MAINPIDFDID="${2n ** 64n}": ${COUNT}`],
-  ["fdName", 5, 'FDNAME="5": give printable ASCII and no colon'],
+  ["fdName", 5, 'FDNAME="5": give 1 to 255 printable ASCII characters, no colon'],
   ["custom", { X_A: 1 }, `X_A="1": ${LINE}`],
 ])("notify refuses %s: %p", (field, value, message) => {
   const error = thrown(() => call("notify", { [field]: value }));

@@ -81,7 +81,7 @@ test("listenFds returns what sd_listen_fds_with_names(3) does, or differs as lis
   const hasOddNumber = ({ LISTEN_PID = "1", LISTEN_FDS = "1" }: Variables) =>
     ![LISTEN_PID, LISTEN_FDS].every((text) => /^[1-9][0-9]*$/.test(text));
   const hasOddName = ({ LISTEN_FDNAMES = "a" }: Variables) =>
-    !LISTEN_FDNAMES.split(":").every((name) => /^[ -~]{1,255}$/.test(name));
+    !LISTEN_FDNAMES.split(":").every((name) => /^[ -~]{0,255}$/.test(name));
   const has = (text: string) => (it: Variables) => (it["LISTEN_FDNAMES"] ?? "").includes(text);
   const hasPidfdId = (it: Variables) => "LISTEN_PIDFDID" in it;
   /** Where this module differs on purpose, and what it does there. An entry that no case needs fails. */
