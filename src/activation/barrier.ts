@@ -8,7 +8,8 @@ import { notifyEnabled, send } from "./notify.ts";
  *
  * @param timeout How long to wait at most, in milliseconds; `Infinity` waits for ever.
  * @returns Whether there was somebody to wait for: false where `NOTIFY_SOCKET` is not set.
- * @throws {ActivationError} As `notify`, (78) when `timeout` is no such number, and (71, code `ETIMEDOUT`) when the time is over.
+ * @throws {ActivationError} As `notify`, (78) when `timeout` is no such number, and (71, code
+ *   `ETIMEDOUT`) when the time is over.
  */
 export async function notifyBarrier(timeout: number): Promise<boolean> {
   if (!(typeof timeout === "number" && timeout >= 0))

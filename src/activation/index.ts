@@ -14,7 +14,7 @@
  */
 export { notifyBarrier } from "./barrier.ts";
 export { booted } from "./booted.ts";
-export { acceptedFd, adoptConnection } from "./connection.ts";
+export { adoptConnection } from "./connection.ts";
 export {
   describe,
   type Descriptor,
@@ -29,14 +29,16 @@ export {
 export { ActivationError, ExitStatus } from "./error.ts";
 export { type Address, listen, type ListenOptions } from "./listen.ts";
 export {
+  acceptedFd,
   LISTEN_FDS_START,
   listenFds,
   type PassedDescriptor,
+  passedFd,
   requireListenFds,
 } from "./listen-fds.ts";
 export { type FieldValue, type LogFields } from "./journal.ts";
 export { log, LogLevel, stderrIsJournal } from "./log.ts";
 export { notify, notifyEnabled, type Notification, type NotifyOptions } from "./notify.ts";
-export { passedFd, pick, type Picked, type Quantity } from "./pick.ts";
+export { pick, type Picked, type Quantity } from "./pick.ts";
 export { serve, type ServeOptions } from "./serve.ts";
 export { startWatchdog, watchdogEnabled } from "./watchdog.ts";

@@ -126,7 +126,7 @@ function checkExcept(
   return result < 0 && expected.includes(libc().errno()) ? undefined : check(call, result);
 }
 
-/** Whether this can be the number of a descriptor. Of others bun:ffi takes 32 bits: `2**32 + 3` is 3. */
+/** Whether this can be the number of a descriptor: bun:ffi cuts others to 32 bits, 2^32 + 3 to 3. */
 export function isDescriptor(fd: number): boolean {
   return Number.isInteger(fd) && fd >= 0 && fd <= 0x7fffffff;
 }
@@ -193,7 +193,9 @@ export function wasConnected(fd: number): boolean {
   return result === 0 && segmentsReceived(info) > 0;
 }
 
-/** Replaces `onto` by a placeholder: a Unix stream socket with an abstract name chosen by the kernel. */
+/**
+ * Replaces `onto` by a placeholder: a Unix stream socket with an abstract name chosen by the kernel.
+ */
 export function replaceByPlaceholder(onto: number): void {
   const fd = check("socket", libc().socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   try {

@@ -1,6 +1,7 @@
-import { nothingPassed, takePassed } from "./environment.ts";
-import { misconfigured } from "./error.ts";
-import { closesOnExec, setCloseOnExec } from "./libc.ts";
+import { isName, isOwnPid, parseDecimal, takeVariable } from "./environment.ts";
+import { type ActivationError, misconfigured, quote } from "./error.ts";
+import { closesOnExec, pidfdId, setCloseOnExec } from "./libc.ts";
+import { warnIfWrapped } from "./wrapper.ts";
 
 /** The first passed descriptor (SD_LISTEN_FDS_START of sd-daemon.h). */
 export const LISTEN_FDS_START = 3;
@@ -9,16 +10,25 @@ export const LISTEN_FDS_START = 3;
 export interface PassedDescriptor {
   /** Its number, counted from {@link LISTEN_FDS_START} without gaps, in the order of the units. */
   readonly fd: number;
-  /** Its `FileDescriptorName=`; `connection` for an accepted one, `unknown` where none was sent. */
+  /**
+   * Its `FileDescriptorName=`; `connection` for an accepted one, `unknown` if no names were sent.
+   */
   readonly name: string;
 }
 
+/** What the environment says was passed, as a count and names, or why nothing was. */
+export type Passed =
+  | { readonly count: number; readonly names: readonly string[] | undefined }
+  | { readonly reason: string };
+
+const REMEDY = "start it from a socket unit or with systemd-socket-activate";
+
 /**
- * Takes the descriptors that the service manager passed, as sd_listen_fds_with_names(3), and the
- * `LISTEN_*` variables out of the environment. It makes the descriptors close-on-exec: children
- * inherit neither. A second call finds nothing.
+ * Returns the descriptors that the service manager passed, as sd_listen_fds_with_names(3), and
+ * removes the `LISTEN_*` variables from `process.env`. It makes the descriptors close-on-exec.
+ * A second call finds nothing, and neither does a call in a Worker.
  *
- * @returns The descriptors in order; none where nothing was passed to this process.
+ * @returns The descriptors in order; none if nothing was passed to this process.
  * @throws {ActivationError} (78) when a variable is malformed, the names are not as many as the
  *   descriptors, or a descriptor is not open; (71) when libc cannot be called.
  *
@@ -43,13 +53,94 @@ export function requireListenFds(): PassedDescriptor[] {
   return inherit(passed.count, passed.names);
 }
 
+/**
+ * The one descriptor that was passed, for a service that accepts one: listening or not, of any name.
+ *
+ * @returns Its number; undefined if nothing was passed to this process, as without systemd.
+ * @throws {ActivationError} As {@link listenFds}, and (78) when there are several.
+ */
+export function passedFd(): number | undefined {
+  const passed = listenFds();
+  if (passed.length > 1)
+    throw misconfigured(`LISTEN_FDS is ${passed.length}, but this takes one descriptor: pass one`);
+  return passed[0]?.fd;
+}
+
+/**
+ * The one connection that the service manager accepted and passed (`Accept=yes`). It removes the
+ * `LISTEN_*` variables from `process.env`, and opens no FFI library.
+ *
+ * @returns The number of its descriptor, for `adoptConnection`.
+ * @throws {ActivationError} (78) when nothing was passed, or more than one descriptor, or a
+ *   variable is malformed.
+ */
+export function acceptedFd(): number {
+  const passed = takePassed();
+  if ("reason" in passed) throw nothingPassed(passed.reason);
+  if (passed.count !== 1)
+    throw misconfigured(
+      `LISTEN_FDS is ${passed.count}, but this takes one connection: set Accept=yes in its socket unit`,
+    );
+  return LISTEN_FDS_START;
+}
+
+/**
+ * Reads `LISTEN_PID`, `LISTEN_PIDFDID`, `LISTEN_FDS` and `LISTEN_FDNAMES`, and removes all four
+ * whatever the outcome. It looks at no descriptor, and needs FFI only for `LISTEN_PIDFDID`, which
+ * is checked if kernel and runtime know our own.
+ *
+ * @throws {ActivationError} (78) when a variable is malformed.
+ */
+export function takePassed(): Passed {
+  const pid = takeVariable("LISTEN_PID");
+  const pidfd = takeVariable("LISTEN_PIDFDID");
+  const fds = takeVariable("LISTEN_FDS");
+  const names = takeVariable("LISTEN_FDNAMES");
+
+  if (!Bun.isMainThread) return { reason: "this is a Worker, and only the main thread is asked" };
+  if (pid === undefined) return { reason: "LISTEN_PID is not set" };
+  if (!isOwnPid("LISTEN_PID", pid)) {
+    warnIfWrapped(Number(pid));
+    return { reason: `LISTEN_PID is ${pid} and this is process ${process.pid}` };
+  }
+
+  if (pidfd !== undefined) {
+    // A process id comes round again after a while; the id of a pidfd never does.
+    const forId = parseDecimal("LISTEN_PIDFDID", pidfd, "a pidfd id");
+    const ownId = pidfdId();
+    if (ownId !== undefined && forId !== ownId)
+      return { reason: `LISTEN_PIDFDID is ${pidfd} and this is process ${ownId}` };
+  }
+
+  if (fds === undefined) return { reason: "LISTEN_FDS is not set" };
+  // The kernel allows a process no more (fs.nr_open), unless somebody raised that.
+  const count = parseDecimal("LISTEN_FDS", fds, "a count of descriptors", 1 << 20);
+  if (names === undefined) return { count, names };
+
+  const list = names.split(":");
+  if (list.length !== count)
+    throw misconfigured(
+      `LISTEN_FDNAMES ${quote(names)} holds ${list.length} name(s) where LISTEN_FDS is ${count}: ${REMEDY}`,
+    );
+  for (const name of list)
+    if (!isName(name))
+      throw misconfigured(`LISTEN_FDNAMES holds ${quote(name)}, which is not a name: ${REMEDY}`);
+  return { count, names: list };
+}
+
+/** The error for a service that cannot do without a socket, saying why there is none. */
+function nothingPassed(reason: string): ActivationError {
+  return misconfigured(`no socket was passed, ${reason}: ${REMEDY}`);
+}
+
 function inherit(count: number, names: readonly string[] | undefined): PassedDescriptor[] {
   const descriptors: PassedDescriptor[] = [];
   for (let index = 0; index < count; index++) {
     const fd = LISTEN_FDS_START + index;
     const closes = closesOnExec(fd);
-    // Nothing that came through exec closes on exec: where the first does, nothing was passed, and
-    // the runtime took its number. (From 4 on Bun sets it itself on all that it finds.)
+    // A passed descriptor cannot have close-on-exec set: it would not have survived exec. If 3 has
+    // it, nothing was passed, and Bun opened something there. Only 3 can be checked: Bun sets the
+    // flag on all that it inherits from 4 up.
     if (closes === undefined || (closes && fd === LISTEN_FDS_START))
       throw misconfigured(
         `descriptor ${fd} is not open, though LISTEN_FDS is ${count}: pass as many as it says`,

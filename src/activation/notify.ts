@@ -161,7 +161,7 @@ function serialize(notification: Notification): string {
   flag("STOPPING", notification.stopping);
   line("STATUS", notification.status);
   const { notifyAccess, mainPid, watchdog, fdName } = notification;
-  const isAccess = /^(none|main|exec|all)$/.test(notifyAccess ?? "");
+  const isAccess = ["none", "main", "exec", "all"].includes(notifyAccess ?? "");
   add("NOTIFYACCESS", notifyAccess, isAccess, "none, main, exec or all");
   count("ERRNO", notification.errno);
   line("BUSERROR", notification.busError);
@@ -203,7 +203,7 @@ function checkedPath(address: string): Uint8Array {
     throw misconfigured(
       `NOTIFY_SOCKET is ${quote(address)}: AF_VSOCK is not supported, use AF_UNIX`,
     );
-  if (!/^[/@]/.test(address))
+  if (!address.startsWith("@") && !address.startsWith("/"))
     throw misconfigured(
       `NOTIFY_SOCKET is ${quote(address)}, not an absolute path or @name: set one`,
     );

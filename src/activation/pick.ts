@@ -1,5 +1,5 @@
 import { misconfigured, quote } from "./error.ts";
-import { listenFds, type PassedDescriptor } from "./listen-fds.ts";
+import type { PassedDescriptor } from "./listen-fds.ts";
 
 /** How many descriptors of a name there are: exactly one, at most one, at least one, or any number. */
 export type Quantity = "one" | "optional" | "some" | "any";
@@ -18,7 +18,7 @@ export type Picked<Wanted extends Readonly<Record<string, Quantity>>> = {
 /**
  * Picks descriptors by their names (`FileDescriptorName=`, or `FDNAME=` of the descriptor store).
  *
- * @param passed What {@link listenFds} gave.
+ * @param passed What `listenFds` returned.
  * @param wanted How many there are of each name.
  * @returns The descriptors of each name, in the order in which they were passed.
  * @throws {ActivationError} (78) when there are more or fewer of a name, or one of another name.
@@ -61,17 +61,4 @@ export function pick(
   });
   // Unlike an assignment, this makes a property of the name __proto__ too.
   return Object.fromEntries(picked);
-}
-
-/**
- * The one descriptor that was passed, for a service that takes one: listening or not, of any name.
- *
- * @returns Its number; undefined where nothing was passed to this process, as without systemd.
- * @throws {ActivationError} As {@link listenFds}, and (78) when there are several.
- */
-export function passedFd(): number | undefined {
-  const passed = listenFds();
-  if (passed.length > 1)
-    throw misconfigured(`LISTEN_FDS is ${passed.length}, but this takes one descriptor: pass one`);
-  return passed[0]?.fd;
 }

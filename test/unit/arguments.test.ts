@@ -90,18 +90,3 @@ test.each([
   expect(error).toEqual(refusal(78, RegExp(`^cannot notify ${message}$`)));
   expect(receiver.poll()).toBeUndefined();
 });
-
-test("pick returns what has a name that every object has", () => {
-  const wanted = Object.fromEntries([
-    ["__proto__", "one"],
-    ["toString", "some"],
-  ] as const);
-  const passed = [
-    { fd: 3, name: "__proto__" },
-    { fd: 4, name: "toString" },
-  ];
-  expect(Object.entries(activation.pick(passed, wanted))).toEqual([
-    ["__proto__", 3],
-    ["toString", [4]],
-  ]);
-});

@@ -1,29 +1,11 @@
 import { afterEach, describe, expect, test } from "bun:test";
 
-import { acceptedFd, adoptConnection } from "../../src/activation/index.ts";
-import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
+import { adoptConnection } from "../../src/activation/index.ts";
+import { descriptors, nothingLeft, refusal } from "../support/checks.ts";
 import { execute } from "../support/daemon.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, AF_INET6, AF_UNIX, SOCK_DGRAM, SOCK_SEQPACKET } from "../support/sockets.ts";
 import { until } from "../support/until.ts";
-
-describe("acceptedFd", () => {
-  const pass = (LISTEN_FDS: string) =>
-    Object.assign(process.env, { LISTEN_PID: process.pid, LISTEN_FDS });
-
-  test("returns the number of the one descriptor, once", () => {
-    pass("1");
-    expect(acceptedFd()).toBe(3);
-    expect(thrown(acceptedFd)).toEqual(refusal(78, /^no socket was passed, LISTEN_PID is not set/));
-  });
-
-  test("refuses several", () => {
-    pass("2");
-    expect(thrown(acceptedFd)).toEqual(
-      refusal(78, /^LISTEN_FDS is 2, but this takes one connection: set Accept=yes in its socket/),
-    );
-  });
-});
 
 /** The two ends of a TCP connection. */
 function tcp(family: number): [client: number, accepted: number] {

@@ -1,10 +1,19 @@
-import { expect, test } from "bun:test";
+import { afterEach, describe, expect, spyOn, test } from "bun:test";
 import { closeSync, openSync } from "node:fs";
 
-import { listenFds, requireListenFds } from "../../src/activation/index.ts";
+import { takeVariable } from "../../src/activation/environment.ts";
+import * as libc from "../../src/activation/libc.ts";
+import {
+  acceptedFd,
+  listenFds,
+  passedFd,
+  requireListenFds,
+  takePassed,
+} from "../../src/activation/listen-fds.ts";
 import { refusal, thrown } from "../support/checks.ts";
 import { execute } from "../support/daemon.ts";
 import { lines } from "../support/lines.ts";
+import { clearCloseOnExec } from "../support/sockets.ts";
 
 /** What a program prints that is executed as systemd does it, with `count` descriptors. */
 async function printed(
@@ -78,4 +87,120 @@ test("a descriptor that is not open is an error, and so is one that the runtime 
   const program = "print(failed(listenFds))";
   expect(await printed(0, { LISTEN_FDS: "1" }, program)).toEqual(says(/3/, 1));
   expect(await printed(1, { LISTEN_FDS: "65536" }, program)).toEqual(says(/\d+/, 65_536));
+});
+
+test("passedFd returns the one descriptor, or none", () => {
+  expect(passedFd()).toBeUndefined();
+  // In this process it came through exec as little as any other.
+  clearCloseOnExec(3);
+  Object.assign(process.env, { LISTEN_PID: process.pid, LISTEN_FDS: "1" });
+  expect(passedFd()).toBe(3);
+  expect(passedFd()).toBeUndefined();
+});
+
+test("passedFd refuses several", () => {
+  clearCloseOnExec(3);
+  Object.assign(process.env, { LISTEN_PID: process.pid, LISTEN_FDS: "2" });
+  expect(thrown(passedFd)).toEqual(
+    refusal(78, /^LISTEN_FDS is 2, but this takes one descriptor: pass one$/),
+  );
+});
+
+describe("acceptedFd", () => {
+  const pass = (LISTEN_FDS: string) =>
+    Object.assign(process.env, { LISTEN_PID: process.pid, LISTEN_FDS });
+
+  test("returns the number of the one descriptor, once", () => {
+    pass("1");
+    expect(acceptedFd()).toBe(3);
+    expect(thrown(acceptedFd)).toEqual(refusal(78, /^no socket was passed, LISTEN_PID is not set/));
+  });
+
+  test("refuses several", () => {
+    pass("2");
+    expect(thrown(acceptedFd)).toEqual(
+      refusal(78, /^LISTEN_FDS is 2, but this takes one connection: set Accept=yes in its socket/),
+    );
+  });
+});
+
+const NAMES = ["LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"] as const;
+type Variables = Partial<Record<(typeof NAMES)[number], string>>;
+
+/** What takePassed makes of these variables; LISTEN_PID is this process's unless it is given. */
+function taken(variables: Variables): unknown {
+  Object.assign(process.env, { LISTEN_PID: String(process.pid), ...variables });
+  try {
+    return takePassed();
+  } catch (error) {
+    return error;
+  }
+}
+
+describe("takePassed", () => {
+  afterEach(() => {
+    // Whatever the outcome, no variable is left for a child to inherit.
+    for (const name of NAMES) expect(takeVariable(name)).toBeUndefined();
+  });
+
+  test("says why nothing was passed", () => {
+    expect(takePassed()).toEqual({ reason: "LISTEN_PID is not set" });
+    const reason = `LISTEN_PID is 1 and this is process ${process.pid}`;
+    const other = { LISTEN_PID: "1", LISTEN_FDS: "x", LISTEN_FDNAMES: "\n", LISTEN_PIDFDID: "1" };
+    expect(taken(other)).toEqual({ reason });
+    expect(taken({})).toEqual({ reason: "LISTEN_FDS is not set" });
+  });
+
+  test("returns a count, with names and without", () => {
+    expect(taken({ LISTEN_FDS: "2" })).toEqual({ count: 2, names: undefined });
+    const names = ["http", "with space"];
+    expect(taken({ LISTEN_FDS: "2", LISTEN_FDNAMES: names.join(":") })).toEqual({
+      count: 2,
+      names,
+    });
+    // As `systemd-socket-activate --fdname=` sends it.
+    expect(taken({ LISTEN_FDS: "1", LISTEN_FDNAMES: "" })).toEqual({ count: 1, names: [""] });
+    expect(taken({ LISTEN_FDS: "1048576" })).toEqual({ count: 2 ** 20, names: undefined });
+  });
+
+  test("accepts the LISTEN_PIDFDID of this process, and no other if the kernel has pidfs", () => {
+    const id = libc.pidfdId();
+    const own = { LISTEN_FDS: "1", LISTEN_PIDFDID: String(id ?? 1) };
+    expect(taken(own)).toEqual({ count: 1, names: undefined });
+    const reason = `LISTEN_PIDFDID is 4711 and this is process ${id}`;
+    const other = id === undefined ? { count: 1, names: undefined } : { reason };
+    expect(taken({ LISTEN_FDS: "1", LISTEN_PIDFDID: "4711" })).toEqual(other);
+    using _ = spyOn(libc, "pidfdId").mockReturnValue(undefined);
+    expect(taken({ LISTEN_FDS: "1", LISTEN_PIDFDID: "4711" })).toEqual({
+      count: 1,
+      names: undefined,
+    });
+  });
+
+  // The last is more than there can be: of processes, of descriptors, of exact numbers.
+  test.each([
+    ["LISTEN_PID", "a process id", "2147483648"],
+    ["LISTEN_FDS", "a count of descriptors", "1048577"],
+    ["LISTEN_PIDFDID", "a pidfd id", "9007199254740992"],
+  ] as const)("refuses every malformed %s", (name, what, most) => {
+    const malformed = ["", "x", "+1", "-1", " 1", "1 ", "0x1", "01", "0", "1.5", "1e1", "1\n"];
+    for (const value of [...malformed, "Infinity", most])
+      expect(taken({ LISTEN_FDS: "1", [name]: value })).toEqual(
+        refusal(78, RegExp(`^${name} is ".*", which is not ${what}: leave the variable to the `)),
+      );
+  });
+
+  test("refuses names that are not as many as the descriptors", () => {
+    for (const names of ["a", "a:b:c", "", "::"])
+      expect(taken({ LISTEN_FDS: "2", LISTEN_FDNAMES: names })).toEqual(
+        refusal(78, /^LISTEN_FDNAMES "[abc:]*" holds [13] .* LISTEN_FDS is 2: start it from a /),
+      );
+  });
+
+  test("refuses a name that is none", () => {
+    for (const names of ["a:b\x7f", "\x1f:", "a:ü", `a:${"x".repeat(256)}`])
+      expect(taken({ LISTEN_FDS: "2", LISTEN_FDNAMES: names })).toEqual(
+        refusal(78, /^LISTEN_FDNAMES holds ".*", which is not a name: start it from a socket unit/),
+      );
+  });
 });

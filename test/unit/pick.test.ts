@@ -1,8 +1,7 @@
 import { describe, expect, test } from "bun:test";
 
-import { type PassedDescriptor, passedFd, pick } from "../../src/activation/index.ts";
+import { type PassedDescriptor, pick } from "../../src/activation/index.ts";
 import { refusal, thrown } from "../support/checks.ts";
-import { clearCloseOnExec } from "../support/sockets.ts";
 
 describe("pick", () => {
   const passed: PassedDescriptor[] = [
@@ -38,19 +37,17 @@ describe("pick", () => {
   });
 });
 
-test("passedFd returns the one descriptor, or none", () => {
-  expect(passedFd()).toBeUndefined();
-  // In this process it came through exec as little as any other.
-  clearCloseOnExec(3);
-  Object.assign(process.env, { LISTEN_PID: process.pid, LISTEN_FDS: "1" });
-  expect(passedFd()).toBe(3);
-  expect(passedFd()).toBeUndefined();
-});
-
-test("passedFd refuses several", () => {
-  clearCloseOnExec(3);
-  Object.assign(process.env, { LISTEN_PID: process.pid, LISTEN_FDS: "2" });
-  expect(thrown(passedFd)).toEqual(
-    refusal(78, /^LISTEN_FDS is 2, but this takes one descriptor: pass one$/),
-  );
+test("pick returns what has a name that every object has", () => {
+  const wanted = Object.fromEntries([
+    ["__proto__", "one"],
+    ["toString", "some"],
+  ] as const);
+  const passed = [
+    { fd: 3, name: "__proto__" },
+    { fd: 4, name: "toString" },
+  ];
+  expect(Object.entries(pick(passed, wanted))).toEqual([
+    ["__proto__", 3],
+    ["toString", [4]],
+  ]);
 });
