@@ -1,4 +1,5 @@
 import { ActivationError, ExitStatus, misconfigured } from "./error.ts";
+import { LONGEST_TIMER } from "./event-loop.ts";
 import { close, socketPair } from "./libc.ts";
 import { notifyEnabled, send } from "./notify.ts";
 
@@ -6,8 +7,8 @@ import { notifyEnabled, send } from "./notify.ts";
  * Waits until the service manager has handled all notifications sent so far, as
  * sd_notify_barrier(3), without blocking the event loop.
  *
- * @param timeout How long to wait at most, in milliseconds; `Infinity` waits for ever.
- * @returns Whether there was somebody to wait for: false where `NOTIFY_SOCKET` is not set.
+ * @param timeout How long to wait at most, in milliseconds; more than 25 days, or `Infinity`, is for ever.
+ * @returns Whether there was somebody to wait for: false if `NOTIFY_SOCKET` is not set.
  * @throws {ActivationError} As `notify`, (78) when `timeout` is no such number, and (71, code
  *   `ETIMEDOUT`) when the time is over.
  */
@@ -17,10 +18,10 @@ export async function notifyBarrier(timeout: number): Promise<boolean> {
       `cannot wait for a barrier within ${timeout}: give milliseconds from 0, or Infinity`,
     );
   if (!notifyEnabled()) return false;
-  // The manager closes the end it is sent when it comes to this message, and ours sees that.
+  // The manager closes the end that it receives when it handles this message: ours is closed then.
   const [ours, theirs] = socketPair();
   const handled = Promise.withResolvers<true>();
-  // Of a pair that is connected, no adoption fails.
+  // Bun adopts every connected pair.
   const socket = await Bun.connect({
     fd: ours,
     socket: { data() {}, close: () => handled.resolve(true) },
@@ -29,8 +30,7 @@ export async function notifyBarrier(timeout: number): Promise<boolean> {
     const message = `the service manager did not come to a barrier within ${timeout} ms`;
     handled.reject(new ActivationError(ExitStatus.systemCall, message, "ETIMEDOUT"));
   };
-  // A timer takes 25 days at most, which is for ever.
-  const timer = timeout > 0x7fffffff ? undefined : setTimeout(expire, timeout);
+  const timer = timeout > LONGEST_TIMER ? undefined : setTimeout(expire, timeout);
   try {
     try {
       send("BARRIER=1", { fds: [theirs] });

@@ -36,7 +36,10 @@ export function isOwnPid(name: string, value: string): boolean {
   return parseDecimal(name, value, "a process id", 0x7fffffff) === process.pid;
 }
 
-/** Whether systemd passes a descriptor by this name: 0 to 255 characters of ASCII, without colon. */
+/**
+ * Whether systemd passes a descriptor under this name: at most 255 printable ASCII characters, and
+ * no colon.
+ */
 export function isName(name: string): boolean {
   // No regular expression, as above.
   for (let at = 0; at < name.length; at++) {

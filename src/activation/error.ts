@@ -33,6 +33,11 @@ export function misconfigured(message: string): ActivationError {
   return new ActivationError(ExitStatus.configuration, message);
 }
 
+/** The message of what was thrown, which may be no error. */
+export function messageOf(thrown: unknown): string {
+  return thrown instanceof Error ? thrown.message : String(thrown);
+}
+
 /** A value for a message: quoted, on one line, and no longer than a reader wants. */
 export function quote(value: string): string {
   return JSON.stringify(value.length > 80 ? `${value.slice(0, 77)}...` : value);

@@ -4,6 +4,9 @@ import * as libc from "./libc.ts";
 /** How Bun's event loop watches a listening socket. */
 export type Watch = libc.Registration;
 
+/** The longest that a timer waits, in milliseconds: 25 days. With more it fires at once. */
+export const LONGEST_TIMER = 0x7fffffff;
+
 /** How often the event loop looks at every listening socket again, in milliseconds. */
 const LOOK_AGAIN = 500;
 

@@ -1,4 +1,4 @@
-import { ActivationError, ExitStatus } from "./error.ts";
+import { ActivationError, ExitStatus, messageOf } from "./error.ts";
 import {
   AF_UNIX,
   controlMessages,
@@ -86,10 +86,9 @@ function load() {
     const errno = symbols.__errno_location();
     return { ...symbols, address: ptr, errno: () => (errno === null ? 0 : read.i32(errno)) };
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause);
     throw new ActivationError(
       ExitStatus.systemCall,
-      `cannot call libc, ${why}: allow memory that is writable and executable (MemoryDenyWriteExecute=no) and leave BUN_JSC_useJIT unset`,
+      `cannot call libc, ${messageOf(cause)}: allow memory that is writable and executable (MemoryDenyWriteExecute=no) and leave BUN_JSC_useJIT unset`,
     );
   }
 }

@@ -3,7 +3,7 @@ import { ActivationError, misconfigured, quote } from "./error.ts";
 import { LONGEST_PATH, SCM_MAX_FD, sunPath } from "./layout.ts";
 import { datagramSocket, isDescriptor, monotonicMicroseconds, sendDatagram } from "./libc.ts";
 
-/** What to tell the service manager: the assignments of sd_notify(3), sent in one datagram. */
+/** The assignments of sd_notify(3), sent in one datagram. */
 export interface Notification {
   /** `READY=1`: start-up, or a reload, is finished. */
   readonly ready?: true;
@@ -23,7 +23,7 @@ export interface Notification {
   readonly varlinkError?: string;
   /** `EXIT_STATUS=`: the exit status of the service (in virtual machines and containers). */
   readonly exitStatus?: number;
-  /** `MAINPID=`: the main process, where it is not the one that was started. */
+  /** `MAINPID=`: the main process, if it is not the one that was started. */
   readonly mainPid?: number;
   /** `MAINPIDFDID=`: the id of its pidfd, beside `mainPid`. */
   readonly mainPidfdId?: bigint;
@@ -63,7 +63,7 @@ const LONGEST_NOTIFICATION = 4096;
 let address: string | undefined;
 let socket: number | undefined;
 
-/** The service manager's address, taken out of the environment when it is first wanted. */
+/** The service manager's address, which leaves `process.env` at the first call. */
 function notifySocket(): string | undefined {
   return (address = takeVariable("NOTIFY_SOCKET") ?? address);
 }
@@ -74,8 +74,8 @@ export function notifyEnabled(): boolean {
 }
 
 /**
- * Opens the socket that notifications are sent from, where there is somebody to notify, and keeps
- * it: with all descriptors taken, by clients, notifications still get through. Close-on-exec.
+ * Opens the socket that notifications are sent from, if there is somebody to notify, and keeps it:
+ * when clients have taken all descriptors, notifications still get through. Close-on-exec.
  */
 export function keepNotifySocket(): void {
   if (notifyEnabled()) socket ??= datagramSocket();
@@ -83,16 +83,17 @@ export function keepNotifySocket(): void {
 
 /**
  * Notifies the service manager, as sd_notify(3), sd_pid_notify(3) and
- * sd_pid_notify_with_fds(3). `NOTIFY_SOCKET` leaves the environment at the first call, so that
- * children do not notify in our name.
+ * sd_pid_notify_with_fds(3). `NOTIFY_SOCKET` leaves `process.env` at the first call, so that
+ * children do not notify in our name. (Of those that `Bun.spawn` starts, only if it is given
+ * `env: process.env`.)
  *
- * Limitations: the message is sent, not known to be handled: see {@link notifyBarrier}. Where the
+ * Limitations: the message is sent, not known to be handled: see {@link notifyBarrier}. If the
  * manager's queue is full, sending waits 100 milliseconds for room and then fails with `EAGAIN`,
  * where sd_notify(3) would wait for ever. `AF_VSOCK` addresses are refused.
  *
- * @returns Whether there was somebody to notify: false where `NOTIFY_SOCKET` is not set.
- * @throws {ActivationError} (78) when a value cannot be sent (a newline in it would be taken for
- *   the start of the next assignment), a field lacks another that it needs, all of it is longer than
+ * @returns Whether there was somebody to notify: false if `NOTIFY_SOCKET` is not set, or in a Worker.
+ * @throws {ActivationError} (78) when a value cannot be sent (a newline in it would start the next
+ *   assignment) or is no descriptor or process, a field lacks another that it needs, all of it is longer than
  *   the 4,096 bytes that systemd reads, or the address is malformed, too long or of another kind;
  *   (71) when sending fails, with `code` such as `ENOENT` or `ECONNREFUSED` (no receiver).
  *

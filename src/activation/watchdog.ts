@@ -1,12 +1,13 @@
 import { isOwnPid, parseDecimal, takeVariable } from "./environment.ts";
+import { LONGEST_TIMER } from "./event-loop.ts";
 import { notify } from "./notify.ts";
 
 /**
- * Tells whether the service manager expects signs of life from this process, as
- * sd_watchdog_enabled(3), and takes `WATCHDOG_USEC` and `WATCHDOG_PID` out of the environment.
+ * Returns how often the service manager expects a sign of life from this process, as
+ * sd_watchdog_enabled(3), and removes `WATCHDOG_USEC` and `WATCHDOG_PID` from `process.env`.
  *
- * @returns The interval within which each has to come, in microseconds; undefined where none are
- *   expected, or from another process. A second call finds nothing.
+ * @returns The longest time between two of them, in microseconds; undefined if none are expected,
+ *   or from another process. A second call finds nothing, and neither does a call in a Worker.
  * @throws {ActivationError} (78) when a variable is malformed.
  */
 export function watchdogEnabled(): number | undefined {
@@ -19,10 +20,10 @@ export function watchdogEnabled(): number | undefined {
 
 /**
  * Sends `WATCHDOG=1` at half the interval that the service manager expects, from the event loop:
- * a loop that is stuck sends none. Does nothing where no signs of life are expected.
+ * a loop that is stuck sends none. It does nothing if no signs of life are expected.
  *
- * @param onError Gets each failure to send; the next is sent all the same.
- * @returns The timer, or undefined where none is needed. It does not keep the process alive.
+ * @param onError Called with each failure to send; the next is sent all the same.
+ * @returns The timer, or undefined if none is needed. It does not keep the process alive.
  * @throws {ActivationError} As {@link watchdogEnabled}.
  */
 export function startWatchdog(onError: (error: unknown) => void): NodeJS.Timeout | undefined {
@@ -35,7 +36,6 @@ export function startWatchdog(onError: (error: unknown) => void): NodeJS.Timeout
       onError(error);
     }
   };
-  // The longest that a timer takes, 25 days, is soon enough for any longer interval.
-  const milliseconds = Math.min(interval / 2 / 1000, 0x7fffffff);
+  const milliseconds = Math.min(interval / 2 / 1000, LONGEST_TIMER);
   return setInterval(ping, milliseconds).unref();
 }

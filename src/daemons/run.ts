@@ -1,5 +1,5 @@
 import { version } from "../../package.json";
-import { ActivationError, ExitStatus } from "../activation/error.ts";
+import { ActivationError, ExitStatus, messageOf } from "../activation/error.ts";
 import { LogLevel, logLine } from "../activation/log.ts";
 
 /** A daemon: what `--help` says of it, and what it does. */
@@ -21,7 +21,7 @@ export async function run(daemon: Daemon): Promise<void> {
     // Most runs have no arguments, and need not load what parses them.
     await daemon.run(Bun.argv.length > 2 ? parse(daemon) : {});
   } catch (error) {
-    logLine(LogLevel.error, `${daemon.name}: ${error instanceof Error ? error.message : error}`);
+    logLine(LogLevel.error, `${daemon.name}: ${messageOf(error)}`);
     process.exit(error instanceof ActivationError ? error.status : ExitStatus.systemCall);
   }
 }
@@ -40,7 +40,7 @@ function parse({ name, about, options = {} }: Daemon): Values {
     const config = { ...Object.fromEntries(strings), help: flag, version: flag };
     ({ values } = parseArgs({ args: Bun.argv.slice(2), options: config }));
   } catch (error) {
-    throw misused(error instanceof Error ? error.message : String(error));
+    throw misused(messageOf(error));
   }
   if (values["help"] === true) {
     const own = Object.entries(options).map(([option, text]) => `  --${option}=${text}\n`);

@@ -12,13 +12,14 @@ import {
   requireListenFds,
   startWatchdog,
 } from "../activation/index.ts";
+import { messageOf } from "../activation/error.ts";
+import { LONGEST_TIMER } from "../activation/event-loop.ts";
 import { freeDescriptors } from "../activation/libc.ts";
 import { Greeter } from "./greeter.ts";
 import { misused, run } from "./run.ts";
 
-/** In milliseconds: how often the status may change, and the longest that a timer takes. */
+/** In milliseconds: how often the status may change. */
 const STATUS_INTERVAL = 1000;
-const LONGEST_TIMER = 0x7fffffff;
 
 /** In characters: how much of the status the addresses may take. */
 const LONGEST_LIST = 256;
@@ -150,5 +151,5 @@ function tell(notification: Notification): void {
 }
 
 function warn(error: unknown): void {
-  log(LogLevel.warning, `${NAME}: ${error instanceof Error ? error.message : error}`);
+  log(LogLevel.warning, `${NAME}: ${messageOf(error)}`);
 }
