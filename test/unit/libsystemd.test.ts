@@ -1,11 +1,11 @@
 /* libsystemd.so.0 is the reference: whatever differs from it is in a table here, or a failure. */
 import { CString, dlopen, type Pointer, ptr, read } from "bun:ffi";
 import { expect, test } from "bun:test";
-import { constants, openSync } from "node:fs";
+import { constants, openSync, renameSync } from "node:fs";
 import { join } from "node:path";
 
 import { type Descriptor, describe as describeFd } from "../../src/activation/index.ts";
-import { listenFds, notify } from "../../src/activation/index.ts";
+import { listenFds, notify, watchdogEnabled } from "../../src/activation/index.ts";
 import "../support/checks.ts";
 import { scratch } from "../support/daemon.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
@@ -30,6 +30,7 @@ const { symbols: sd } = dlopen("libsystemd.so.0", {
   sd_is_special: { args: ["i32", "ptr"], returns: "i32" },
   sd_listen_fds_with_names: { args: ["i32", "ptr"], returns: "i32" },
   sd_notify: { args: ["i32", "buffer"], returns: "i32" },
+  sd_watchdog_enabled: { args: ["i32", "buffer"], returns: "i32" },
 });
 const c = (text: string) => new TextEncoder().encode(`${text}\0`);
 
@@ -291,4 +292,65 @@ test("NOTIFY_SOCKET reaches whom sd_notify(3) reaches, and fails where it fails"
     expect(datagrams).toEqual(["READY=1", "READY=1\n", undefined]);
     receiver.close();
   }
+});
+
+test("an interval of the watchdog from 2^53 on is refused: a number does not hold it exactly", () => {
+  const theirs = () => sd.sd_watchdog_enabled(1, new BigUint64Array(1)) > 0;
+  const ours = () => watchdogEnabled() !== undefined;
+  for (const [exponent, our] of [
+    [53n, "error"],
+    [52n, true],
+  ] as const) {
+    const variables = { WATCHDOG_USEC: String(2n ** exponent), WATCHDOG_PID: PID };
+    expect(both(Object.keys(variables), variables, theirs, ours)).toMatchObject({
+      their: true,
+      our,
+      left: [[], []],
+    });
+  }
+});
+
+test("more than the 4,096 bytes that systemd reads is refused, and sent by sd_notify(3)", () => {
+  const receiver = new NotifyReceiver(`@${crypto.randomUUID()}`);
+  const status = "x".repeat(4097 - "STATUS=\n".length);
+  const { their, our } = both(
+    ["NOTIFY_SOCKET"],
+    { NOTIFY_SOCKET: receiver.address },
+    () => sd.sd_notify(0, c(`STATUS=${status}\n`)) > 0,
+    () => notify({ status }),
+  );
+  expect([their, our]).toEqual([true, "error"]);
+  expect([receiver.poll()?.text.length, receiver.poll()]).toEqual([4097, undefined]);
+  receiver.close();
+});
+
+test("an address that is not UTF-8 is reached by sd_notify(3) alone: Bun decodes the environment", () => {
+  using scratched = scratch();
+  const path = join(scratched.path, "manager");
+  const receiver = new NotifyReceiver(path);
+  // The byte 0xff, for which no text stands.
+  renameSync(path, Buffer.concat([Buffer.from(`${scratched.path}/`), Buffer.of(0xff)]));
+  const script = `
+    import { dlopen } from "bun:ffi";
+    import { notify } from "./src/activation/index.ts";
+    const sd = dlopen("libsystemd.so.0", { sd_notify: { args: ["i32", "buffer"], returns: "i32" } });
+    try { notify({ ready: true }) } catch ({ status, code }) { console.log(status, code) }
+    console.log(sd.symbols.sd_notify(0, Buffer.from("READY=1\\0")));`;
+  const shell = `NOTIFY_SOCKET="$0/$(printf '\\377')" exec "$@"`;
+  const command = ["sh", "-c", shell, scratched.path, process.execPath, "-e", script];
+  const { stdout, stderr } = Bun.spawnSync(command, { env: process.env });
+  expect([stdout.toString(), stderr.toString()]).toEqual(["71 ENOENT\n1\n", ""]);
+  expect([receiver.poll()?.text, receiver.poll()]).toEqual(["READY=1", undefined]);
+  receiver.close();
+});
+
+test("the file of a socket, opened with O_PATH, is no socket to work with", () => {
+  using scratched = scratch();
+  const path = join(scratched.path, "socket");
+  const bound = sockets.bound(AF_UNIX, sockets.SOCK_STREAM, path);
+  const fd = openSync(path, 0o10000000);
+  expect(describeFd(fd)).toEqual({ kind: "other" });
+  const EBADF = -9;
+  expect([sd.sd_is_socket(fd, 0, 0, -1), sd.sd_is_socket(fd, 0, 1, -1)]).toEqual([1, EBADF]);
+  for (const one of [fd, bound]) sockets.close(one);
 });

@@ -1,7 +1,6 @@
 /* Sockets that few services are passed: they are described, or refused by what they are. */
 import { dlopen } from "bun:ffi";
 import { expect, test } from "bun:test";
-import { rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 
 import { adoptConnection, describe, endpoint, listen, phrase } from "../../src/activation/index.ts";
@@ -64,14 +63,4 @@ test("a path that is not UTF-8 is returned with U+FFFD in place of its bytes", (
   expect(endpoint(describe(fd))).toBe(`${path.toString("latin1").slice(0, -1)}\ufffd`);
   expect(libc.unlink(Buffer.concat([path, Buffer.of(0)]))).toBe(0);
   sockets.close(fd);
-});
-
-test("a path of a socket that was opened with O_PATH is no socket to work with", () => {
-  const path = `${tmpdir()}/${crypto.randomUUID()}`;
-  const bound = sockets.bound(AF_UNIX, SOCK_STREAM, path);
-  const O_PATH = 0o10000000;
-  const fd = sockets.open(path, O_PATH);
-  expect(describe(fd)).toEqual({ kind: "other" });
-  for (const one of [fd, bound]) sockets.close(one);
-  rmSync(path);
 });
