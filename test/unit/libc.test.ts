@@ -24,6 +24,11 @@ test("without FFI each call says why and what to do, and what can do without doe
   expect(fresh.available()).toBe(false);
   // LISTEN_PID has to do.
   expect(fresh.pidfdId()).toBeUndefined();
+  // It is opened once, when it can be.
+  dlopen.mockRestore();
+  using opening = spyOn(Bun.FFI, "dlopen");
+  fresh.close(fresh.duplicate(0));
+  expect(opening).toHaveBeenCalledTimes(1);
 });
 
 test("a call that fails says which and why, by the number of an error that has no name", () => {
