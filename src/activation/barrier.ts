@@ -2,6 +2,7 @@ import { ActivationError, ExitStatus, misconfigured } from "./error.ts";
 import { LONGEST_TIMER } from "./event-loop.ts";
 import { close, socketPair } from "./libc.ts";
 import { notifyEnabled, send } from "./notify.ts";
+import { runtime } from "./runtime.ts";
 
 /**
  * Waits until the service manager has handled all notifications sent so far, as
@@ -22,7 +23,7 @@ export async function notifyBarrier(timeout: number): Promise<boolean> {
   const [ours, theirs] = socketPair();
   const handled = Promise.withResolvers<true>();
   // Bun adopts every connected pair.
-  const socket = await Bun.connect({
+  const socket = await runtime.connect({
     fd: ours,
     socket: { data() {}, close: () => handled.resolve(true) },
   });

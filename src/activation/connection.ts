@@ -4,6 +4,7 @@ import { describe, phrase } from "./describe.ts";
 import { misconfigured } from "./error.ts";
 import { hasCloseOnExec } from "./layout.ts";
 import { available, isDescriptor, wasConnected } from "./libc.ts";
+import { runtime } from "./runtime.ts";
 
 /**
  * Makes a Bun socket of a passed connection, half-open as `allowHalfOpen`: the peer's end of file
@@ -22,7 +23,7 @@ export async function adoptConnection(
 ): Promise<Socket<undefined> | undefined> {
   if (!(await isSocket(fd))) return undefined;
   let refusal: unknown;
-  const socket = await Bun.connect<undefined>({
+  const socket = await runtime.connect<undefined>({
     fd,
     allowHalfOpen: true,
     socket: {
@@ -51,7 +52,7 @@ async function isSocket(fd: number): Promise<boolean> {
   if (!isDescriptor(fd)) throw notOpen;
   let code: unknown;
   try {
-    (await Bun.udpSocket({ fd })).close();
+    (await runtime.udpSocket({ fd })).close();
   } catch (error) {
     code = error instanceof Error && "code" in error ? error.code : undefined;
   }

@@ -93,9 +93,14 @@ function isListening(fd: number): boolean {
   return libc.socketOption(fd, layout.SO_ACCEPTCONN) === 1;
 }
 
-/** Whether a descriptor is a stream socket that listens: the one question of a start-up. */
+/** Whether a descriptor is a stream socket over IP or AF_UNIX that listens: all that a start asks. */
 export function isListeningStream(fd: number): boolean {
-  return libc.socketOption(fd, layout.SO_TYPE) === layout.SOCK_STREAM && isListening(fd);
+  const { AF_UNIX, AF_INET, AF_INET6, SO_DOMAIN, SO_TYPE, SOCK_STREAM } = layout;
+  return (
+    libc.socketOption(fd, SO_TYPE) === SOCK_STREAM &&
+    isListening(fd) &&
+    [AF_UNIX, AF_INET, AF_INET6].includes(libc.socketOption(fd, SO_DOMAIN) ?? 0)
+  );
 }
 
 /** One phrase that names what a descriptor is, for messages and status texts. */

@@ -78,8 +78,8 @@ function lookAgain(): void {
 function registration(fd: number): Watch {
   // A line of it in proc_pid_fdinfo(5): "tfd: %8d events: %8x data: %16llx ...".
   const target = `tfd: ${String(fd).padStart(8)} events: `;
-  // Below are stdin, stdout and stderr; the event loop's is among the first free ones after.
-  for (let epoll = 3; epoll < libc.SEARCH_LIMIT; epoll++) {
+  // The event loop's is among the first that were free.
+  for (let epoll = 0; epoll < libc.SEARCH_LIMIT; epoll++) {
     const text = libc.readProc(`/proc/self/fdinfo/${epoll}`);
     const at = text?.indexOf(target) ?? -1;
     if (text === undefined || at < 0) continue;

@@ -1,4 +1,3 @@
-/// <reference path="./bun-fd.d.ts" />
 /**
  * systemd's protocols for Bun: sockets that the service manager passes, readiness, watchdog.
  *
@@ -6,7 +5,7 @@
  * ```ts
  * import { notify, passedFd, serve } from "socket-service/activation";
  *
- * serve(passedFd() ?? { port: 4000 }, { fetch: () => new Response("Hello\n") });
+ * serve({ fd: passedFd(), port: 4000, fetch: () => new Response("Hello\n") });
  * notify({ ready: true });
  * ```
  *
@@ -27,7 +26,7 @@ export {
   type UnixSocket,
 } from "./describe.ts";
 export { ActivationError, ExitStatus } from "./error.ts";
-export { type Address, listen, type ListenOptions } from "./listen.ts";
+export { listen, type ListenOptions } from "./listen.ts";
 export {
   acceptedFd,
   LISTEN_FDS_START,
@@ -40,5 +39,7 @@ export { type FieldValue, type LogFields } from "./journal.ts";
 export { log, LogLevel, stderrIsJournal } from "./log.ts";
 export { notify, notifyEnabled, type Notification, type NotifyOptions } from "./notify.ts";
 export { pick, type Picked, type Quantity } from "./pick.ts";
+export type { Listener } from "./runtime.ts";
 export { serve, type ServeOptions } from "./serve.ts";
+export { udpSocket, type UdpSocketOptions } from "./udp.ts";
 export { startWatchdog, watchdogEnabled } from "./watchdog.ts";

@@ -13,6 +13,7 @@ import {
   SOL_SOCKET,
   TCP_INFO_SIZE,
 } from "./layout.ts";
+import { type FFI, runtime } from "./runtime.ts";
 
 /*
  * The calls that this module makes to libc, and the only file that touches bun:ffi. The library is
@@ -56,7 +57,7 @@ const ETOOMANYREFS = 109;
 function load() {
   try {
     // The module bun:ffi is made of Bun.FFI, and loading it is most of the cost of using it.
-    const { dlopen, ptr, read }: BunFFI = Bun.FFI ?? require("bun:ffi");
+    const { dlopen, ptr, read }: FFI = runtime.FFI ?? require("bun:ffi");
     // By the name under which every glibc program has it mapped already: for a name that is not,
     // Bun would look into the working directory too.
     const library = dlopen("libc.so.6", {
@@ -252,7 +253,9 @@ export function readProc(path: string): string | undefined {
     const page = new Uint8Array(4096);
     const decoder = new TextDecoder();
     for (let text = ""; ;) {
-      const length = check("read", libc().read(fd, page, BigInt(page.length)));
+      // A descriptor that another thread closes meanwhile has none any more.
+      const length = checkExcept("read", libc().read(fd, page, BigInt(page.length)), ENOENT);
+      if (length === undefined) return undefined;
       if (length === 0) return text;
       text += decoder.decode(page.subarray(0, length));
     }

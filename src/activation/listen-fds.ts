@@ -1,5 +1,6 @@
 import { isName, isOwnPid, parseDecimal, takeVariable } from "./environment.ts";
 import { type ActivationError, misconfigured, quote } from "./error.ts";
+import { isHot, kept } from "./hot.ts";
 import { closesOnExec, pidfdId, setCloseOnExec } from "./libc.ts";
 import { warnIfWrapped } from "./wrapper.ts";
 
@@ -17,16 +18,21 @@ export interface PassedDescriptor {
 }
 
 /** What the environment says was passed, as a count and names, or why nothing was. */
-export type Passed =
-  | { readonly count: number; readonly names: readonly string[] | undefined }
-  | { readonly reason: string };
+export type Passed = Found | { readonly reason: string };
+
+export interface Found {
+  readonly count: number;
+  readonly names: readonly string[] | undefined;
+  /** Whether it was found before: `bun --hot` has evaluated the program again. */
+  readonly again?: boolean;
+}
 
 const REMEDY = "start it from a socket unit or with systemd-socket-activate";
 
 /**
  * Returns the descriptors that the service manager passed, as sd_listen_fds_with_names(3), and
  * removes the `LISTEN_*` variables from `process.env`. It makes the descriptors close-on-exec.
- * A second call finds nothing, and neither does a call in a Worker.
+ * A second call finds nothing (under `bun --hot` the same), and neither does a call in a Worker.
  *
  * @returns The descriptors in order; none if nothing was passed to this process.
  * @throws {ActivationError} (78) when a variable is malformed, the names are not as many as the
@@ -39,7 +45,7 @@ const REMEDY = "start it from a socket unit or with systemd-socket-activate";
  */
 export function listenFds(): PassedDescriptor[] {
   const passed = takePassed();
-  return "reason" in passed ? [] : inherit(passed.count, passed.names);
+  return "reason" in passed ? [] : inherit(passed);
 }
 
 /**
@@ -50,7 +56,7 @@ export function listenFds(): PassedDescriptor[] {
 export function requireListenFds(): PassedDescriptor[] {
   const passed = takePassed();
   if ("reason" in passed) throw nothingPassed(passed.reason);
-  return inherit(passed.count, passed.names);
+  return inherit(passed);
 }
 
 /**
@@ -98,7 +104,10 @@ export function takePassed(): Passed {
   const names = takeVariable("LISTEN_FDNAMES");
 
   if (!Bun.isMainThread) return { reason: "this is a Worker, and only the main thread is asked" };
-  if (pid === undefined) return { reason: "LISTEN_PID is not set" };
+  if (pid === undefined)
+    return kept.found !== undefined && isHot()
+      ? { ...kept.found, again: true }
+      : { reason: "LISTEN_PID is not set" };
   if (!isOwnPid("LISTEN_PID", pid)) {
     warnIfWrapped(Number(pid));
     return { reason: `LISTEN_PID is ${pid} and this is process ${process.pid}` };
@@ -115,7 +124,7 @@ export function takePassed(): Passed {
   if (fds === undefined) return { reason: "LISTEN_FDS is not set" };
   // The kernel allows a process no more (fs.nr_open), unless somebody raised that.
   const count = parseDecimal("LISTEN_FDS", fds, "a count of descriptors", 1 << 20);
-  if (names === undefined) return { count, names };
+  if (names === undefined) return (kept.found = { count, names });
 
   const list = names.split(":");
   if (list.length !== count)
@@ -125,7 +134,7 @@ export function takePassed(): Passed {
   for (const name of list)
     if (!isName(name))
       throw misconfigured(`LISTEN_FDNAMES holds ${quote(name)}, which is not a name: ${REMEDY}`);
-  return { count, names: list };
+  return (kept.found = { count, names: list });
 }
 
 /** The error for a service that cannot do without a socket, saying why there is none. */
@@ -133,7 +142,7 @@ function nothingPassed(reason: string): ActivationError {
   return misconfigured(`no socket was passed, ${reason}: ${REMEDY}`);
 }
 
-function inherit(count: number, names: readonly string[] | undefined): PassedDescriptor[] {
+function inherit({ count, names, again }: Found): PassedDescriptor[] {
   const descriptors: PassedDescriptor[] = [];
   for (let index = 0; index < count; index++) {
     const fd = LISTEN_FDS_START + index;
@@ -141,9 +150,13 @@ function inherit(count: number, names: readonly string[] | undefined): PassedDes
     // A passed descriptor cannot have close-on-exec set: it would not have survived exec. If 3 has
     // it, nothing was passed, and Bun opened something there. Only 3 can be checked: Bun sets the
     // flag on all that it inherits from 4 up.
-    if (closes === undefined || (closes && fd === LISTEN_FDS_START))
+    if (closes === undefined || (closes && fd === LISTEN_FDS_START && again !== true))
       throw misconfigured(
-        `descriptor ${fd} is not open, though LISTEN_FDS is ${count}: pass as many as it says`,
+        `descriptor ${fd} is not open, though LISTEN_FDS is ${count}: ${
+          process.execArgv.includes("--watch")
+            ? "bun --watch closes what was passed when it starts anew after an edit, use bun --hot"
+            : "pass as many as it says"
+        }`,
       );
     setCloseOnExec(fd);
     descriptors.push({ fd, name: names?.[index] ?? "unknown" });

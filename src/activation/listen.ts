@@ -1,104 +1,106 @@
-import type { SocketListener, SocketOptions, TLSOptions } from "bun";
+import type { SocketOptions, TCPSocketListenOptions, TLSOptions, UnixSocketOptions } from "bun";
 
-import { describe, isListeningStream, phrase } from "./describe.ts";
+import { describe, endpoint, isListeningStream, phrase } from "./describe.ts";
 import { misconfigured } from "./error.ts";
-import { adopt, substitute, unexpectedRuntime } from "./event-loop.ts";
+import { adopt, substitute } from "./event-loop.ts";
+import { disposable, supersede } from "./hot.ts";
 import * as libc from "./libc.ts";
 import { MaxConnections } from "./max-connections.ts";
 import { keepNotifySocket } from "./notify.ts";
+import { type Listener, runtime } from "./runtime.ts";
 
-/** Where a service of one's own is reached from this machine only. */
-export const LOOPBACK = "127.0.0.1";
-
-/** Where to listen when no socket was passed: an address of one's own. */
-export type Address =
-  | {
-      readonly port: number;
-      /** Default: `127.0.0.1`, which is reached from this machine only. */
-      readonly hostname?: string;
-    }
-  | { readonly unix: string };
-
-/** What `Bun.listen` takes, but for the address: that comes with the socket. */
-export interface ListenOptions<Data> extends SocketOptions<Data> {
-  /** As in `Bun.listen`: the certificate and key of a server over TLS. */
-  readonly tls?: TLSOptions | boolean;
+/** The options of `Bun.listen`, with a descriptor that wins over the address if there is one. */
+export type ListenOptions<Data = undefined> = (
+  | ((TCPSocketListenOptions<Data> | UnixSocketOptions<Data>) & {
+      readonly fd?: number | undefined;
+    })
+  | (SocketOptions<Data> & { readonly fd: number; readonly tls?: TLSOptions | boolean })
+) & {
   /**
    * The most connections open at once, those in a TLS handshake too. At that many it stops
    * accepting, and whoever comes then waits in the socket's queue. Default: as many as there are
    * descriptors. Handlers given to `socket.reload` are not counted, those of `listener.reload` are.
    */
   readonly maxConnections?: number;
-}
+};
 
 /**
- * `Bun.listen` on a passed listening socket, which stays as it is: same backlog, no moment at
- * which a client is turned away, and open in systemd when `stop()` closes our copy.
+ * `Bun.listen` with an `fd` that works: the number of a listening stream socket over IPv4, IPv6 or
+ * AF_UNIX. The socket stays as it is: same backlog, no moment at which a client is turned away, and
+ * open in systemd when `stop()` closes our copy. With no `fd` it is `Bun.listen`, unchanged.
  *
  * `Bun.listen({ fd })` alone calls listen(2) on the socket that systemd shares, and so makes its
- * backlog 511. Here Bun gets a throw-away socket under that number, which then gives way.
+ * backlog 511. Here Bun gets a placeholder under that number, which then gives way.
  *
- * @param where The number of a listening stream socket over IPv4, IPv6 or AF_UNIX, which becomes
- *   the listener's; or an address, which is bound as `Bun.listen` does it.
- * @throws {ActivationError} (78) when the descriptor is anything else; (71) when a system call
+ * Limitation: the socket is non-blocking from then on, for all who share it, after `stop()` too.
+ * systemd sets the flag anew (`NonBlocking=`) for each process that it starts.
+ *
+ * @param options As for `Bun.listen`. If `fd` is given, `hostname`, `port` and `unix` are ignored.
+ * @throws {ActivationError} (78) if the descriptor is anything else; (71) if a system call
  *   fails, or the event loop of this Bun does not keep its sockets as it should.
  * @throws What `Bun.listen` throws. After any error the descriptor is as it was.
  *
  * @example
  * ```ts
- * listen(passedFd() ?? { port: 4000 }, { socket: { open: (socket) => void socket.end("Hello\n") } });
+ * const socket = { open: (socket) => void socket.end("Hello\n"), data() {} };
+ * listen({ fd: passedFd(), hostname: "127.0.0.1", port: 4000, socket });
  * ```
  */
-export function listen<Data = undefined>(
-  where: number | Address,
-  { maxConnections, ...options }: ListenOptions<Data>,
-): SocketListener<Data> {
+export function listen<Data = undefined>({
+  maxConnections,
+  ...options
+}: ListenOptions<Data>): Listener<Data> {
   const bound =
     maxConnections === undefined
       ? undefined
       : new MaxConnections<Data>(maxConnections, options.tls);
-  const socket = bound?.counting(options.socket) ?? options.socket;
-  if (typeof where !== "number") {
-    const listener =
-      "unix" in where
-        ? Bun.listen({ ...options, socket, unix: where.unix })
-        : Bun.listen({
-            ...options,
-            socket,
-            hostname: where.hostname ?? LOOPBACK,
-            port: where.port,
-          });
-    if (bound !== undefined) {
-      if (!("fd" in listener && typeof listener.fd === "number"))
-        throw unexpectedRuntime("does not tell the descriptor of a listener");
-      bound.apply(listener, adopt(listener.fd), libc.duplicate(listener.fd));
-    }
+  const counted = bound ? { ...options, socket: bound.counting(options.socket) } : options;
+  if (options.fd === undefined) {
+    const listener = runtime.listen(counted);
+    bound?.apply(listener, adopt(listener.fd), libc.duplicate(listener.fd));
     return listener;
   }
-  requireListening(where);
+  requireListening(options.fd);
   // Before clients have taken all descriptors.
   keepNotifySocket();
-  const passed = libc.duplicate(where);
-  let listener: SocketListener<Data> | undefined;
+  const fd = disposable(options.fd);
+  const passed = libc.duplicate(fd);
+  let listener: ReturnType<typeof runtime.listen<Data>> | undefined;
   try {
-    libc.replaceByPlaceholder(where);
-    listener = Bun.listen({ ...options, socket, fd: where });
-    const watch = substitute(passed, where);
+    libc.replaceByPlaceholder(fd);
+    listener = runtime.listen({ ...counted, fd });
+    const watch = substitute(passed, fd);
     if (bound === undefined) libc.close(passed);
     else bound.apply(listener, watch, passed);
-    return listener;
   } catch (error) {
     listener?.stop();
-    libc.replace(passed, where);
+    libc.replace(passed, fd);
     libc.close(passed);
+    if (fd !== options.fd) libc.close(fd);
     throw error;
   }
+  supersede(options.fd, listener, () => listener.stop());
+  // Bun knows it if it is over IP: `describe` takes 0.2 ms of a cold start.
+  const at: { address?: string; port?: number } = {};
+  listener.getsockname(at);
+  const isInternet = at.port !== undefined;
+  return overlay(
+    listener,
+    isInternet ? { hostname: at.address, port: at.port } : { unix: endpoint(describe(fd)) },
+  );
 }
 
-/** @throws {ActivationError} (78) unless `fd` is a stream socket that listens. */
+/** @throws {ActivationError} (78) unless `fd` is a stream socket over IP or AF_UNIX that listens. */
 export function requireListening(fd: number): void {
   if (!isListeningStream(fd))
     throw misconfigured(
-      `descriptor ${fd} is ${phrase(describe(fd))}, not a listening stream socket: pass one (Accept=no)`,
+      `descriptor ${fd} is ${phrase(describe(fd))}, not a listening stream socket over IP or AF_UNIX: pass one (Accept=no)`,
     );
+}
+
+/** Gives an object other properties, as Bun does: by its prototype, and values read-only. */
+export function overlay<T extends object>(object: T, properties: object): T {
+  const descriptors = Object.getOwnPropertyDescriptors(properties);
+  for (const it of Object.values(descriptors)) it.writable = typeof it.value === "function";
+  return Object.setPrototypeOf(object, Object.create(Object.getPrototypeOf(object), descriptors));
 }

@@ -1,5 +1,6 @@
 import { isName, takeVariable } from "./environment.ts";
 import { ActivationError, misconfigured, quote } from "./error.ts";
+import { kept } from "./hot.ts";
 import { LONGEST_PATH, SCM_MAX_FD, sunPath } from "./layout.ts";
 import { datagramSocket, isDescriptor, monotonicMicroseconds, sendDatagram } from "./libc.ts";
 
@@ -60,12 +61,9 @@ export interface NotifyOptions {
 /** In bytes: systemd reads no more of a notification, and drops a longer one whole. */
 const LONGEST_NOTIFICATION = 4096;
 
-let address: string | undefined;
-let socket: number | undefined;
-
 /** The service manager's address, which leaves `process.env` at the first call. */
 function notifySocket(): string | undefined {
-  return (address = takeVariable("NOTIFY_SOCKET") ?? address);
+  return (kept.address = takeVariable("NOTIFY_SOCKET") ?? kept.address);
 }
 
 /** Whether there is a service manager to notify: whether `NOTIFY_SOCKET` was set. */
@@ -78,7 +76,7 @@ export function notifyEnabled(): boolean {
  * when clients have taken all descriptors, notifications still get through. Close-on-exec.
  */
 export function keepNotifySocket(): void {
-  if (notifyEnabled()) socket ??= datagramSocket();
+  if (notifyEnabled()) kept.notify ??= datagramSocket();
 }
 
 /**
@@ -131,8 +129,8 @@ export function send(state: string, { fds = [], pid }: NotifyOptions): boolean {
       `cannot notify ${datagram.length} bytes at once: send at most the ${LONGEST_NOTIFICATION} that systemd reads`,
     );
   try {
-    socket ??= datagramSocket();
-    sendDatagram(socket, path, datagram, fds, pid);
+    kept.notify ??= datagramSocket();
+    sendDatagram(kept.notify, path, datagram, fds, pid);
   } catch (error) {
     if (!(error instanceof ActivationError)) throw error;
     const message = `cannot notify the service manager at NOTIFY_SOCKET ${quote(to)}: ${error.message}`;

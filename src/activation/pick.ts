@@ -26,8 +26,8 @@ export type Picked<Wanted extends Readonly<Record<string, Quantity>>> = {
  * @example
  * ```ts
  * const { http, admin } = pick(listenFds(), { http: "some", admin: "optional" });
- * for (const fd of http) serve(fd, { fetch });
- * serve(admin ?? { port: 4001 }, { fetch });
+ * for (const fd of http) serve({ fd, fetch });
+ * serve({ fd: admin, port: 4001, fetch });
  * ```
  */
 export function pick<const Wanted extends Readonly<Record<string, Quantity>>>(

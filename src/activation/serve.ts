@@ -1,112 +1,201 @@
 import type { Serve, Server } from "bun";
 
 import { describe, type Descriptor, endpoint, isListeningStream } from "./describe.ts";
+import { misconfigured } from "./error.ts";
+import { substitute, unexpectedRuntime, type Watch } from "./event-loop.ts";
+import { isHot, kept, supersede } from "./hot.ts";
 import * as libc from "./libc.ts";
-import { LISTEN_FDS_START } from "./listen-fds.ts";
-import { substitute, unexpectedRuntime } from "./event-loop.ts";
-import { type Address, LOOPBACK, requireListening } from "./listen.ts";
+import { overlay, requireListening } from "./listen.ts";
 import { keepNotifySocket } from "./notify.ts";
 
-/** What `Bun.serve` takes, but for the address: that comes with the socket. */
-export type ServeOptions<WebSocketData, Route extends string> = Omit<
-  Serve.UnixServeOptions<WebSocketData>,
-  // HTTP/3 runs over UDP, on a socket of its own.
-  "unix" | "http3"
-> &
-  Bun.__internal.XOR<
-    Serve.FetchOrRoutes<WebSocketData, Route>,
-    Serve.FetchOrRoutesWithWebSocket<WebSocketData, Route>
-  >;
+/** The options of `Bun.serve`, with a descriptor that wins over the address if there is one. */
+export type ServeOptions<WebSocketData = undefined, Route extends string = string> = Serve.Options<
+  WebSocketData,
+  Route
+> & { readonly fd?: number | undefined };
+
+/** What `drain` has to know of a server. */
+export interface Served {
+  /** The options as the program gave them last, here or to `reload`. */
+  options: object;
+  /** How the event loop watches the passed socket, if there is one. */
+  readonly watch: Watch | undefined;
+  /** The open WebSockets. */
+  readonly sockets: Set<Closable>;
+  /** What `reload` does to options before it hands them to Bun. */
+  adapt: (options: object) => object;
+  readonly reload: (options: object) => void;
+  drained?: Promise<boolean>;
+}
+
+interface Closable {
+  close(code: number): void;
+}
 
 /**
- * `Bun.serve` on a passed listening socket: routes, WebSocket, streaming, `stop()` and all, at its
- * own speed. The socket keeps its backlog and stays open in systemd when `stop()` closes our copy;
- * `url`, `hostname`, `port` and `address` of the server tell its address.
+ * `Bun.serve` with an `fd` that works: the number of a listening stream socket over IPv4, IPv6 or
+ * AF_UNIX. Routes, WebSocket, streaming, `stop()` and all are Bun's own, at their own speed, and
+ * the server reports the address of the passed socket as Bun would. The socket keeps its backlog,
+ * and stays open in systemd when `stop()` closes our copy. With no `fd` it is `Bun.serve`, unchanged.
  *
- * Bun has no option for it: it listens on a throw-away socket, which gives way to the passed one
- * before the event loop runs. The throw-away is on a free port of the loopback for a socket over
- * IP, so that `server.requestIP` works; where that is not allowed (`RestrictAddressFamilies=AF_UNIX`)
- * it has an abstract name, and `server.requestIP` gives null.
+ * Bun ignores `fd`: it listens on a placeholder, which gives way to the passed socket before the
+ * event loop runs. The placeholder is on a free port of the loopback for a socket over IP, so that
+ * `server.requestIP` works. If that is not allowed (`RestrictAddressFamilies=AF_UNIX`) it has an
+ * abstract name, and `server.requestIP` returns null.
  *
- * Limitations: no HTTP/3. A server that was started with `bun --hot` is not kept on a reload.
+ * Limitations: no HTTP/3, which needs a UDP socket. The socket is non-blocking from then on, for
+ * all who share it, after `stop()` too: systemd sets the flag anew for each process that it starts.
  *
- * @param where The number of a listening stream socket over IPv4, IPv6 or AF_UNIX, which is closed:
- *   the server has it under another number; or an address, which is bound as `Bun.serve` does it.
- * @throws {ActivationError} (78) when the descriptor is anything else; (71) when a system call
- *   fails, or this Bun does not keep its sockets as expected. Nobody was served then.
+ * @param options As for `Bun.serve`. If `fd` is given, `hostname`, `port` and `unix` are ignored, and
+ *   the number is closed: the server has the socket under another (under `bun --hot` it stays open).
+ * @throws {ActivationError} (78) if the descriptor is anything else, or `http3` is asked for; (71) if
+ *   a system call fails, or this Bun does not keep its sockets as expected. Nobody was served then.
  * @throws What `Bun.serve` throws. After any error the descriptor is as it was.
  *
  * @example
  * ```ts
- * serve(passedFd() ?? { port: 4000 }, { fetch: () => new Response("Hello\n") });
+ * serve({ fd: passedFd(), port: 4000, fetch: () => new Response("Hello\n") });
  * ```
  */
-export function serve<WebSocketData = undefined, Route extends string = string>(
-  where: number | Address,
+export function serve<WebSocketData = undefined, Route extends string = never>(
   options: ServeOptions<WebSocketData, Route>,
 ): Server<WebSocketData> {
-  if (typeof where !== "number")
-    return "unix" in where
-      ? Bun.serve({ ...options, unix: where.unix })
-      : Bun.serve({ ...options, hostname: where.hostname ?? LOOPBACK, port: where.port });
-  requireListening(where);
+  const sockets = new Set<Closable>();
+  const recording = recordSockets(options, sockets);
+  const [server, watch] =
+    options.fd === undefined ? [Bun.serve(recording)] : adopt(options.fd, recording);
+  const known = kept.served.get(server);
+  if (known === undefined) return track(server, { options, watch, sockets });
+  // Under `bun --hot` an earlier evaluation made it, and Bun has reloaded it.
+  for (const socket of known.sockets) sockets.add(socket);
+  Object.assign(known, { options, sockets });
+  return server;
+}
+
+function adopt<WebSocketData, Route extends string>(
+  passed: number,
+  options: ServeOptions<WebSocketData, Route>,
+): [server: Server<WebSocketData>, watch?: Watch] {
+  requireListening(passed);
   // Before clients have taken all descriptors.
   keepNotifySocket();
-  const passed = describe(where);
-  const { server, at } = throwAway(options, "port" in passed);
+  const address = describe(passed);
+  if (options.http3 === true)
+    throw misconfigured("HTTP/3 needs a UDP socket, which cannot be passed: leave http3 out");
+  const { server, at } = placeholder(options, "port" in address, `fd-${passed}`);
+  if (kept.served.has(server)) return [server];
   try {
-    substitute(where, descriptorAt(at));
-    report(server, passed);
+    const watch = substitute(passed, descriptorAt(at));
+    if (!isHot()) libc.close(passed);
+    overlay(server, reported(server, address));
+    supersede(passed, server, () => void server.stop());
+    return [server, watch];
   } catch (error) {
     void server.stop(true);
     throw error;
   }
-  libc.close(where);
-  return server;
 }
 
-/** A server that listens where nobody comes, and where that is, as `endpoint` tells it. */
-function throwAway<WebSocketData, Route extends string>(
+/** A server that listens where nobody comes, and where that is, in the words of `endpoint`. */
+function placeholder<WebSocketData, Route extends string>(
   options: ServeOptions<WebSocketData, Route>,
   isInternet: boolean,
+  id: string,
 ): { server: Server<WebSocketData>; at: string } {
-  if (isInternet)
+  // By its id Bun knows a server again: by default its address, which is the same for all here.
+  const identity = options.id === undefined && isHot() ? { id } : {};
+  const start = (address: { hostname: string; port: number } | { unix: string }) => {
+    const none = { fd: undefined, hostname: undefined, port: undefined, unix: undefined };
+    return Bun.serve(derive(options, { ...none, ...identity, ...address }));
+  };
+  // Each address has ports of its own.
+  for (let last = 1; isInternet && last < 255; last++)
     try {
-      const server = Bun.serve({ ...options, hostname: LOOPBACK, port: 0 });
-      return { server, at: `${LOOPBACK}:${server.port}` };
-    } catch {
-      // Not allowed here; or else the options are wrong, and fail once more.
+      const hostname = `127.0.0.${last}`;
+      const server = start({ hostname, port: 0 });
+      return { server, at: `${hostname}:${server.port}` };
+    } catch (error) {
+      const code = error instanceof Error && "code" in error ? error.code : undefined;
+      // A sandbox that allows no address family but AF_UNIX, or no bind(2).
+      if (code === "EAFNOSUPPORT" || code === "EPERM" || code === "EACCES") break;
+      if (code !== "EADDRINUSE") throw error;
     }
   const name = `bun-serve-${crypto.randomUUID()}`;
-  return { server: Bun.serve({ ...options, unix: `\0${name}` }), at: `@${name}` };
+  return { server: start({ unix: `\0${name}` }), at: `@${name}` };
 }
 
 /** The descriptor of the socket that listens at `address`. */
 function descriptorAt(address: string): number {
-  for (let fd = LISTEN_FDS_START; fd < libc.SEARCH_LIMIT; fd++)
+  for (let fd = 0; fd < libc.SEARCH_LIMIT; fd++)
     if (isListeningStream(fd) && endpoint(describe(fd)) === address) return fd;
   throw unexpectedRuntime(`does not listen on ${address}`);
 }
 
-/** Makes a server tell the address of its socket, and not that of its throw-away. */
-function report(server: Server<unknown>, it: Descriptor): void {
-  if ("port" in it) {
-    const { address, port, family } = it;
-    // A URL has no place for the interface of an address of one link.
-    const host = family === "IPv6" ? `[${address.replace(/%.*/, "")}]` : address;
-    const url = new URL(`${server.protocol}://${host}:${port}/`);
-    define(server, { url, hostname: address, port, address: { address, family, port } });
-  } else {
-    const path = endpoint(it);
-    // As Bun writes them: unix:///run/example.socket, abstract://example/.
-    const url = path.startsWith("@")
-      ? new URL(`abstract://${encodeURIComponent(path.slice(1))}/`)
-      : new URL(`unix://${encodeURI(path).replace(/[?#]/g, encodeURIComponent)}`);
-    define(server, { url, hostname: undefined, port: undefined, address: path });
-  }
+/** What a server on this socket reports, where it is not what it reports with the placeholder. */
+function reported(server: Server<unknown>, it: Descriptor): object {
+  if (!("port" in it)) return { url: unixURL(endpoint(it)), address: endpoint(it) };
+  const { address, port, family } = it;
+  // As Bun reports its own default, which is all addresses.
+  const hostname = address === "::" || address === "0.0.0.0" ? "localhost" : address;
+  // A URL has no place for the interface of an address of one link.
+  const host = hostname.includes(":") ? `[${hostname.replace(/%.*/, "")}]` : hostname;
+  const url = new URL(`${server.protocol}://${host}:${port}/`);
+  return server.port === port
+    ? { hostname, url }
+    : { hostname, url, port, address: { address, family, port } };
 }
 
-function define(server: Server<unknown>, values: Readonly<Record<string, unknown>>): void {
-  for (const [name, value] of Object.entries(values))
-    Object.defineProperty(server, name, { value });
+/** As Bun writes them: unix:///run/example.socket, abstract://example/. */
+function unixURL(path: string): URL {
+  if (path.startsWith("@")) return new URL(`abstract://${encodeURIComponent(path.slice(1))}/`);
+  if (path.startsWith("/"))
+    return new URL(`unix://${encodeURI(path).replace(/[?#]/g, encodeURIComponent)}`);
+  return new URL(`unix://${path.split("/").map(encodeURIComponent).join("/")}`);
+}
+
+/** Keeps what `drain` has to know: neither options nor WebSockets can be read from a server. */
+function track<WebSocketData>(
+  server: Server<WebSocketData>,
+  start: Pick<Served, "options" | "watch" | "sockets">,
+): Server<WebSocketData> {
+  const native = server.reload;
+  const served: Served = {
+    ...start,
+    adapt: (options) => options,
+    reload(options) {
+      const adapted = recordSockets(served.adapt(options), served.sockets);
+      Reflect.apply(native, server, [adapted]);
+      served.options = options;
+    },
+  };
+  kept.served.set(server, served);
+  return overlay(server, {
+    reload(options: object) {
+      served.reload(options);
+      return server;
+    },
+  });
+}
+
+/** The same options, whose open WebSockets are in a set. */
+function recordSockets<Options extends object>(options: Options, sockets: Set<Closable>): Options {
+  const { websocket }: { websocket?: { open?: Function; close?: Function } } = options;
+  if (websocket === undefined) return options;
+  const { open, close } = websocket;
+  const handlers = {
+    open(socket: Closable): unknown {
+      sockets.add(socket);
+      return open?.(socket);
+    },
+    close(socket: Closable, ...why: unknown[]): unknown {
+      sockets.delete(socket);
+      return close?.(socket, ...why);
+    },
+  };
+  return derive(options, { websocket: derive(websocket, handlers) });
+}
+
+/** An object with other properties. What it inherits, as from a class, Bun reads as well. */
+export function derive<T extends object>(object: T, properties: object): T {
+  return Object.create(object, Object.getOwnPropertyDescriptors(properties));
 }

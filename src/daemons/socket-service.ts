@@ -72,7 +72,7 @@ function serve(idleTimeout: number): void {
   const share = Math.trunc((freeDescriptors(LISTEN_FDS_START) - RESERVE) / passed.length) - 1;
   const maxConnections = Math.max(share, 1);
   const listeners = passed.map(({ fd }) =>
-    listen(fd, { socket: greeter.handlers, maxConnections }),
+    listen({ fd, socket: greeter.handlers, maxConnections }),
   );
   startWatchdog(warn);
   process.on("SIGTERM", stop);

@@ -155,7 +155,7 @@ describe("a program that does not bound its connections,", () => {
     const fd = sockets.listening(AF_INET, 4096);
     const port = sockets.portOf(fd);
     const env = { NOTIFY_SOCKET: receiver.address, WATCHDOG_USEC: "2000000" };
-    const source = `serve(passedFd() ?? 0, { idleTimeout: 2, fetch: () => new Response("Hello") });
+    const source = `serve({ fd: passedFd(), idleTimeout: 2, fetch: () => new Response("Hello") });
       startWatchdog((error) => console.error(error));`;
     await using service = limited(directory.path, fd, env, source);
     using watched = new Watched(service, receiver);
@@ -178,7 +178,8 @@ describe("a program that does not bound its connections,", () => {
     const receiver = new NotifyReceiver(join(directory.path, "notify"));
     const fd = sockets.listening(AF_INET, 4096);
     const port = sockets.portOf(fd);
-    const source = `listen(passedFd() ?? 0, {
+    const source = `listen({
+        fd: passedFd(),
         socket: { open: (socket) => void socket.write("Hello\\n"), data() {} },
       });
       process.on("SIGUSR1", () => notify({ status: "full" }));`;

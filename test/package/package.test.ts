@@ -74,25 +74,35 @@ test("the module is added to an empty project from its tarball, type-checks and 
   // A wrong call does not compile.
   writeFileSync(
     join(project, "wrong.ts"),
-    `import { listenFds, notify, pick, serve } from "socket-service/activation";
+    `import { listen, listenFds, notify, passedFd, pick, serve } from "socket-service/activation";
+    const fetch = () => new Response();
+    const socket = { data() {} };
     // @ts-expect-error: an assignment that does not exist
     notify({ redy: true });
     // @ts-expect-error: READY=0 does not exist
     notify({ ready: false });
     // @ts-expect-error: a name of one's own begins with X_
     notify({ custom: { READY: "1" } });
-    // @ts-expect-error: there may be none
-    serve(pick(listenFds(), { http: "optional" }).http, { fetch: () => new Response() });
-    // @ts-expect-error: the address comes with the socket
-    serve(3, { port: 4000, fetch: () => new Response() });
+    // @ts-expect-error: a port is no descriptor
+    serve(4000, { fetch });
+    // @ts-expect-error: a list is no descriptor
+    serve({ fd: pick(listenFds(), { http: "any" }).http, fetch });
+    // @ts-expect-error: an option that does not exist
+    serve({ fd: 3, prot: 4000, fetch });
     // @ts-expect-error: nothing answers
-    serve(3, {});`,
+    serve({ fd: 3 });
+    // @ts-expect-error: nothing may have been passed, and there is no address then
+    listen({ fd: passedFd(), socket });
+    // @ts-expect-error: an option that does not exist
+    listen({ fd: 3, bocklog: 5, socket });
+    // @ts-expect-error: Bun's own types are as they were
+    Bun.listen({ fd: 3, socket });`,
   );
   run(project, process.execPath, join(ROOT, "node_modules/typescript/bin/tsc"));
 
   const hello = `
-    import { booted, listenFds, serve } from "socket-service/activation";
-    const server = serve({ port: 0 }, { fetch: () => new Response("installed") });
+    import { booted, listenFds, passedFd, serve } from "socket-service/activation";
+    const server = serve({ fd: passedFd(), port: 0, fetch: () => new Response("installed") });
     console.log(typeof booted(), listenFds().length, await (await fetch(server.url)).text());
     await server.stop();`;
   writeFileSync(join(project, "hello.ts"), hello);

@@ -122,7 +122,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
   test("tells an address of one link with the number of the link, but in a URL", async () => {
     const source = `
       import { notify, passedFd, serve } from "socket-service/activation";
-      const server = serve(passedFd() ?? 0, { fetch: () => new Response("linked") });
+      const server = serve({ fd: passedFd(), fetch: () => new Response("linked") });
       notify({ ready: true, status: server.url + " " + server.hostname });`;
     await machine.must("ip", "address", "add", "fe80::1/64", "dev", "lo", "nodad");
     const listen = `ListenStream=[fe80::1]:${PORT}%%lo`;

@@ -45,8 +45,8 @@ test.each([
 test.each([-1, 987_654, 1.5, Number.NaN, 2 ** 32 + 3])("no server is on %p", (fd) => {
   const wrong = refusal(78, RegExp(`^descriptor ${fd} is not open: pass one that is$`));
   const fetch = () => new Response();
-  expect(thrown(() => activation.listen(fd, { socket: handlers }))).toEqual(wrong);
-  expect(thrown(() => activation.serve(fd, { fetch }))).toEqual(wrong);
+  expect(thrown(() => activation.listen({ fd, socket: handlers }))).toEqual(wrong);
+  expect(thrown(() => activation.serve({ fd, fetch }))).toEqual(wrong);
 });
 
 test.each([0, -1, 1.5, Number.NaN, 2 ** 31, 2 ** 32 + 1, "1", 1n])("%p is no process", (pid) => {

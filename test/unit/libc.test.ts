@@ -3,6 +3,7 @@ import { expect, spyOn, test } from "bun:test";
 import { constants, fstatSync, openSync, readFileSync, statfsSync } from "node:fs";
 
 import * as libc from "../../src/activation/libc.ts";
+import { runtime } from "../../src/activation/runtime.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
 import { close, closesOnExec, pipe } from "../support/sockets.ts";
 
@@ -15,8 +16,8 @@ test("without FFI each call says why and what to do, and what can do without doe
   // An instance of the module that has opened no library yet.
   const path = "../../src/activation/libc.ts?without-ffi";
   const fresh: typeof libc = await import(path);
-  if (Bun.FFI === undefined) throw new Error("this Bun has no Bun.FFI");
-  using dlopen = spyOn(Bun.FFI, "dlopen");
+  if (runtime.FFI === undefined) throw new Error("this Bun has no Bun.FFI");
+  using dlopen = spyOn(runtime.FFI, "dlopen");
   dlopen.mockReturnValue(new Error("no memory"));
   expect(thrown(() => fresh.duplicate(0))).toEqual(
     refusal(71, /^cannot call libc, no memory: allow memory that is writable and executable /),
@@ -26,7 +27,7 @@ test("without FFI each call says why and what to do, and what can do without doe
   expect(fresh.pidfdId()).toBeUndefined();
   // It is opened once, when it can be.
   dlopen.mockRestore();
-  using opening = spyOn(Bun.FFI, "dlopen");
+  using opening = spyOn(runtime.FFI, "dlopen");
   fresh.close(fresh.duplicate(0));
   expect(opening).toHaveBeenCalledTimes(1);
 });

@@ -5,7 +5,7 @@ import { describe as describeFd } from "../../src/activation/describe.ts";
 import * as libc from "../../src/activation/libc.ts";
 import { listen } from "../../src/activation/index.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
-import { execute, freePort } from "../support/daemon.ts";
+import { execute } from "../support/daemon.ts";
 import { CERTIFICATE, client, FAMILIES, listening, text } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, backlogOf, close, SOCK_STREAM } from "../support/sockets.ts";
@@ -21,7 +21,7 @@ afterEach(async () => {
   await nothingLeft(before);
 });
 
-function started(listener: Bun.SocketListener<undefined>): Bun.SocketListener<undefined> {
+function started<L extends Bun.SocketListener<undefined>>(listener: L): L {
   listeners.push(listener);
   return listener;
 }
@@ -33,14 +33,14 @@ const greet = (greeting: string) => ({
 test.each(FAMILIES)("listen accepts over %s, and stop leaves the socket open", async (family) => {
   using it = listening(family);
   const open = descriptors();
-  const listener = listen(it.fd, greet("first"));
+  const listener = listen({ fd: it.fd, ...greet("first") });
   // On the same number, and nothing else.
   expect(descriptors()).toEqual(open);
   expect(await text(await client(it.to))).toBe("first");
   listener.stop();
   expect(sockets.isOpen(it.fd)).toBe(false);
   const queued = await client(it.to);
-  started(listen(sockets.duplicate(it.kept), greet("second")));
+  started(listen({ fd: sockets.duplicate(it.kept), ...greet("second") }));
   expect(await text(queued)).toBe("second");
 });
 
@@ -49,7 +49,7 @@ test("listen accepts on descriptor 3, as systemd passes it", async () => {
   const script = `
     import { listen, passedFd } from "./src/activation/index.ts";
     const open = (socket) => void socket.end("passed");
-    listen(passedFd(), { socket: { open, data() {} } });`;
+    listen({ fd: passedFd(), socket: { open, data() {} } });`;
   await using _ = execute(process.execPath, [it.fd], {}, ["-e", script]);
   close(it.fd);
   expect(await text(await client(it.to))).toBe("passed");
@@ -57,7 +57,7 @@ test("listen accepts on descriptor 3, as systemd passes it", async () => {
 
 test("listen accepts over TLS", async () => {
   using it = listening("IPv4");
-  started(listen(it.fd, { ...greet("over TLS"), tls: CERTIFICATE }));
+  started(listen({ fd: it.fd, ...greet("over TLS"), tls: CERTIFICATE }));
   const socket = connect({ ...it.to, rejectUnauthorized: false });
   expect(await text(socket)).toBe("over TLS");
 });
@@ -65,26 +65,39 @@ test("listen accepts over TLS", async () => {
 test("listen makes a socket that blocks non-blocking: Bun accepts until it would block", () => {
   const fd = sockets.listening(AF_INET, 1);
   expect(sockets.isNonBlocking(fd)).toBe(false);
-  started(listen(fd, greet("")));
+  started(listen({ fd, ...greet("") }));
   expect(sockets.isNonBlocking(fd)).toBe(true);
 });
 
 test.each([1, 37, 511, 4096])("listen keeps a backlog of %i", (backlog) => {
   using it = listening("IPv4", backlog);
-  started(listen(it.fd, greet("")));
+  started(listen({ fd: it.fd, ...greet("") }));
   expect(backlogOf(it.kept)).toBe(backlog);
 });
 
-test("listen listens on an address if no socket was passed, by default on the loopback", async () => {
-  const [port, ipv6] = [freePort(), freePort(sockets.AF_INET6)];
-  started(listen({ port }, greet("mine")));
-  expect(await text(await client({ port, host: "127.0.0.1" }))).toBe("mine");
-  expect(await client({ port, host: "127.0.0.2" }).catch(() => "refused")).toBe("refused");
-  started(listen({ port: ipv6, hostname: "::1" }, greet("another")));
-  expect(await text(await client({ port: ipv6, host: "::1" }))).toBe("another");
+test("listen is Bun.listen if no socket was passed", async () => {
+  const address = { hostname: "127.0.0.1", port: 0 };
+  const { port } = started(listen({ fd: undefined, ...address, ...greet("mine") }));
+  expect(await text(await client({ port: Number(port), host: "127.0.0.1" }))).toBe("mine");
   const path = `\0${crypto.randomUUID()}`;
-  started(listen({ unix: path }, greet("mine")));
+  started(listen({ unix: path, ...greet("mine") }));
   expect(await text(await client({ path }))).toBe("mine");
+});
+
+test("a listener reports its address as one of Bun.listen does", () => {
+  using tcp = listening("IPv4");
+  const ours = started(listen({ fd: tcp.fd, ...greet("") }));
+  const bun = started(Bun.listen({ hostname: "127.0.0.1", port: 0, ...greet("") }));
+  expect(ours).toMatchObject({
+    hostname: "127.0.0.1",
+    port: sockets.portOf(tcp.kept),
+    unix: undefined,
+  });
+  expect(Object.getOwnPropertyNames(ours)).toEqual(Object.getOwnPropertyNames(bun));
+  expect(bun).toHaveProperty("unix", undefined);
+  using unix = listening("Unix");
+  const { unix: path } = started(listen({ fd: unix.fd, ...greet("") }));
+  expect(unix.to).toMatchObject({ path });
 });
 
 describe("listen leaves the descriptor as it was", () => {
@@ -98,12 +111,19 @@ describe("listen leaves the descriptor as it was", () => {
       [socket, "an unconnected stream socket \\(IPv4\\)"],
       [reads, "a fifo"],
     ] as const) {
-      expect(thrown(() => listen(fd, greet("")))).toEqual(
-        refusal(78, RegExp(`^descriptor ${fd} is ${what}, not a listening stream socket: pass `)),
+      expect(thrown(() => listen({ fd, ...greet("") }))).toEqual(
+        refusal(
+          78,
+          RegExp(
+            `^descriptor ${fd} is ${what}, not a listening stream socket over IP or AF_UNIX: pass `,
+          ),
+        ),
       );
       expect(sockets.isNonBlocking(fd)).toBe(false);
     }
-    expect(thrown(() => listen(987_654, greet("")))).toEqual(refusal(78, /987654 is not open/));
+    expect(thrown(() => listen({ fd: 987_654, ...greet("") }))).toEqual(
+      refusal(78, /987654 is not open/),
+    );
     [socket, reads, writes, packets].forEach(close);
   });
 
@@ -111,11 +131,11 @@ describe("listen leaves the descriptor as it was", () => {
     using it = listening("IPv4");
     const open = descriptors();
     const tls = { key: "no key", cert: "no certificate" };
-    expect(thrown(() => listen(it.fd, { ...greet(""), tls }))).toBeInstanceOf(Error);
+    expect(thrown(() => listen({ fd: it.fd, ...greet(""), tls }))).toBeInstanceOf(Error);
     await nothingLeft(open);
     expect(describeFd(it.fd)).toMatchObject({ listening: true, family: "IPv4" });
     expect(backlogOf(it.fd)).toBe(37);
-    started(listen(it.fd, greet("still")));
+    started(listen({ fd: it.fd, ...greet("still") }));
     expect(await text(await client(it.to))).toBe("still");
   });
 
@@ -127,12 +147,14 @@ describe("listen leaves the descriptor as it was", () => {
     {
       using native = spyOn(Bun, "listen");
       native.mockImplementationOnce((() => elsewhere) as unknown as typeof Bun.listen);
-      expect(thrown(() => listen(it.fd, greet("")))).toEqual(refusal(71, /does not watch desc/));
+      expect(thrown(() => listen({ fd: it.fd, ...greet("") }))).toEqual(
+        refusal(71, /does not watch desc/),
+      );
     }
     expect(await client({ port, host: "127.0.0.1" }).catch(() => "refused")).toBe("refused");
     await nothingLeft(open);
     expect(backlogOf(it.fd)).toBe(37);
-    started(listen(it.fd, greet("still")));
+    started(listen({ fd: it.fd, ...greet("still") }));
     expect(await text(await client(it.to))).toBe("still");
   });
 });
@@ -143,10 +165,10 @@ test("listen refuses a kernel that reports the event loop in another form", asyn
     const { readProc } = libc;
     using kernel = spyOn(libc, "readProc");
     kernel.mockImplementation((path) => readProc(path)?.replaceAll(" data: ", " what: "));
-    expect(thrown(() => listen(it.fd, greet("")))).toEqual(
+    expect(thrown(() => listen({ fd: it.fd, ...greet("") }))).toEqual(
       refusal(71, /does not watch descriptor/),
     );
   }
-  started(listen(it.fd, greet("still")));
+  started(listen({ fd: it.fd, ...greet("still") }));
   expect(await text(await client(it.to))).toBe("still");
 });

@@ -39,8 +39,8 @@ const accepted = (seen: { readonly accepted: number }, count: number) =>
   until(`${count} are accepted`, 5, () => seen.accepted === count);
 
 describe.each([
-  ["a passed socket", (it: { fd: number }) => it.fd],
-  ["an address", () => ({ port: 0 })],
+  ["a passed socket", ({ fd }: { fd: number }) => ({ fd })],
+  ["an address", () => ({ hostname: "127.0.0.1", port: 0 })],
 ] as const)("maxConnections on %s", (name, where) => {
   const at = (listener: Bun.SocketListener<undefined>, to: Parameters<typeof client>[0]) =>
     name === "an address" && "port" in listener
@@ -50,7 +50,7 @@ describe.each([
   test("accepts that many and no more, and the others as those close", async () => {
     using it = listening("IPv4", 64);
     const { seen, socket } = greeter();
-    const listener = started(listen(where(it), { socket, maxConnections: 3 }));
+    const listener = started(listen({ ...where(it), socket, maxConnections: 3 }));
     // All are in the queue before the first is accepted.
     const clients = await Promise.all(
       Array.from({ length: 12 }, () => client(at(listener, it.to))),
@@ -73,7 +73,7 @@ describe.each([
     using it = listening("IPv4", 64);
     const { seen, socket } = greeter();
     const before = descriptors();
-    const listener = listen(where(it), { socket, maxConnections: 1 });
+    const listener = listen({ ...where(it), socket, maxConnections: 1 });
     const [first, second] = [await client(at(listener, it.to)), await client(at(listener, it.to))];
     await accepted(seen, 1);
     end(listener);
@@ -89,11 +89,11 @@ describe.each([
 test("maxConnections leaves whoever waits in the queue to the next that listens", async () => {
   using it = listening("IPv4", 64);
   const { seen, socket } = greeter();
-  const listener = listen(it.fd, { socket, maxConnections: 1 });
+  const listener = listen({ fd: it.fd, socket, maxConnections: 1 });
   const clients = [await client(it.to), await client(it.to)];
   await accepted(seen, 1);
   listener.stop();
-  started(listen(duplicate(it.kept), { socket, maxConnections: 1 }));
+  started(listen({ fd: duplicate(it.kept), socket, maxConnections: 1 }));
   await accepted(seen, 2);
   for (const socket of seen.open) socket.end();
   expect(await Promise.all(clients.map(text))).toEqual(["hello", "hello"]);
@@ -103,8 +103,8 @@ test("maxConnections counts connections in their TLS handshake, before open is c
   using it = listening("IPv4", 64);
   using other = listening("IPv4");
   const { seen, socket } = greeter();
-  started(listen(it.fd, { socket, maxConnections: 1, tls: CERTIFICATE }));
-  started(listen(other.fd, { socket: greeter().socket }));
+  started(listen({ fd: it.fd, socket, maxConnections: 1, tls: CERTIFICATE }));
+  started(listen({ fd: other.fd, socket: greeter().socket }));
   const silent = await client(it.to);
   await until("the silent one is accepted", 5, () => queueOf(it.kept) === 0);
   const next = connectTls({ ...it.to, rejectUnauthorized: false });
@@ -123,7 +123,7 @@ test("maxConnections counts connections in their TLS handshake, before open is c
 test("maxConnections holds after the handlers were reloaded", async () => {
   using it = listening("IPv4", 64);
   const [old, fresh] = [greeter(), greeter()];
-  const listener = started(listen(it.fd, { socket: old.socket, maxConnections: 2 }));
+  const listener = started(listen({ fd: it.fd, socket: old.socket, maxConnections: 2 }));
   const clients = [await client(it.to)];
   await accepted(old.seen, 1);
   listener.reload({ socket: fresh.socket });
@@ -141,7 +141,7 @@ test.each([0, -1, 1.5, Number.NaN, Infinity])(
   (maxConnections) => {
     using it = listening("IPv4");
     const { socket } = greeter();
-    expect(thrown(() => listen(it.fd, { socket, maxConnections }))).toEqual(
+    expect(thrown(() => listen({ fd: it.fd, socket, maxConnections }))).toEqual(
       refusal(78, /^maxConnections is .*: give a whole number from 1$/),
     );
     close(it.fd);

@@ -39,8 +39,8 @@ test.each([
   });
   expect(endpoint(it)).toBe(`family ${family}`);
   const message = `^descriptor ${fd} is ${phrase(it).replace(/[()]/g, "\\$&")}, not a `;
-  const options = { socket: { data() {} } };
-  expect(thrown(() => listen(fd, options))).toEqual(refusal(78, RegExp(`${message}listening`)));
+  const options = { fd, socket: { data() {} } };
+  expect(thrown(() => listen(options))).toEqual(refusal(78, RegExp(`${message}listening`)));
   sockets.clearCloseOnExec(fd);
   const error = await adoptConnection(fd, { data() {} }).catch((error: unknown) => error);
   expect(error).toEqual(refusal(78, RegExp(`${message}connection: pass one \\(Accept=yes\\)$`)));

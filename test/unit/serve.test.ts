@@ -1,4 +1,6 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
+import { rmSync } from "node:fs";
+import { resolve } from "node:path";
 
 import { serve } from "../../src/activation/index.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
@@ -8,6 +10,8 @@ import { backlogOf, close, portOf } from "../support/sockets.ts";
 
 // Some search for what is not there, through all numbers that a descriptor may have.
 setDefaultTimeout(30_000);
+
+const SRC = resolve(import.meta.dir, "../../src/activation");
 
 const servers: Bun.Server<undefined>[] = [];
 let before: Map<string, number>;
@@ -37,7 +41,8 @@ describe.each(FAMILIES)("serve on a listening socket over %s", (family) => {
     const early = await client(it.to);
     early.write("GET /route/7 HTTP/1.1\r\nHost: example\r\nConnection: close\r\n\r\n");
     started(
-      serve(it.fd, {
+      serve({
+        fd: it.fd,
         routes: { "/route/:id": (request) => new Response(`route ${request.params.id}`) },
         fetch: (request) => new Response(request.url),
       }),
@@ -48,7 +53,7 @@ describe.each(FAMILIES)("serve on a listening socket over %s", (family) => {
 
   test("reports the address of the passed socket", () => {
     using it = listening(family);
-    const server = started(serve(it.fd, answer("")));
+    const server = started(serve({ fd: it.fd, ...answer("") }));
     if ("port" in it.to) {
       const { host, port } = it.to;
       expect([server.hostname, server.port]).toEqual([host, port]);
@@ -66,7 +71,7 @@ describe.each(FAMILIES)("serve on a listening socket over %s", (family) => {
   test("has no other socket, and stop leaves the passed one with its passer", async () => {
     using it = listening(family);
     const open = descriptors();
-    const server = serve(it.fd, answer("first"));
+    const server = serve({ fd: it.fd, ...answer("first") });
     // The same sockets, as often as before and none that listens beside: nothing else was opened.
     expect(descriptors()).toEqual(open);
     expect(sockets.isOpen(it.fd)).toBe(false);
@@ -74,14 +79,15 @@ describe.each(FAMILIES)("serve on a listening socket over %s", (family) => {
     await server.stop();
     // The passer still listens: a client is queued, and the next server has it.
     const queued = exchange(it.to);
-    started(serve(sockets.duplicate(it.kept), answer("second")));
+    started(serve({ fd: sockets.duplicate(it.kept), ...answer("second") }));
     expect(await queued).toEndWith("second");
   });
 });
 
 test("serve upgrades to WebSocket", async () => {
   using it = listening("IPv6");
-  const server = serve(it.fd, {
+  const server = serve({
+    fd: it.fd,
     websocket: { message: (socket, message) => void socket.send(`echo ${message}`) },
     fetch: (request, server) =>
       server.upgrade(request) ? undefined : new Response("", { status: 400 }),
@@ -99,7 +105,8 @@ test("serve answers a request under way after stop()", async () => {
   using it = listening("IPv4");
   const release = Promise.withResolvers<void>();
   const arrived = Promise.withResolvers<void>();
-  const server = serve(it.fd, {
+  const server = serve({
+    fd: it.fd,
     fetch: async () => {
       arrived.resolve();
       await release.promise;
@@ -117,7 +124,7 @@ test("serve answers a request under way after stop()", async () => {
 
 test("serve serves over TLS", async () => {
   using it = listening("IPv6");
-  const server = started(serve(it.fd, { ...answer("safe"), tls: CERTIFICATE }));
+  const server = started(serve({ fd: it.fd, ...answer("safe"), tls: CERTIFICATE }));
   expect(server.url.protocol).toBe("https:");
   const response = await fetch(server.url, { tls: { rejectUnauthorized: false } });
   expect(await response.text()).toBe("safe");
@@ -128,7 +135,7 @@ test("serve makes a socket that blocks non-blocking, and no child inherits it", 
   const kept = sockets.duplicate(fd);
   sockets.clearCloseOnExec(fd);
   expect(sockets.isNonBlocking(kept)).toBe(false);
-  started(serve(fd, answer("")));
+  started(serve({ fd, ...answer("") }));
   expect(sockets.isNonBlocking(kept)).toBe(true);
   close(kept);
   expect([...descriptors().keys()].filter((name) => name.endsWith("inherit"))).toEqual([]);
@@ -136,7 +143,7 @@ test("serve makes a socket that blocks non-blocking, and no child inherits it", 
 
 test.each([1, 37, 511, 4096])("serve keeps a backlog of %i", (backlog) => {
   using it = listening("IPv4", backlog);
-  started(serve(it.fd, answer("")));
+  started(serve({ fd: it.fd, ...answer("") }));
   expect(backlogOf(it.kept)).toBe(backlog);
 });
 
@@ -146,64 +153,149 @@ test("requestIP is the client over IP, and nobody over AF_UNIX or if only that i
       Response.json(server.requestIP(request)?.address ?? null),
   };
   using ipv6 = listening("IPv6");
-  started(serve(ipv6.fd, options));
+  started(serve({ ...options, fd: ipv6.fd }));
   expect(await exchange(ipv6.to)).toEndWith(`"::1"`);
   using unix = listening("Unix");
-  started(serve(unix.fd, options));
+  started(serve({ ...options, fd: unix.fd }));
   expect(await exchange(unix.to)).toEndWith("null");
 
   const native = Bun.serve;
   using sandboxed = spyOn(Bun, "serve");
   sandboxed.mockImplementation(((options: Bun.Serve.Options<undefined>) => {
-    if (!("unix" in options)) throw new Error("EAFNOSUPPORT");
+    if (options.unix === undefined) throw Object.assign(new Error(), { code: "EAFNOSUPPORT" });
     return native(options);
   }) as typeof Bun.serve);
   using ipv4 = listening("IPv4");
-  const server = started(serve(ipv4.fd, options));
+  const server = started(serve({ ...options, fd: ipv4.fd }));
   expect(server.port).toBe(portOf(ipv4.kept));
   expect(await exchange(ipv4.to)).toEndWith("null");
 });
 
-test("serve listens on an address if no socket was passed, by default on the loopback", async () => {
+test("serve takes another loopback address if 127.0.0.1 has no free port", async () => {
+  using it = listening("IPv4");
+  const native = Bun.serve;
+  using full = spyOn(Bun, "serve");
+  full.mockImplementation(((options: Bun.Serve.Options<undefined>) => {
+    if (options.hostname === "127.0.0.1") throw Object.assign(new Error(), { code: "EADDRINUSE" });
+    return native(options);
+  }) as typeof Bun.serve);
+  const fetch = (request: Request, server: Bun.Server<undefined>) =>
+    Response.json(server.requestIP(request)?.address ?? null);
+  const server = started(serve({ fd: it.fd, fetch }));
+  expect(await exchange(it.to)).toEndWith(`"127.0.0.1"`);
+  expect(server.hostname).toBe("127.0.0.1");
+});
+
+test("serve finds its descriptors where the first three are free", async () => {
+  using it = listening("IPv4");
+  const program = `
+    import { closeSync } from "node:fs";
+    import { serve } from "${SRC}/serve.ts";
+    import { close } from "${SRC}/libc.ts";
+    for (const fd of [0, 1]) close(fd);
+    serve({ fd: 3, fetch: () => new Response("low") });`;
+  const child = Bun.spawn([process.execPath, "-e", program], {
+    stdio: ["pipe", "pipe", "inherit", it.fd],
+  });
+  expect(await exchange(it.to)).toEndWith("low");
+  child.kill();
+  await child.exited;
+  close(it.fd);
+});
+
+test("serve works while another thread opens and closes descriptors", async () => {
+  const source = `
+    const { closeSync, openSync } = require("node:fs");
+    postMessage("begun");
+    for (;;) for (const fd of Array.from({ length: 20 }, () => openSync("/dev/null", "r"))) closeSync(fd);`;
+  const worker = new Worker(URL.createObjectURL(new Blob([source])), { smol: true });
+  const begun = Promise.withResolvers<void>();
+  worker.onmessage = () => begun.resolve();
+  await begun.promise;
+  for (let i = 0; i < 300; i++) {
+    using it = listening("abstract Unix");
+    await serve({ fd: it.fd, fetch: () => new Response() }).stop();
+  }
+  worker.terminate();
+});
+
+test("serve is Bun.serve if no socket was passed, with its own default address", async () => {
   for (const hostname of [undefined, "::1"]) {
-    const at = hostname === undefined ? { port: 0 } : { port: 0, hostname };
-    const server = started(serve(at, answer("mine")));
-    expect(server.hostname).toBe(hostname ?? "127.0.0.1");
+    const at = { fd: undefined, port: 0, ...(hostname && { hostname }) };
+    const server = started(serve({ ...at, ...answer("mine") }));
+    expect(server.hostname).toBe(hostname ?? "localhost");
     expect(await (await fetch(server.url)).text()).toBe("mine");
   }
   const path = `\0${crypto.randomUUID()}`;
-  started(serve({ unix: path }, answer("mine")));
+  started(serve({ unix: path, ...answer("mine") }));
   expect(await exchange({ path })).toEndWith("mine");
 });
 
 test("the URL of a path or a name has every character of it that means something in a URL", () => {
   const path = `${freshPath()} ?#%@ü`;
-  const server = started(serve(sockets.listening(sockets.AF_UNIX, 1, path), answer("")));
+  const server = started(serve({ fd: sockets.listening(sockets.AF_UNIX, 1, path), ...answer("") }));
   expect(decodeURIComponent(server.url.pathname)).toBe(path);
   expect(server.url.search + server.url.hash).toBe("");
-  process.getBuiltinModule("node:fs").rmSync(path);
-  const abstract = sockets.listening(sockets.AF_UNIX, 1, `@${path}`);
-  const { href } = started(serve(abstract, answer(""))).url;
-  expect(href).toBe(`abstract://${encodeURIComponent(path)}/`);
+  rmSync(path);
 });
 
 test("the URL of an address of one link has no interface in it", () => {
   const fd = sockets.listening(sockets.AF_INET6, 1, "link");
   const port = portOf(fd);
-  const server = started(serve(fd, answer("")));
+  const server = started(serve({ fd, ...answer("") }));
   expect([server.url.href, server.hostname]).toEqual([`http://[fe80::1]:${port}/`, "fe80::1%1"]);
+});
+
+test("serve reports a relative path that looks like an address", () => {
+  const path = `a:b?@-${crypto.randomUUID()}`;
+  const fd = sockets.listening(sockets.AF_UNIX, 1, path);
+  rmSync(path);
+  const server = started(serve({ fd, fetch: () => new Response() }));
+  expect(decodeURIComponent(server.url.host)).toBe(path);
+  expect(server).toHaveProperty("address", path);
+});
+
+test("serve refuses HTTP/3, and sockets of other families", () => {
+  using it = listening("IPv4");
+  const options = { fd: it.fd, tls: CERTIFICATE, fetch: () => new Response() };
+  expect(thrown(() => serve({ ...options, http3: true }))).toEqual(
+    refusal(78, /^HTTP\/3 needs a UDP socket/),
+  );
+  close(it.fd);
+  // AF_VSOCK listens as others do; AF_XDP has no getsockname(2).
+  for (const [family, type] of [
+    [40, sockets.SOCK_STREAM],
+    [44, 3],
+  ] as const) {
+    let fd: number;
+    try {
+      fd = sockets.socket(family, type);
+    } catch {
+      // This kernel has no such family.
+      continue;
+    }
+    expect(thrown(() => serve({ fd, fetch: () => new Response() }))).toEqual(
+      refusal(
+        78,
+        new RegExp(`socket \\(family ${family}\\), not a listening stream socket over IP`),
+      ),
+    );
+    close(fd);
+  }
 });
 
 describe("serve leaves the descriptor as it was", () => {
   test("that is no listening stream socket", () => {
     const [fd, other] = sockets.socketPair();
-    expect(thrown(() => serve(fd, answer("")))).toEqual(
+    expect(thrown(() => serve({ fd, ...answer("") }))).toEqual(
       refusal(
         78,
         /^descriptor \d+ is a connected stream socket \(Unix\), not a listening .*pass on/,
       ),
     );
-    expect(thrown(() => serve(987_654, answer("")))).toEqual(refusal(78, /987654 is not open/));
+    expect(thrown(() => serve({ fd: 987_654, ...answer("") }))).toEqual(
+      refusal(78, /987654 is not open/),
+    );
     [fd, other].forEach(close);
   });
 
@@ -211,9 +303,9 @@ describe("serve leaves the descriptor as it was", () => {
     using it = listening("IPv4");
     const open = descriptors();
     const tls = { key: "no key", cert: "no certificate" };
-    expect(thrown(() => serve(it.fd, { ...answer(""), tls }))).toBeInstanceOf(Error);
+    expect(thrown(() => serve({ fd: it.fd, ...answer(""), tls }))).toBeInstanceOf(Error);
     expect(descriptors()).toEqual(open);
-    started(serve(it.fd, answer("still")));
+    started(serve({ fd: it.fd, ...answer("still") }));
     expect(await exchange(it.to)).toEndWith("still");
   });
 
@@ -232,7 +324,7 @@ describe("serve leaves the descriptor as it was", () => {
         server = native(options);
         return Object.defineProperty(server, "port", { value: port(other.fd) });
       }) as typeof Bun.serve);
-      expect(thrown(() => serve(it.fd, answer("")))).toEqual(
+      expect(thrown(() => serve({ fd: it.fd, ...answer("") }))).toEqual(
         refusal(
           71,
           RegExp(`^Bun \\S+ ${message} as expected: use the Bun that this was made for$`),
@@ -241,7 +333,7 @@ describe("serve leaves the descriptor as it was", () => {
     }
     expect(server).toBeDefined();
     await nothingLeft(open);
-    started(serve(it.fd, answer("still")));
+    started(serve({ fd: it.fd, ...answer("still") }));
     expect(await exchange(it.to)).toEndWith("still");
     close(other.fd);
   });

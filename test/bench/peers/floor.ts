@@ -2,6 +2,8 @@
  * The smallest Bun program for the same job, compiled with the flags of the services: it takes the
  * socket as it comes, checks nothing, and has no deadline. `floor listen|accepted|inet`
  */
+import { runtime } from "../../../src/activation/runtime.ts";
+
 function greet(socket: Bun.Socket, line: string): void {
   socket.write(line);
   socket.shutdown();
@@ -14,7 +16,7 @@ const allowHalfOpen = true;
 
 function serveOne(fd: number, line: string): void {
   const open = (socket: Bun.Socket): void => greet(socket, line);
-  void Bun.connect({ fd, allowHalfOpen, socket: { open, data, end } });
+  void runtime.connect({ fd, allowHalfOpen, socket: { open, data, end } });
 }
 
 switch (process.argv[2]) {
@@ -26,6 +28,6 @@ switch (process.argv[2]) {
     break;
   default: {
     const open = (socket: Bun.Socket): void => greet(socket, "This is a test\n");
-    Bun.listen({ fd: 3, allowHalfOpen, socket: { open, data, end } });
+    runtime.listen({ fd: 3, allowHalfOpen, socket: { open, data, end } });
   }
 }

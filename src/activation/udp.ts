@@ -1,0 +1,46 @@
+import type { BinaryType, udp } from "bun";
+
+import { describe, phrase } from "./describe.ts";
+import { misconfigured } from "./error.ts";
+import { disposable, supersede } from "./hot.ts";
+import { close } from "./libc.ts";
+import { runtime } from "./runtime.ts";
+
+/** The options of `Bun.udpSocket`, with a descriptor that wins over the address if there is one. */
+export type UdpSocketOptions<Data extends BinaryType = "buffer"> = udp.SocketOptions<Data> & {
+  readonly fd?: number | undefined;
+};
+
+/**
+ * `Bun.udpSocket` on a passed datagram socket, which becomes the socket's own: `close()` closes our
+ * copy, and systemd's stays open. With no `fd` it is `Bun.udpSocket`, unchanged.
+ *
+ * @param options As for `Bun.udpSocket`. If `fd` is given, `hostname` and `port` are ignored.
+ * @throws {ActivationError} (78) if the descriptor is no datagram socket over IPv4 or IPv6.
+ * @throws What `Bun.udpSocket` throws. After any error the descriptor is as it was.
+ *
+ * @example
+ * ```ts
+ * const socket = { data: (socket, data, port, address) => void socket.send(data, port, address) };
+ * await udpSocket({ fd: passedFd(), port: 4000, socket });
+ * ```
+ */
+export async function udpSocket<Data extends BinaryType = "buffer">(
+  options: UdpSocketOptions<Data>,
+): Promise<udp.Socket<Data>> {
+  if (options.fd === undefined) return await runtime.udpSocket(options);
+  const it = describe(options.fd);
+  if (!("port" in it) || it.type !== "datagram")
+    throw misconfigured(
+      `descriptor ${options.fd} is ${phrase(it)}, not a datagram socket over IP: pass one (ListenDatagram=)`,
+    );
+  const fd = disposable(options.fd);
+  try {
+    const socket = await runtime.udpSocket({ ...options, fd });
+    supersede(options.fd, socket, () => socket.close());
+    return socket;
+  } catch (error) {
+    if (fd !== options.fd) close(fd);
+    throw error;
+  }
+}

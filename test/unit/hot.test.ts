@@ -1,0 +1,94 @@
+/* What a second evaluation of a program does, as under `bun --hot`, here in one process. */
+import { afterEach, beforeEach, expect, spyOn, test } from "bun:test";
+
+import { listenFds, takePassed } from "../../src/activation/listen-fds.ts";
+import { listen } from "../../src/activation/listen.ts";
+import { serve } from "../../src/activation/serve.ts";
+import { udpSocket } from "../../src/activation/udp.ts";
+import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
+import { client, listening, text } from "../support/listening.ts";
+import { AF_INET, bound, close, isOpen, portOf, SOCK_DGRAM } from "../support/sockets.ts";
+
+const { execArgv } = process;
+const setFlags = (value: readonly string[]) =>
+  Object.defineProperty(process, "execArgv", { value, configurable: true });
+let before: Map<string, number>;
+beforeEach(() => {
+  setFlags(["--hot"]);
+  before = descriptors();
+});
+afterEach(async () => {
+  setFlags(execArgv);
+  await nothingLeft(before);
+});
+
+const greet = (line: string) => ({
+  socket: { open: (socket: Bun.Socket<undefined>) => void socket.end(line), data() {} },
+});
+
+test("what was passed is found again, and without the flag it is not", () => {
+  Object.assign(process.env, { LISTEN_PID: String(process.pid), LISTEN_FDS: "2" });
+  expect(takePassed()).toEqual({ count: 2, names: undefined });
+  for (let i = 0; i < 2; i++)
+    expect(takePassed()).toEqual({ count: 2, names: undefined, again: true });
+  setFlags([]);
+  expect(takePassed()).toEqual({ reason: "LISTEN_PID is not set" });
+});
+
+test("after a restart by bun --watch, the error names --hot", () => {
+  setFlags(["--watch"]);
+  Object.assign(process.env, { LISTEN_PID: String(process.pid), LISTEN_FDS: "1" });
+  // The number is the runtime's own here, too.
+  expect(thrown(listenFds)).toEqual(
+    refusal(78, /^descriptor 3 is not open, though LISTEN_FDS is 1: bun --watch closes .*--hot$/),
+  );
+});
+
+test("a listener takes the place of the former one, which leaves nothing open", async () => {
+  using it = listening("IPv4");
+  for (const line of ["one", "two", "three"]) {
+    listen({ fd: it.fd, ...greet(line) });
+    const socket = await client(it.to);
+    expect(await text(socket)).toBe(line);
+    socket.destroy();
+  }
+  const server = serve({ fd: it.fd, fetch: () => new Response() });
+  const socket = await client(it.to);
+  socket.write("GET / HTTP/1.0\r\n\r\n");
+  expect(await text(socket)).toStartWith("HTTP/1.1 200 ");
+  socket.destroy();
+  await server.stop();
+  expect(isOpen(it.fd)).toBe(true);
+  close(it.fd);
+});
+
+test("a server that Bun has reloaded keeps its socket and its id", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response("one") });
+  const native = Bun.serve;
+  using spy = spyOn(Bun, "serve");
+  const ids: unknown[] = [];
+  // As Bun does it for a server of the same id.
+  spy.mockImplementation(((options: Bun.Serve.Options<undefined>) => {
+    ids.push(options.id);
+    return Object.getPrototypeOf(Object.getPrototypeOf(server)).reload.call(server, options);
+  }) as typeof native);
+  expect(serve({ fd: it.fd, fetch: () => new Response("two") })).toBe(server);
+  expect(ids).toEqual([`fd-${it.fd}`]);
+  expect(await (await fetch(server.url)).text()).toBe("two");
+  await server.stop(true);
+  close(it.fd);
+});
+
+test("a datagram socket takes the place of the former one, and no error closes the passed one", async () => {
+  const fd = bound(AF_INET, SOCK_DGRAM);
+  const first = await udpSocket({ fd });
+  const second = await udpSocket({ fd });
+  expect([first.closed, second.closed]).toEqual([true, false]);
+  expect(second.port).toBe(portOf(fd));
+  second.close();
+  using spy = spyOn(Bun, "udpSocket");
+  spy.mockRejectedValue(new Error("on purpose"));
+  expect(await udpSocket({ fd }).catch(String)).toBe("Error: on purpose");
+  close(fd);
+});
