@@ -284,6 +284,82 @@ test("serve refuses HTTP/3, and sockets of other families", () => {
   }
 });
 
+/** All that can be seen of a server, with its port as a word. */
+function seen(it: object, port?: number) {
+  const values = [];
+  for (const name in it) {
+    const value: unknown = Reflect.get(it, name);
+    if (typeof value === "function") values.push([name, "function"]);
+    else
+      values.push([
+        name,
+        Bun.inspect(value),
+        String(thrown(() => Object.assign(it, { [name]: value }))),
+      ]);
+  }
+  const shown = {
+    names: Object.getOwnPropertyNames(it),
+    text: String(it),
+    json: JSON.stringify(it),
+  };
+  const text = JSON.stringify({ ...shown, spread: { ...it }, values: values.sort() });
+  return JSON.parse(port === undefined ? text : text.replaceAll(String(port), "PORT"));
+}
+
+/** A listening socket on an address, as Bun makes it. */
+function listeningOn(hostname: string): number {
+  const listener = Bun.listen({ hostname, port: 0, socket: { data() {} } });
+  const fd = sockets.duplicate(Number(Reflect.get(listener, "fd")));
+  listener.stop();
+  return fd;
+}
+
+test.each([undefined, "127.0.0.1", "::1"])(
+  "a server on %s is seen as one of Bun's own",
+  async (hostname) => {
+    const options = { fetch: () => new Response("seen") };
+    // Without a hostname Bun listens on all addresses.
+    const bun = started(Bun.serve({ ...options, ...(hostname && { hostname }), port: 0 }));
+    const ours = started(serve({ ...options, fd: listeningOn(hostname ?? "::") }));
+    const [port, other] = [ours.port, bun.port];
+    expect(seen(ours, port)).toEqual(seen(bun, other));
+    expect(ours.url.hostname).toBe(bun.url.hostname);
+    expect(await (await fetch(ours.url)).text()).toBe("seen");
+    for (const server of [bun, ours]) await server.stop();
+    expect(seen(ours, port)).toEqual(seen(bun, other));
+  },
+);
+
+test("a server on all addresses of IPv4 alone is seen as on localhost", () => {
+  const ours = started(serve({ fd: listeningOn("0.0.0.0"), fetch: () => new Response() }));
+  expect([ours.hostname, ours.url.hostname]).toEqual(["localhost", "localhost"]);
+  expect(ours).toHaveProperty("address.address", "0.0.0.0");
+});
+
+test("a server on a path is seen as one of Bun's own", async () => {
+  const [path, other] = [freshPath(), freshPath()];
+  const options = { fetch: () => new Response("seen") };
+  const bun = started(Bun.serve({ ...options, unix: path }));
+  const ours = started(serve({ ...options, fd: sockets.listening(sockets.AF_UNIX, 1, other) }));
+  const named = JSON.parse(JSON.stringify(seen(ours)).replaceAll(other, path));
+  expect(named).toEqual(seen(bun));
+  for (const file of [path, other]) rmSync(file, { force: true });
+});
+
+test("options may be inherited, as with Bun.serve", async () => {
+  class Application {
+    port = 0;
+    get fetch() {
+      return () => new Response("inherited");
+    }
+  }
+  const own = started(serve(new Application()));
+  expect(await (await fetch(own.url)).text()).toBe("inherited");
+  using it = listening("IPv4");
+  started(serve(Object.assign(new Application(), { fd: it.fd })));
+  expect(await exchange(it.to)).toEndWith("inherited");
+});
+
 describe("serve leaves the descriptor as it was", () => {
   test("that is no listening stream socket", () => {
     const [fd, other] = sockets.socketPair();

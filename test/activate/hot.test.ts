@@ -1,0 +1,119 @@
+/* `bun --hot` and `bun --watch` on passed sockets: the loop of edit and reload. */
+import { expect, setDefaultTimeout, test } from "bun:test";
+import { mkdirSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { resolve } from "node:path";
+
+import { activate, ask, freePort, type Running, scratch } from "../support/daemon.ts";
+import * as sockets from "../support/sockets.ts";
+import { until } from "../support/until.ts";
+
+setDefaultTimeout(60_000);
+
+const PROGRAM = `
+import { listen, listenFds, serve } from "socket-service/activation";
+const [http, also, tcp] = listenFds().map(({ fd }) => fd);
+serve({ fd: http, fetch: () => new Response("http VERSION") });
+serve({ fd: also, fetch: () => new Response("also VERSION") });
+if (tcp !== undefined)
+  listen({ fd: tcp, socket: { open: (socket) => void socket.end("tcp VERSION"), data() {} } });
+console.error("evaluated VERSION");
+`;
+
+/** The program in a directory of its own, to be edited. */
+function program(source = PROGRAM) {
+  const directory = scratch();
+  mkdirSync(`${directory.path}/node_modules`);
+  symlinkSync(resolve(import.meta.dir, "../.."), `${directory.path}/node_modules/socket-service`);
+  const path = `${directory.path}/program.ts`;
+  const edit = (version: number) =>
+    writeFileSync(path, source.replaceAll("VERSION", `v${version}`));
+  edit(0);
+  return { path, edit, [Symbol.dispose]: () => directory[Symbol.dispose]() };
+}
+
+const start = (flag: string, path: string, ports: number[]): Promise<Running> =>
+  activate(process.execPath, {
+    listen: ports.map((port) => `127.0.0.1:${port}`),
+    args: [flag, path],
+  });
+
+const get = async (port: number) =>
+  await (await fetch(`http://127.0.0.1:${port}/`, { keepalive: false })).text();
+
+test("under bun --hot, each of ten edits is what the next client gets, and nothing leaks", async () => {
+  using source = program();
+  const ports = [freePort(), freePort(), freePort()];
+  const [http = 0, also = 0, tcp = 0] = ports;
+  await using service = await start("--hot", source.path, ports);
+  expect(await get(http)).toBe("http v0");
+  expect(await get(also)).toBe("also v0");
+
+  // Somebody connects all the time, and must always be answered.
+  let busy = true;
+  const answers = new Set<string>();
+  const clients = [() => get(http), () => get(also), () => ask(tcp)].map(async (client) => {
+    while (busy) answers.add(await client().catch(String));
+  });
+
+  const open = () => readdirSync(`/proc/${service.process.pid}/fd`).length;
+  const held: number[] = [];
+  const expected = ["http v0", "also v0", "tcp v0"];
+  for (let version = 1; version <= 10; version++) {
+    source.edit(version);
+    await service.says(new RegExp(`evaluated v${version}\n`));
+    expect(await Promise.all([get(http), get(also), ask(tcp)])).toEqual([
+      `http v${version}`,
+      `also v${version}`,
+      `tcp v${version}`,
+    ]);
+    expected.push(`http v${version}`, `also v${version}`, `tcp v${version}`);
+    held.push(open());
+  }
+  busy = false;
+  await Promise.all(clients);
+  expect([...answers].filter((answer) => !expected.includes(answer))).toEqual([]);
+  // Those of clients come and go: six at most.
+  expect(Math.abs((held[9] ?? 0) - (held[0] ?? 0))).toBeLessThan(7);
+});
+
+test("under bun --hot, a datagram socket gets the new code", async () => {
+  using source = program(`
+import { passedFd, udpSocket } from "socket-service/activation";
+await udpSocket({
+  fd: passedFd(),
+  socket: { data: (socket, _, port, address) => void socket.send("udp VERSION", port, address) },
+});
+console.error("evaluated VERSION");
+`);
+  const port = freePort(sockets.AF_INET, sockets.SOCK_DGRAM);
+  await using service = await activate(process.execPath, {
+    flags: ["-d"],
+    listen: [`127.0.0.1:${port}`],
+    args: ["--hot", source.path],
+  });
+  let received = "";
+  const client = await Bun.udpSocket({
+    connect: { hostname: "127.0.0.1", port },
+    socket: { data: (_, data) => void (received = data.toString()) },
+  });
+  for (let version = 0; version <= 3; version++) {
+    if (version > 0) {
+      source.edit(version);
+      await service.says(new RegExp(`evaluated v${version}\n`));
+    }
+    client.send("hello");
+    await until("the answer", 10, () => received === `udp v${version}`);
+  }
+  client.close();
+});
+
+test("under bun --watch, the error after the first edit names --hot", async () => {
+  using source = program();
+  const ports = [freePort(), freePort()];
+  await using service = await start("--watch", source.path, ports);
+  expect(await get(ports[0] ?? 0)).toBe("http v0");
+  source.edit(1);
+  await service.says(
+    /descriptor 3 is not open, though LISTEN_FDS is 2: bun --watch .* bun --hot\n/,
+  );
+});
