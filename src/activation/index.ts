@@ -25,6 +25,7 @@ export {
   type SocketType,
   type UnixSocket,
 } from "./describe.ts";
+export { drain, type DrainOptions } from "./drain.ts";
 export { ActivationError, ExitStatus } from "./error.ts";
 export { listen, type ListenOptions } from "./listen.ts";
 export {

@@ -47,7 +47,7 @@ test("the module is added to an empty project from its tarball, type-checks and 
   // All of the README's programs, and more options than `bun init` sets.
   const readme = "node_modules/socket-service/src/activation/README.md";
   const sources = programs(join(project, readme));
-  expect(sources.size).toBe(5);
+  expect(sources.size).toBe(6);
   for (const [name, source] of sources) writeFileSync(join(project, name), source);
   const compilerOptions = {
     target: "esnext",
@@ -74,7 +74,7 @@ test("the module is added to an empty project from its tarball, type-checks and 
   // A wrong call does not compile.
   writeFileSync(
     join(project, "wrong.ts"),
-    `import { listen, listenFds, notify, passedFd, pick, serve } from "socket-service/activation";
+    `import { drain, listen, listenFds, notify, passedFd, pick, serve } from "socket-service/activation";
     const fetch = () => new Response();
     const socket = { data() {} };
     // @ts-expect-error: an assignment that does not exist
@@ -95,6 +95,8 @@ test("the module is added to an empty project from its tarball, type-checks and 
     listen({ fd: passedFd(), socket });
     // @ts-expect-error: an option that does not exist
     listen({ fd: 3, bocklog: 5, socket });
+    // @ts-expect-error: an option that does not exist
+    drain(serve({ fetch }), { grece: 5 });
     // @ts-expect-error: Bun's own types are as they were
     Bun.listen({ fd: 3, socket });`,
   );

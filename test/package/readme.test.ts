@@ -71,17 +71,24 @@ activated("the README's echo.ts compiles to one executable that echoes", async (
   expect(service.stderr).not.toContain("error");
 });
 
-activated("http.ts serves, reports readiness, and ends when it is idle", async () => {
+activated("http.ts serves, reports readiness, and ends at SIGTERM", async () => {
   const port = freePort();
   const receiver = new NotifyReceiver(join(directory.path, "notify"));
-  const env = { IDLE_SECONDS: "2", NOTIFY_SOCKET: receiver.address };
-  await using service = await run("http.ts", [port], { env });
+  await using service = await run("http.ts", [port], { env: { NOTIFY_SOCKET: receiver.address } });
   expect(await get(port)).toBe("Hello\n");
   expect((await receiver.next()).text).toBe(`READY=1\nSTATUS=Serving http://127.0.0.1:${port}/\n`);
   expect(await get(port, "/hello/you")).toBe("Hello you\n");
+  service.process.kill("SIGTERM");
   expect((await receiver.next()).text).toBe("STOPPING=1\n");
   expect(await service.status()).toBe(0);
   receiver.close();
+});
+
+activated("idle.ts ends when it is idle", async () => {
+  const port = freePort();
+  await using service = await run("idle.ts", [port], { env: { IDLE_SECONDS: "1" } });
+  expect(await get(port)).toBe("Hello\n");
+  expect(await service.status()).toBe(0);
 });
 
 test("http.ts serves on its own port if nothing was passed, and ends at SIGTERM", async () => {

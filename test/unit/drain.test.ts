@@ -1,0 +1,432 @@
+import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import type { Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { connect as connectTLS } from "node:tls";
+
+import { drain } from "../../src/activation/drain.ts";
+import { serve } from "../../src/activation/serve.ts";
+import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
+import {
+  CERTIFICATE,
+  client,
+  FAMILIES,
+  type Listening,
+  listening,
+  text,
+} from "../support/listening.ts";
+import * as sockets from "../support/sockets.ts";
+import { until } from "../support/until.ts";
+
+const servers: Bun.Server<undefined>[] = [];
+const clients: Socket[] = [];
+let before: Map<string, number>;
+beforeEach(() => void (before = descriptors()));
+afterEach(async () => {
+  for (const server of servers.splice(0)) await server.stop(true);
+  for (const client of clients.splice(0)) client.destroy();
+  await nothingLeft(before);
+});
+
+function started<S extends Bun.Server<undefined>>(server: S): S {
+  servers.push(server);
+  return server;
+}
+
+/** A connection that is kept, and what came on it. */
+class Kept {
+  received = "";
+  /** How the server ended it. */
+  end: string | undefined;
+
+  private constructor(readonly socket: Socket) {
+    clients.push(socket);
+    socket.setEncoding("latin1");
+    socket.on("data", (data) => (this.received += String(data)));
+    socket.on("end", () => (this.end = "closed"));
+    socket.on("error", (error) => (this.end = error.message));
+  }
+
+  static async to(to: Listening["to"]): Promise<Kept> {
+    return new Kept(await client(to));
+  }
+
+  static on(socket: Socket): Kept {
+    return new Kept(socket);
+  }
+
+  send(target: string, headers = "", method = "GET"): void {
+    this.received = "";
+    this.socket.write(`${method} ${target} HTTP/1.1\r\nHost: example\r\n${headers}\r\n`);
+  }
+
+  /** The head and the body of the next answer, which has a known length. */
+  async answer(): Promise<{ status: number; body: string; closes: boolean }> {
+    return await until("an answer", 10, () => {
+      if (this.end !== undefined && this.received === "") throw new Error(this.end);
+      const [head = "", body] = this.received.split("\r\n\r\n");
+      const length = Number(/^content-length: (\d+)/im.exec(head)?.[1] ?? 0);
+      if (body === undefined || body.length < length) return undefined;
+      const closes = /^connection: close/im.test(head);
+      return { status: Number(head.slice(9, 12)), body, closes };
+    });
+  }
+
+  async ask(target: string, headers = "") {
+    this.send(target, headers);
+    return await this.answer();
+  }
+}
+
+const UPGRADE =
+  "Upgrade: websocket\r\nConnection: Upgrade\r\n" +
+  "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+/** Bytes of a frame that closes with 1001. */
+const GOING_AWAY = /\x88.\x03\xe9/s;
+
+describe.each(FAMILIES)("drain of a server on a socket over %s", (family) => {
+  test("answers with Connection: close from the call on, gives up, and leaves the rest to the next", async () => {
+    using it = listening(family);
+    const server = serve({ fd: it.fd, fetch: () => new Response("first") });
+    const kept = await Kept.to(it.to);
+    expect(await kept.ask("/")).toEqual({ status: 200, body: "first", closes: false });
+    const drained = drain(server, { grace: 200 });
+    expect(await kept.ask("/")).toEqual({ status: 200, body: "first", closes: true });
+    await until("the server closes the connection", 10, () => kept.end === "closed");
+    // A newcomer is served meanwhile.
+    const newcomer = await Kept.to(it.to);
+    expect(await newcomer.ask("/")).toEqual({ status: 200, body: "first", closes: true });
+    expect(await drained).toBe(true);
+    // From then on newcomers wait for the next process.
+    const waiting = await Kept.to(it.to);
+    waiting.send("/");
+    started(serve({ fd: sockets.duplicate(it.kept), fetch: () => new Response("second") }));
+    expect((await waiting.answer()).body).toBe("second");
+  });
+
+  test("closes a WebSocket with 1001, and refuses another before the handler runs", async () => {
+    using it = listening(family);
+    let upgrades = 0;
+    const server = serve({
+      fd: it.fd,
+      fetch(request, server) {
+        upgrades++;
+        return server.upgrade(request) ? undefined : new Response("plain");
+      },
+      websocket: { message: (socket, message) => void socket.send(`echo ${message}`) },
+    });
+    const open = await Kept.to(it.to);
+    open.send("/", UPGRADE);
+    await until("the upgrade", 10, () => open.received.startsWith("HTTP/1.1 101 "));
+    const drained = drain(server, { grace: 100 });
+    const late = await Kept.to(it.to);
+    expect(await late.ask("/", UPGRADE)).toMatchObject({ status: 503, closes: true });
+    expect(upgrades).toBe(1);
+    // The open one goes on for as long as there are requests.
+    open.socket.write(Uint8Array.of(0x81, 0x82, 0, 0, 0, 0, 0x68, 0x69));
+    await until("the echo", 10, () => open.received.endsWith("\x81\x07echo hi"));
+    expect(await drained).toBe(true);
+    await until("the server closes the WebSocket", 10, () => open.end === "closed");
+    expect(open.received).toMatch(GOING_AWAY);
+  });
+});
+
+test("every kind of answer carries it: routes, files, streams, errors, what is not found", async () => {
+  using it = listening("IPv4");
+  const directory = mkdtempSync(join(tmpdir(), "socket-service-"));
+  const file = join(directory, "file.txt");
+  writeFileSync(file, "in a file");
+  const shared = new Response("static", { headers: { "X-Kept": "yes" }, status: 201 });
+  const server = serve({
+    fd: it.fd,
+    development: false,
+    routes: {
+      "/function/:name": ({ params }) => new Response(params.name),
+      "/promise": async () => new Response("later"),
+      "/static": shared,
+      "/file": new Response(Bun.file(file)),
+      "/bunfile": Bun.file(file),
+      "/method": { GET: () => new Response("got"), POST: new Response("posted") },
+      "/fails": () => {
+        throw new Error("on purpose");
+      },
+      "/directory/*": { dir: directory },
+      "/false": false,
+    },
+    fetch: ({ url }) => new Response(url),
+    error: ({ message }) => new Response(message, { status: 500 }),
+  });
+  const ask = async (target: string) => {
+    const kept = await Kept.to(it.to);
+    const answer = await kept.ask(target);
+    kept.socket.destroy();
+    return answer;
+  };
+  const targets = {
+    "/function/you": "you",
+    "/promise": "later",
+    "/static": "static",
+    "/file": "in a file",
+    "/bunfile": "in a file",
+    "/method": "got",
+    "/fails": "on purpose",
+    "/false": "http://example/false",
+    "/other": "http://example/other",
+  };
+  const answers = new Map<string, { status: number; body: string }>();
+  for (const [target, body] of Object.entries(targets)) {
+    const { closes, ...answer } = await ask(target);
+    expect(closes).toBe(false);
+    expect(answer.body).toBe(body);
+    answers.set(target, answer);
+  }
+  const drained = drain(server, { grace: 500 });
+  for (const [target, answer] of answers)
+    expect([target, await ask(target)]).toEqual([target, { ...answer, closes: true }]);
+  // Bun has no way to add a header to these.
+  expect(await ask("/directory/file.txt")).toEqual({
+    status: 200,
+    body: "in a file",
+    closes: false,
+  });
+  await drained;
+  expect(shared.headers.has("Connection")).toBe(false);
+  rmSync(directory, { recursive: true });
+});
+
+test("without fetch and error, what Bun answers itself carries it too", async () => {
+  using it = listening("IPv4");
+  const fails = () => {
+    throw new Error("on purpose");
+  };
+  const server = serve({ fd: it.fd, development: false, routes: { "/fails": fails } });
+  const drained = drain(server, { grace: 100 });
+  expect(await (await Kept.to(it.to)).ask("/none")).toEqual({
+    status: 404,
+    body: "",
+    closes: true,
+  });
+  expect(await (await Kept.to(it.to)).ask("/fails")).toEqual({
+    status: 500,
+    body: "Something went wrong!",
+    closes: true,
+  });
+  expect(await drained).toBe(true);
+});
+
+test("what is under way is finished: a slow answer, a stream out, a body in", async () => {
+  using it = listening("IPv4");
+  const release = Promise.withResolvers<void>();
+  const server = serve({
+    fd: it.fd,
+    routes: {
+      "/slow": async () => {
+        await release.promise;
+        return new Response("slow");
+      },
+      "/stream": () =>
+        new Response(
+          (async function* () {
+            yield "one,";
+            await release.promise;
+            yield "two";
+          })(),
+        ),
+      "/body": { POST: async (request) => new Response(await request.text()) },
+    },
+  });
+  const [slow, stream, body] = [await Kept.to(it.to), await Kept.to(it.to), await Kept.to(it.to)];
+  slow.send("/slow");
+  stream.send("/stream");
+  body.send("/body", "Content-Length: 10\r\n", "POST");
+  body.socket.write("01234");
+  await until(
+    "all three are under way",
+    10,
+    () => stream.received.includes("one,") && server.pendingRequests === 3,
+  );
+  let isOver = false;
+  const drained = drain(server, { grace: 20 }).finally(() => (isOver = true));
+  // Newcomers are served until these are answered, however short the grace.
+  await Bun.sleep(200);
+  for (let i = 0; i < 5; i++) {
+    const newcomer = await Kept.to(it.to);
+    newcomer.send("/body", "Content-Length: 2\r\n", "POST");
+    newcomer.socket.write("hi");
+    expect(await newcomer.answer()).toEqual({ status: 200, body: "hi", closes: true });
+    await Bun.sleep(20);
+  }
+  expect(isOver).toBe(false);
+  release.resolve();
+  body.socket.write("56789");
+  expect((await slow.answer()).body).toBe("slow");
+  expect((await body.answer()).body).toBe("0123456789");
+  await until(
+    "the end of the stream",
+    10,
+    () => stream.received.includes("two") && stream.end === "closed",
+  );
+  expect(await drained).toBe(true);
+});
+
+test("a client that pauses for less than grace after an answer under way meets no close", async () => {
+  using it = listening("IPv4");
+  const release = Promise.withResolvers<void>();
+  const server = serve({
+    fd: it.fd,
+    async fetch({ url }) {
+      if (url.endsWith("/slow")) await release.promise;
+      return new Response("answered");
+    },
+  });
+  const kept = await Kept.to(it.to);
+  kept.send("/slow");
+  await until("the request is under way", 10, () => server.pendingRequests === 1);
+  const drained = drain(server, { grace: 150 });
+  await Bun.sleep(300);
+  release.resolve();
+  expect(await kept.answer()).toMatchObject({ body: "answered" });
+  await Bun.sleep(100);
+  expect(await kept.ask("/")).toEqual({ status: 200, body: "answered", closes: true });
+  expect(await drained).toBe(true);
+});
+
+test("when grace is over newcomers wait for the next, while what is open is answered", async () => {
+  using it = listening("IPv4");
+  const release = Promise.withResolvers<void>();
+  const server = serve({
+    fd: it.fd,
+    async fetch({ url }) {
+      if (url.endsWith("/slow")) await release.promise;
+      return new Response("first");
+    },
+  });
+  const drained = drain(server, { grace: 100 });
+  const slow = await Kept.to(it.to);
+  slow.send("/slow");
+  await Bun.sleep(150);
+  const newcomer = await Kept.to(it.to);
+  newcomer.send("/");
+  await Bun.sleep(100);
+  release.resolve();
+  expect(await slow.answer()).toEqual({ status: 200, body: "first", closes: true });
+  expect(await drained).toBe(true);
+  expect(newcomer.received).toBe("");
+  started(serve({ fd: sockets.duplicate(it.kept), fetch: () => new Response("second") }));
+  expect((await newcomer.answer()).body).toBe("second");
+});
+
+test("who connects just before grace is over has a moment for the first request", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response("in time") });
+  const drained = drain(server, { grace: 100 });
+  const kept = await Kept.to(it.to);
+  await Bun.sleep(140);
+  expect(await kept.ask("/")).toEqual({ status: 200, body: "in time", closes: true });
+  expect(await drained).toBe(true);
+});
+
+test("what is left at timeout is cut off, and the result says so", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Promise<Response>(() => {}) });
+  const stuck = await Kept.to(it.to);
+  stuck.send("/");
+  await until("the request is under way", 10, () => server.pendingRequests === 1);
+  const begun = performance.now();
+  expect(await drain(server, { grace: 20, timeout: 300 })).toBe(false);
+  expect(performance.now() - begun).toBeWithin(290, 800);
+  await until("the connection is cut off", 10, () => stuck.end !== undefined);
+});
+
+test("a second call returns the first one's promise", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response() });
+  const first = drain(server, { grace: 10 });
+  expect(drain(server, { grace: 10_000 })).toBe(first);
+  expect(await first).toBe(true);
+  expect(drain(server)).toBe(first);
+});
+
+test("the handlers of a reload count, before the call and after", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response("one") });
+  server.reload({ fetch: () => new Response("two") });
+  const drained = drain(server, { grace: 200 });
+  expect(await (await Kept.to(it.to)).ask("/")).toEqual({ status: 200, body: "two", closes: true });
+  server.reload({ routes: { "/": new Response("three") } });
+  expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "three", closes: true });
+  expect(await drained).toBe(true);
+});
+
+test("drains a server over TLS", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, tls: CERTIFICATE, fetch: () => new Response("safe") });
+  const socket = connectTLS({ ...it.to, rejectUnauthorized: false });
+  const kept = Kept.on(socket);
+  expect(await kept.ask("/")).toMatchObject({ body: "safe", closes: false });
+  const drained = drain(server, { grace: 100 });
+  expect(await kept.ask("/")).toMatchObject({ body: "safe", closes: true });
+  expect(await drained).toBe(true);
+});
+
+test("drains a server that was not passed its socket, and closes it", async () => {
+  const server = serve({ hostname: "127.0.0.1", port: 0, fetch: () => new Response("mine") });
+  const to = { host: "127.0.0.1", port: server.port ?? 0 };
+  const drained = drain(server, { grace: 100 });
+  expect(await (await Kept.to(to)).ask("/")).toMatchObject({ body: "mine", closes: true });
+  expect(await drained).toBe(true);
+  expect(await client(to).catch(() => "refused")).toBe("refused");
+});
+
+test("this of a handler is the server, and its arguments are Bun's", async () => {
+  using it = listening("IPv4");
+  const server: Bun.Server<undefined> = serve({
+    fd: it.fd,
+    fetch(request, given) {
+      return Response.json([this === server, given === server, given.requestIP(request)?.family]);
+    },
+  });
+  const drained = drain(server, { grace: 50 });
+  expect((await (await Kept.to(it.to)).ask("/")).body).toBe('[true,true,"IPv4"]');
+  await drained;
+});
+
+test("until the call Bun has the program's own handlers, so that a request costs nothing", async () => {
+  const routes = { "/": () => new Response() };
+  const options = { routes, fetch: () => new Response(), error: () => new Response() };
+  const native = Bun.serve;
+  using spy = spyOn(Bun, "serve");
+  const given: Bun.Serve.Options<undefined>[] = [];
+  spy.mockImplementation(((options: Bun.Serve.Options<undefined>) => {
+    given.push(options);
+    return native(options);
+  }) as typeof Bun.serve);
+  using it = listening("IPv4");
+  started(serve({ ...options, fd: it.fd }));
+  started(serve({ ...options, port: 0 }));
+  expect(given.length).toBe(2);
+  for (const { routes, fetch, error } of given) {
+    expect(routes).toBe(options.routes);
+    expect(fetch).toBe(options.fetch);
+    expect(error).toBe(options.error);
+  }
+});
+
+test("refuses a server that serve did not make, and numbers that are none", async () => {
+  const server = started(Bun.serve({ port: 0, fetch: () => new Response() }));
+  expect(thrown(() => drain(server))).toEqual(refusal(78, /did not make|use serve/));
+  const own = started(serve({ port: 0, fetch: () => new Response() }));
+  expect(thrown(() => drain(own, { grace: -1 }))).toEqual(refusal(78, /^grace is -1: give /));
+  expect(thrown(() => drain(own, { timeout: Number.NaN }))).toEqual(refusal(78, /^timeout is NaN/));
+});
+
+test("a client that asks nothing does not hold the end up", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response() });
+  const silent = await client(it.to);
+  clients.push(silent);
+  expect(await drain(server, { grace: 20 })).toBe(true);
+  expect(await text(silent)).toBe("");
+});
