@@ -1,56 +1,83 @@
 /*
  * Asks a port of the loopback over HTTP, with as many connections at once as told, each kept for as
- * long as the service keeps it, and prints how it went and the last answer, as JSON. Asks no
- * question twice. Arguments: port, number of requests, connections.
+ * long as the service keeps it, and then prints its Tally as JSON. Asks no question twice.
+ * Arguments: port, number of requests, connections, and the longest pause between two requests of one
+ * connection in milliseconds (each is random). If the last is given, it goes on beyond that number until
+ * standard input has ended.
  */
 import { connect } from "node:net";
 
-const [port = 0, requests = 1, connections = 1] = process.argv.slice(2).map(Number);
+export interface Tally {
+  answered: number;
+  connections: number;
+  /** Requests with no answer, by what happened to them. */
+  lost: Record<string, number>;
+  /** Milliseconds from a request, or from the connect before it, to its answer: the longest. */
+  longest: number;
+  /** The body of the last answer. */
+  last: string;
+}
 
-const tally = { answered: 0, connections: 0, lost: {} as Record<string, number>, last: "" };
+const [port = 0, requests = 1, connections = 1, longest] = process.argv.slice(2).map(Number);
+const pause = longest ?? 0;
+
+const tally: Tally = { answered: 0, connections: 0, lost: {}, longest: 0, last: "" };
 let asked = 0;
+let ended = longest === undefined;
+const isOver = () => ended && asked >= requests;
+const someTime = () => Bun.sleep(Math.random() * pause);
 
 /** One connection, until the service closes it or there is nothing left to ask. */
 function converse(): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>();
-  const socket = connect(port, "127.0.0.1").setEncoding("latin1");
-  let waiting = false;
+  asked++;
+  tally.connections++;
+  let begun = performance.now();
+  let isWaiting = true;
   let received = "";
   let problem = "closed without an answer";
-  const ask = () => {
-    if (asked >= requests) return void socket.end();
+  const socket = connect(port, "127.0.0.1").setEncoding("latin1");
+  const send = () => socket.write("GET / HTTP/1.1\r\nHost: example\r\n\r\n");
+  const ask = async () => {
+    if (pause > 0) await someTime();
+    // The service has closed the connection meanwhile, or there is no need of it any more.
+    if (socket.readyState !== "open") return;
+    if (isOver()) return void socket.end();
     asked++;
-    waiting = true;
-    received = "";
-    socket.write("GET / HTTP/1.1\r\nHost: example\r\n\r\n");
+    isWaiting = true;
+    begun = performance.now();
+    send();
   };
-  socket.on("connect", () => {
-    tally.connections++;
-    ask();
-  });
+  socket.on("connect", send);
   socket.on("data", (data) => {
     received += String(data);
     const [head = "", body] = received.split("\r\n\r\n");
     const length = Number(/^content-length: (\d+)/im.exec(head)?.[1]);
     if (body === undefined || body.length < length) return;
-    waiting = false;
+    received = "";
+    isWaiting = false;
     tally.answered++;
     tally.last = body;
+    tally.longest = Math.max(tally.longest, performance.now() - begun);
     // The service wants no more on this connection.
     if (/^connection: close/im.test(head)) socket.end();
-    else ask();
+    else void ask();
   });
   socket.on("error", (error: NodeJS.ErrnoException) => (problem = error.code ?? error.message));
   socket.on("close", () => {
-    if (waiting) tally.lost[problem] = (tally.lost[problem] ?? 0) + 1;
+    if (isWaiting) tally.lost[problem] = (tally.lost[problem] ?? 0) + 1;
     resolve();
   });
   return promise;
 }
 
 async function worker(): Promise<void> {
-  while (asked < requests) await converse();
+  while (!isOver()) {
+    await converse();
+    if (pause > 0) await someTime();
+  }
 }
 
+if (!ended) void Bun.stdin.text().finally(() => (ended = true));
 await Promise.all(Array.from({ length: connections }, worker));
 console.log(JSON.stringify(tally));

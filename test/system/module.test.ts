@@ -3,7 +3,9 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 
+import { restarts } from "../bench/restarts.ts";
 import { cannotRun, nothingFailed, show } from "./harness.ts";
+import type { Tally } from "./http.ts";
 import { until } from "../support/until.ts";
 import { CHECKOUT, Machine } from "./machine.ts";
 
@@ -17,13 +19,6 @@ const PORT = 4100;
 function program(name: string): string {
   const [, source = ""] = README.split(`\`\`\`ts\n// ${name}\n`);
   return source.slice(0, source.indexOf("```"));
-}
-
-interface Tally {
-  readonly answered: number;
-  readonly connections: number;
-  readonly lost: Readonly<Record<string, number>>;
-  readonly last: string;
 }
 
 describe.skipIf(cannotRun)("a service on the module", () => {
@@ -51,9 +46,8 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     if (socket.length > 0) await machine.must("systemctl", "start", `${name}.socket`);
   }
 
-  async function ask(port: number, requests = 1, connections = 1): Promise<Tally> {
-    const numbers = [port, requests, connections].map(String);
-    const client = machine.client(join(import.meta.dir, "http.ts"), ...numbers);
+  async function ask(port: number): Promise<Tally> {
+    const client = machine.client(join(import.meta.dir, "http.ts"), String(port));
     return JSON.parse(await client.stdout.text());
   }
 
@@ -90,31 +84,36 @@ describe.skipIf(cannotRun)("a service on the module", () => {
       ],
     ],
   ] as const)
-    test(`loses none of 10,000 requests over 64 connections in restarts, ${name}`, async () => {
-      await install(
-        "http",
-        program("http.ts"),
-        ["Type=notify", ...sandbox],
-        [`ListenStream=127.0.0.1:${PORT}`, "Backlog=4096"],
-      );
-      const going = ask(PORT, 10_000, 64);
-      const pid = () => show(machine, "http.service", "MainPID");
-      const first = await until("the service runs", 10, async () => {
-        const it = await pid();
-        return (
-          it !== "0" && (await show(machine, "http.service", "ActiveState")) === "active" && it
-        );
-      });
-      await machine.must("systemctl", "restart", "http.service");
-      const tally = await going;
-      expect(await pid()).not.toBe(first);
-      expect(tally).toMatchObject({ answered: 10_000, lost: {}, last: "Hello\n" });
-      expect(tally.connections).toBeGreaterThan(64);
-      expect(await show(machine, "http.service", "StatusText")).toBe(
-        `Serving http://127.0.0.1:${PORT}/`,
-      );
-      await machine.must("systemctl", "stop", "http.socket", "http.service");
+    test(`drain loses no request in restarts, ${name}`, async () => {
+      for (const [connections, pause] of [
+        [64, 0],
+        [256, 200],
+      ] as const) {
+        const load = { connections, pause, restarts: 3, requests: 10_000, sandbox };
+        const tally = await restarts(machine, { end: "drain", grace: 400, ...load });
+        expect(tally).toMatchObject({ lost: {}, last: "Hello\n" });
+        expect(tally.answered).toBeGreaterThanOrEqual(10_000);
+        expect(tally.connections).toBeGreaterThan(connections);
+        expect(tally.status).toBe(`Serving http://127.0.0.1:${PORT}/`);
+      }
     });
+
+  test("under bun --hot the next client gets the new code after an edit", async () => {
+    const source = (version: number) => `
+      import { passedFd, serve } from "socket-service/activation";
+      serve({ fd: passedFd(), fetch: () => new Response("v${version}") });`;
+    const start = ["ExecStart=", `ExecStart=${BUN} --hot /srv/programs/hot.ts`];
+    await install("hot", source(0), start, [`ListenStream=127.0.0.1:${PORT}`]);
+    for (let version = 0; version <= 10; version++) {
+      if (version > 0) await machine.write("/srv/programs/hot.ts", source(version));
+      await until(`version ${version} answers`, 10, async () => {
+        const { last, lost } = await ask(PORT);
+        expect(lost).toEqual({});
+        return last === `v${version}`;
+      });
+    }
+    await machine.must("systemctl", "stop", "hot.socket", "hot.service");
+  });
 
   const state = async (unit: string) =>
     `${await show(machine, unit, "ActiveState")} ${await show(machine, unit, "StatusText")}`;
