@@ -4,10 +4,13 @@ import { mkdirSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { resolve } from "node:path";
 
 import { activate, ask, freePort, type Running, scratch } from "../support/daemon.ts";
+import { lacks } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
 import { until } from "../support/until.ts";
 
 setDefaultTimeout(60_000);
+
+const activated = test.skipIf(lacks("systemd-socket-activate"));
 
 const PROGRAM = `
 import { listen, listenFds, serve } from "socket-service/activation";
@@ -40,43 +43,46 @@ const start = (flag: string, path: string, ports: number[]): Promise<Running> =>
 const get = async (port: number) =>
   await (await fetch(`http://127.0.0.1:${port}/`, { keepalive: false })).text();
 
-test("under bun --hot, each of ten edits is what the next client gets, and nothing leaks", async () => {
-  using source = program();
-  const ports = [freePort(), freePort(), freePort()];
-  const [http = 0, also = 0, tcp = 0] = ports;
-  await using service = await start("--hot", source.path, ports);
-  expect(await get(http)).toBe("http v0");
-  expect(await get(also)).toBe("also v0");
+activated(
+  "under bun --hot, each of ten edits is what the next client gets, and nothing leaks",
+  async () => {
+    using source = program();
+    const ports = [freePort(), freePort(), freePort()];
+    const [http = 0, also = 0, tcp = 0] = ports;
+    await using service = await start("--hot", source.path, ports);
+    expect(await get(http)).toBe("http v0");
+    expect(await get(also)).toBe("also v0");
 
-  // Somebody connects all the time, and must always be answered.
-  let busy = true;
-  const answers = new Set<string>();
-  const clients = [() => get(http), () => get(also), () => ask(tcp)].map(async (client) => {
-    while (busy) answers.add(await client().catch(String));
-  });
+    // Somebody connects all the time, and must always be answered.
+    let busy = true;
+    const answers = new Set<string>();
+    const clients = [() => get(http), () => get(also), () => ask(tcp)].map(async (client) => {
+      while (busy) answers.add(await client().catch(String));
+    });
 
-  const open = () => readdirSync(`/proc/${service.process.pid}/fd`).length;
-  const held: number[] = [];
-  const expected = ["http v0", "also v0", "tcp v0"];
-  for (let version = 1; version <= 10; version++) {
-    source.edit(version);
-    await service.says(new RegExp(`evaluated v${version}\n`));
-    expect(await Promise.all([get(http), get(also), ask(tcp)])).toEqual([
-      `http v${version}`,
-      `also v${version}`,
-      `tcp v${version}`,
-    ]);
-    expected.push(`http v${version}`, `also v${version}`, `tcp v${version}`);
-    held.push(open());
-  }
-  busy = false;
-  await Promise.all(clients);
-  expect([...answers].filter((answer) => !expected.includes(answer))).toEqual([]);
-  // Those of clients come and go: six at most.
-  expect(Math.abs((held[9] ?? 0) - (held[0] ?? 0))).toBeLessThan(7);
-});
+    const open = () => readdirSync(`/proc/${service.process.pid}/fd`).length;
+    const held: number[] = [];
+    const expected = ["http v0", "also v0", "tcp v0"];
+    for (let version = 1; version <= 10; version++) {
+      source.edit(version);
+      await service.says(new RegExp(`evaluated v${version}\n`));
+      expect(await Promise.all([get(http), get(also), ask(tcp)])).toEqual([
+        `http v${version}`,
+        `also v${version}`,
+        `tcp v${version}`,
+      ]);
+      expected.push(`http v${version}`, `also v${version}`, `tcp v${version}`);
+      held.push(open());
+    }
+    busy = false;
+    await Promise.all(clients);
+    expect([...answers].filter((answer) => !expected.includes(answer))).toEqual([]);
+    // Those of clients come and go: six at most.
+    expect(Math.abs((held[9] ?? 0) - (held[0] ?? 0))).toBeLessThan(7);
+  },
+);
 
-test("under bun --hot, a datagram socket gets the new code", async () => {
+activated("under bun --hot, a datagram socket gets the new code", async () => {
   using source = program(`
 import { passedFd, udpSocket } from "socket-service/activation";
 await udpSocket({
@@ -107,7 +113,7 @@ console.error("evaluated VERSION");
   client.close();
 });
 
-test("under bun --watch, the error after the first edit names --hot", async () => {
+activated("under bun --watch, the error after the first edit names --hot", async () => {
   using source = program();
   const ports = [freePort(), freePort()];
   await using service = await start("--watch", source.path, ports);

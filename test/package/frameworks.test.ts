@@ -4,6 +4,7 @@ import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
 import { activate, freePort, scratch } from "../support/daemon.ts";
+import { lacks } from "../support/needs.ts";
 import { ROOT } from "./programs.ts";
 
 setDefaultTimeout(120_000);
@@ -44,25 +45,28 @@ beforeAll(() => {
 });
 afterAll(() => directory[Symbol.dispose]());
 
-test.each(Object.entries(PROGRAMS))("%s serves on a passed socket", async (name, source) => {
-  const path = join(directory.path, `${name}.ts`);
-  writeFileSync(path, START + source);
-  const port = freePort();
-  const listen = [`127.0.0.1:${port}`];
-  await using service = await activate(process.execPath, { listen, args: [path] });
-  expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe(`Hello from ${name}`);
-  if (name === "hono") {
-    const socket = new WebSocket(`ws://127.0.0.1:${port}/socket`);
-    socket.addEventListener("open", () => socket.send("echo"));
-    const { data } = await new Promise<MessageEvent>((resolve, reject) => {
-      socket.addEventListener("message", resolve);
-      socket.addEventListener("close", reject);
-    });
-    expect(data).toBe("echo");
-    socket.close();
-  }
-  expect(service.stderr).not.toContain("error");
-});
+test.skipIf(lacks("systemd-socket-activate")).each(Object.entries(PROGRAMS))(
+  "%s serves on a passed socket",
+  async (name, source) => {
+    const path = join(directory.path, `${name}.ts`);
+    writeFileSync(path, START + source);
+    const port = freePort();
+    const listen = [`127.0.0.1:${port}`];
+    await using service = await activate(process.execPath, { listen, args: [path] });
+    expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe(`Hello from ${name}`);
+    if (name === "hono") {
+      const socket = new WebSocket(`ws://127.0.0.1:${port}/socket`);
+      socket.addEventListener("open", () => socket.send("echo"));
+      const { data } = await new Promise<MessageEvent>((resolve, reject) => {
+        socket.addEventListener("message", resolve);
+        socket.addEventListener("close", reject);
+      });
+      expect(data).toBe("echo");
+      socket.close();
+    }
+    expect(service.stderr).not.toContain("error");
+  },
+);
 
 test("they type-check", () => {
   for (const name of ["bun-types", "@types", "typescript", "@typescript", "undici-types"])
