@@ -1,7 +1,7 @@
 import type { Server } from "bun";
 
 import { misconfigured } from "./error.ts";
-import { pause } from "./event-loop.ts";
+import { LONGEST_TIMER, pause } from "./event-loop.ts";
 import { kept } from "./hot.ts";
 import { derive, type Served } from "./serve.ts";
 
@@ -20,7 +20,6 @@ export interface DrainOptions {
 const LINGER = 100;
 /** How often to look for requests under way: Bun does not report their end. */
 const INTERVAL = 5;
-const LONGEST_TIMER = 0x7fffffff;
 
 /**
  * Ends a server without losing a request. From the call on every answer carries
