@@ -85,13 +85,21 @@ test.concurrent(
 );
 
 test.concurrent("socket-service ends when it had no connection for its idle timeout", async () => {
+  using directory = scratch();
+  const receiver = new NotifyReceiver(join(directory.path, "notify"));
   const fd = sockets.listening(AF_INET, 5);
-  await using service = execute(NAME, [fd], {}, ["--idle-timeout=0.5"]);
-  const began = performance.now();
+  const env = { NOTIFY_SOCKET: receiver.address };
+  const started = performance.now();
+  await using service = execute(NAME, [fd], env, ["--idle-timeout=0.5"]);
   sockets.close(fd);
+  expect((await receiver.next()).text).toStartWith("READY=1\n");
+  const ready = performance.now();
+  expect((await receiver.next()).text).toBe("STOPPING=1\n");
   expect(await service.status()).toBe(0);
-  expect(performance.now() - began).toBeWithin(500, 500 + LATE);
+  expect(performance.now() - started).toBeGreaterThanOrEqual(500);
+  expect(performance.now() - ready).toBeLessThan(500 + LATE);
   expect(service.said).toBe("");
+  receiver.close();
 });
 
 // The one ends before the first second is over, the other after.
