@@ -1,4 +1,4 @@
-import type { Found } from "./listen-fds.ts";
+import type { Passed } from "./listen-fds.ts";
 import { duplicate } from "./libc.ts";
 import type { Served } from "./serve.ts";
 
@@ -9,7 +9,7 @@ import type { Served } from "./serve.ts";
 
 interface Kept {
   /** What the environment said was passed, and the address for notifications. */
-  found?: Found;
+  found?: Passed;
   address?: string | undefined;
   /** The socket that notifications are sent from. */
   notify?: number;

@@ -83,39 +83,37 @@ export function epollEvent(events: number, data: bigint, arch = process.arch): U
   return new Uint8Array(event.buffer);
 }
 
-/** The ids that a datagram is sent under (SCM_CREDENTIALS): the kernel checks that it may be. */
-export interface Credentials {
-  readonly pid: number;
-  readonly uid: number;
-  readonly gid: number;
+/** Returns a message of ancillary data, as cmsg(3) lays it out: a header, ints, and padding. */
+function controlMessage(type: number, values: readonly number[]): Uint8Array {
+  const HEADER = 16;
+  const length = HEADER + 4 * values.length;
+  const view = new DataView(new ArrayBuffer((length + 7) & ~7));
+  view.setBigUint64(0, BigInt(length), true);
+  [SOL_SOCKET, type, ...values].forEach((value, at) => view.setInt32(8 + 4 * at, value, true));
+  return new Uint8Array(view.buffer);
 }
 
-/** Returns the ancillary data of a datagram, as cmsg(3) lays it out. */
-export function controlMessages(fds: readonly number[], sender?: Credentials): Uint8Array {
-  const messages: [type: number, data: Int32Array][] = [];
-  if (fds.length > 0) messages.push([SCM_RIGHTS, Int32Array.from(fds)]);
-  if (sender !== undefined)
-    messages.push([SCM_CREDENTIALS, Int32Array.of(sender.pid, sender.uid, sender.gid)]);
-  const HEADER = 16;
-  const size = (data: Int32Array) => align(HEADER + data.byteLength);
-  const bytes = new Uint8Array(messages.reduce((sum, [, data]) => sum + size(data), 0));
-  const view = dataView(bytes);
-  let at = 0;
-  for (const [type, data] of messages) {
-    view.setBigUint64(at, BigInt(HEADER + data.byteLength), true);
-    view.setInt32(at + 8, SOL_SOCKET, true);
-    view.setInt32(at + 12, type, true);
-    bytes.set(new Uint8Array(data.buffer), at + HEADER);
-    at += size(data);
-  }
-  return bytes;
+/**
+ * Returns the ancillary data of a datagram.
+ *
+ * @param fds Descriptors, which the receiver gets duplicates of.
+ * @param sender The ids to send under: the kernel checks that we may.
+ */
+export function controlMessages(
+  fds: readonly number[],
+  sender?: readonly [pid: number, uid: number, gid: number],
+): Uint8Array {
+  return Buffer.concat([
+    ...(fds.length > 0 ? [controlMessage(SCM_RIGHTS, fds)] : []),
+    ...(sender !== undefined ? [controlMessage(SCM_CREDENTIALS, sender)] : []),
+  ]);
 }
 
 /**
  * Returns a datagram to the sun_path `path` as sendmsg(2) takes it: a struct msghdr, and behind it
  * all that it points to.
  *
- * @param addressOf Returns where a buffer stands in memory.
+ * @param addressOf Returns the address of a buffer in memory.
  */
 export function datagram(
   path: Uint8Array,
@@ -132,26 +130,15 @@ export function datagram(
   // The header holds raw addresses into this buffer, so all parts live in one ArrayBuffer. Create
   // it as an ArrayBuffer: Bun moves a plain Uint8Array when `.buffer` is first read.
   const buffer = new ArrayBuffer(payloadAt + payload.length);
+  const at = addressOf(buffer);
+  const header = [at + name, nameLength, at + MSGHDR, 1, at + controlAt, control.length, 0];
+  const iovec = [at + payloadAt, payload.length];
+  new BigUint64Array(buffer, 0, name / 8).set([...header, ...iovec].map(BigInt));
   const bytes = new Uint8Array(buffer);
-  const view = new DataView(buffer);
-  const at = BigInt(addressOf(buffer));
-  view.setBigUint64(0, at + BigInt(name), true);
-  view.setUint32(8, nameLength, true);
-  view.setBigUint64(16, at + BigInt(MSGHDR), true);
-  view.setBigUint64(24, 1n, true);
-  view.setBigUint64(32, at + BigInt(controlAt), true);
-  view.setBigUint64(40, BigInt(control.length), true);
-  view.setBigUint64(MSGHDR, at + BigInt(payloadAt), true);
-  view.setBigUint64(MSGHDR + 8, BigInt(payload.length), true);
-  view.setUint16(name, AF_UNIX, true);
-  bytes.set(path, name + 2);
+  bytes.set([AF_UNIX, 0, ...path], name);
   bytes.set(control, controlAt);
   bytes.set(payload, payloadAt);
   return bytes;
-}
-
-function align(length: number): number {
-  return (length + 7) & ~7;
 }
 
 function dataView({ buffer, byteOffset, byteLength }: Uint8Array): DataView {

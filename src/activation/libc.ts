@@ -1,18 +1,5 @@
 import { ActivationError, ExitStatus, messageOf } from "./error.ts";
-import {
-  AF_UNIX,
-  controlMessages,
-  datagram,
-  epollEvent,
-  O_CLOEXEC,
-  PID_FS_MAGIC,
-  segmentsReceived,
-  SOCK_DGRAM,
-  SOCK_STREAM,
-  SOCKADDR_SIZE,
-  SOL_SOCKET,
-  TCP_INFO_SIZE,
-} from "./layout.ts";
+import * as layout from "./layout.ts";
 import { type FFI, runtime } from "./runtime.ts";
 
 /*
@@ -157,66 +144,66 @@ export function duplicate(fd: number): number {
 
 /** dup3(2): makes `onto` refer to the same open file as `fd`, closing what it referred to before. */
 export function replace(fd: number, onto: number): void {
-  check("dup3", libc().dup3(fd, onto, O_CLOEXEC));
+  check("dup3", libc().dup3(fd, onto, layout.O_CLOEXEC));
 }
 
-/** An option of SOL_SOCKET that is an int; undefined for what is no socket, or not open. */
+/** An option of layout.SOL_SOCKET that is an int; undefined for what is no socket, or not open. */
 export function socketOption(fd: number, option: number): number | undefined {
   if (!isDescriptor(fd)) return undefined;
   const value = new Int32Array(1);
-  const result = libc().getsockopt(fd, SOL_SOCKET, option, value, Uint32Array.of(4));
+  const result = libc().getsockopt(fd, layout.SOL_SOCKET, option, value, Uint32Array.of(4));
   return checkExcept("getsockopt", result, ENOTSOCK, EBADF) === undefined ? undefined : value[0];
 }
 
 /** The local address of a socket, as the bytes of a sockaddr. */
 export function socketName(fd: number): Uint8Array {
-  const address = new Uint8Array(SOCKADDR_SIZE);
-  const length = Uint32Array.of(SOCKADDR_SIZE);
+  const address = new Uint8Array(layout.SOCKADDR_SIZE);
+  const length = Uint32Array.of(layout.SOCKADDR_SIZE);
   check("getsockname", libc().getsockname(fd, address, length));
   return address.subarray(0, length[0]);
 }
 
 /** Whether a socket has a peer. One that the peer has reset has none, some families never do. */
 export function hasPeer(fd: number): boolean {
-  const length = Uint32Array.of(SOCKADDR_SIZE);
-  return libc().getpeername(fd, new Uint8Array(SOCKADDR_SIZE), length) === 0;
+  const length = Uint32Array.of(layout.SOCKADDR_SIZE);
+  return libc().getpeername(fd, new Uint8Array(layout.SOCKADDR_SIZE), length) === 0;
 }
 
-/**
- * Whether a TCP socket that has no peer now had one once: true if it ever received a segment. False
- * for a socket of another kind, whichever of several errors says that it has no TCP_INFO.
- */
+/** Whether a TCP socket that has no peer now had one once: true if it ever received a segment. */
 export function wasConnected(fd: number): boolean {
-  const info = new Uint8Array(TCP_INFO_SIZE);
-  const length = Uint32Array.of(info.length);
-  const result = libc().getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, length);
-  return result === 0 && segmentsReceived(info) > 0;
+  const info = new Uint8Array(layout.TCP_INFO_SIZE);
+  // Of what has no TCP_INFO, by one of several errors, these stay zeros.
+  libc().getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, Uint32Array.of(info.length));
+  return layout.segmentsReceived(info) > 0;
 }
 
 /**
  * Replaces `onto` by a placeholder: a Unix stream socket with an abstract name chosen by the kernel.
  */
 export function replaceByPlaceholder(onto: number): void {
-  const fd = check("socket", libc().socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const fd = check("socket", libc().socket(layout.AF_UNIX, layout.SOCK_STREAM | SOCK_CLOEXEC, 0));
   try {
-    check("bind", libc().bind(fd, Uint16Array.of(AF_UNIX), 2));
+    check("bind", libc().bind(fd, Uint16Array.of(layout.AF_UNIX), 2));
     replace(fd, onto);
   } finally {
     close(fd);
   }
 }
 
-/** The two ends of a connection over AF_UNIX. */
+/** The two ends of a connection over layout.AF_UNIX. */
 export function socketPair(): [number, number] {
   const ends = new Int32Array(2);
-  check("socketpair", libc().socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends));
+  check(
+    "socketpair",
+    libc().socketpair(layout.AF_UNIX, layout.SOCK_STREAM | SOCK_CLOEXEC, 0, ends),
+  );
   return [ends[0] ?? -1, ends[1] ?? -1];
 }
 
 /** A number that no other socket has had since boot; undefined for what is no socket, or not open. */
 export function socketCookie(fd: number): bigint | undefined {
   const value = new BigUint64Array(1);
-  const result = libc().getsockopt(fd, SOL_SOCKET, SO_COOKIE, value, Uint32Array.of(8));
+  const result = libc().getsockopt(fd, layout.SOL_SOCKET, SO_COOKIE, value, Uint32Array.of(8));
   return checkExcept("getsockopt", result, ENOTSOCK, EBADF) === undefined ? undefined : value[0];
 }
 
@@ -230,7 +217,7 @@ export interface Registration {
 
 /** epoll_ctl(2). `modify` reports a descriptor that is ready once more. */
 export function epollControl(operation: keyof typeof EPOLL_CTL, to: Registration): void {
-  const event = epollEvent(to.events, to.data);
+  const event = layout.epollEvent(to.events, to.data);
   check("epoll_ctl", libc().epoll_ctl(to.epoll, EPOLL_CTL[operation], to.fd, event));
 }
 
@@ -247,7 +234,7 @@ export function freeDescriptors(fd: number): number {
 /** The text of a file of /proc, or undefined if there is none of that name. */
 export function readProc(path: string): string | undefined {
   const name = new TextEncoder().encode(`${path}\0`);
-  const fd = checkExcept("open", libc().open(name, O_CLOEXEC), ENOENT);
+  const fd = checkExcept("open", libc().open(name, layout.O_CLOEXEC), ENOENT);
   if (fd === undefined) return undefined;
   try {
     const page = new Uint8Array(4096);
@@ -286,7 +273,7 @@ export function pidfdId(): number | undefined {
     const filesystem = new BigInt64Array(16);
     check("fstatfs", libc().fstatfs(fd, filesystem));
     const [, id] = readProc(`/proc/self/fdinfo/${fd}`)?.split("ino:\t") ?? [];
-    return filesystem[0] === BigInt(PID_FS_MAGIC) && id !== undefined
+    return filesystem[0] === BigInt(layout.PID_FS_MAGIC) && id !== undefined
       ? Number.parseInt(id, 10)
       : undefined;
   } finally {
@@ -297,12 +284,11 @@ export function pidfdId(): number | undefined {
 /** How long to wait for room in the queue of a receiver, in steps of a millisecond. */
 const SEND_TIMEOUT = 100;
 
-/** A socket for datagrams over AF_UNIX, close-on-exec. */
+/** A socket for datagrams over layout.AF_UNIX, close-on-exec. */
 export function datagramSocket(): number {
-  return check("socket", libc().socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  return check("socket", libc().socket(layout.AF_UNIX, layout.SOCK_DGRAM | SOCK_CLOEXEC, 0));
 }
 
-/** A datagram to the sun_path `path`, with descriptors, and the process to send it for. */
 function message(
   path: Uint8Array,
   payload: Uint8Array,
@@ -310,13 +296,12 @@ function message(
   pid?: number,
 ): Uint8Array {
   const { getuid, getgid } = process;
-  const sender =
-    pid === undefined ? undefined : { pid, uid: getuid?.() ?? 0, gid: getgid?.() ?? 0 };
-  return datagram(path, payload, controlMessages(fds, sender), libc().address);
+  const sender = pid === undefined ? undefined : ([pid, getuid?.() ?? 0, getgid?.() ?? 0] as const);
+  return layout.datagram(path, payload, layout.controlMessages(fds, sender), libc().address);
 }
 
 /**
- * Sends one datagram over AF_UNIX from the socket `fd` to the sun_path `path`.
+ * Sends one datagram over layout.AF_UNIX from the socket `fd` to the sun_path `path`.
  *
  * @param fds Descriptors, which the receiver gets duplicates of (SCM_RIGHTS).
  * @param pid The process to send for (SCM_CREDENTIALS).

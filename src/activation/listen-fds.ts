@@ -1,5 +1,5 @@
 import { isName, isOwnPid, parseDecimal, takeVariable } from "./environment.ts";
-import { type ActivationError, misconfigured, quote } from "./error.ts";
+import { misconfigured, quote } from "./error.ts";
 import { isHot, kept } from "./hot.ts";
 import { closesOnExec, pidfdId, setCloseOnExec } from "./libc.ts";
 import { warnIfWrapped } from "./wrapper.ts";
@@ -17,10 +17,8 @@ export interface PassedDescriptor {
   readonly name: string;
 }
 
-/** What the environment says was passed, as a count and names, or why nothing was. */
-export type Passed = Found | { readonly reason: string };
-
-export interface Found {
+/** What the environment says was passed. */
+export interface Passed {
   readonly count: number;
   readonly names: readonly string[] | undefined;
   /** Whether it was found before: `bun --hot` has evaluated the program again. */
@@ -54,9 +52,7 @@ export function listenFds(): PassedDescriptor[] {
  * @throws {ActivationError} As {@link listenFds}, and (78) when nothing was passed, saying why.
  */
 export function requireListenFds(): PassedDescriptor[] {
-  const passed = takePassed();
-  if ("reason" in passed) throw nothingPassed(passed.reason);
-  return inherit(passed);
+  return inherit(requirePassed());
 }
 
 /**
@@ -81,11 +77,10 @@ export function passedFd(): number | undefined {
  *   variable is malformed.
  */
 export function acceptedFd(): number {
-  const passed = takePassed();
-  if ("reason" in passed) throw nothingPassed(passed.reason);
-  if (passed.count !== 1)
+  const { count } = requirePassed();
+  if (count !== 1)
     throw misconfigured(
-      `LISTEN_FDS is ${passed.count}, but this takes one connection: set Accept=yes in its socket unit`,
+      `LISTEN_FDS is ${count}, but this takes one connection: set Accept=yes in its socket unit`,
     );
   return LISTEN_FDS_START;
 }
@@ -95,9 +90,10 @@ export function acceptedFd(): number {
  * whatever the outcome. It looks at no descriptor, and needs FFI only for `LISTEN_PIDFDID`, which
  * is checked if kernel and runtime know our own.
  *
+ * @returns A count and names, or the reason why there are none.
  * @throws {ActivationError} (78) when a variable is malformed.
  */
-export function takePassed(): Passed {
+export function takePassed(): Passed | { readonly reason: string } {
   const pid = takeVariable("LISTEN_PID");
   const pidfd = takeVariable("LISTEN_PIDFDID");
   const fds = takeVariable("LISTEN_FDS");
@@ -137,12 +133,13 @@ export function takePassed(): Passed {
   return (kept.found = { count, names: list });
 }
 
-/** The error for a service that cannot do without a socket, saying why there is none. */
-function nothingPassed(reason: string): ActivationError {
-  return misconfigured(`no socket was passed, ${reason}: ${REMEDY}`);
+function requirePassed(): Passed {
+  const passed = takePassed();
+  if (!("reason" in passed)) return passed;
+  throw misconfigured(`no socket was passed, ${passed.reason}: ${REMEDY}`);
 }
 
-function inherit({ count, names, again }: Found): PassedDescriptor[] {
+function inherit({ count, names, again }: Passed): PassedDescriptor[] {
   const descriptors: PassedDescriptor[] = [];
   for (let index = 0; index < count; index++) {
     const fd = LISTEN_FDS_START + index;

@@ -5,6 +5,8 @@ import { randomUUID } from "node:crypto";
 import * as activation from "../../src/activation/index.ts";
 import { refusal, thrown } from "../support/checks.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
+import * as sockets from "../support/sockets.ts";
+import { AF_INET } from "../support/sockets.ts";
 
 const receiver = new NotifyReceiver(`@${randomUUID()}`);
 process.env["NOTIFY_SOCKET"] = receiver.address;
@@ -42,7 +44,10 @@ test.each([
   expect(receiver.poll()).toBeUndefined();
 });
 
-test.each([-1, 987_654, 1.5, Number.NaN, 2 ** 32 + 3])("no server is on %p", (fd) => {
+const listening = sockets.listening(AF_INET, 1);
+afterAll(() => sockets.close(listening));
+
+test.each([-1, 987_654, 1.5, Number.NaN, 2 ** 32 + listening])("no server is on %p", (fd) => {
   const wrong = refusal(78, RegExp(`^descriptor ${fd} is not open: pass one that is$`));
   const fetch = () => new Response();
   expect(thrown(() => activation.listen({ fd, socket: handlers }))).toEqual(wrong);

@@ -42,7 +42,7 @@ test("close-on-exec is the flag 02000000 of fdinfo", () => {
 });
 
 test("ancillary data is one cmsghdr for descriptors and one for credentials, each aligned", () => {
-  const sender = { pid: 258, uid: 1, gid: 2 };
+  const sender = [258, 1, 2] as const;
   const rights = "1400000000000000" + "01000000" + "01000000" + "03000000" + "00000000";
   const ids =
     "1c00000000000000" + "01000000" + "02000000" + "020100000100000002000000" + "00000000";
