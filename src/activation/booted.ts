@@ -3,6 +3,7 @@
  * there. Says nothing about who started this process.
  */
 export function booted(): boolean {
+  // Loaded by the call that needs it: node:fs takes 2 to 4 ms.
   const { existsSync } = process.getBuiltinModule("node:fs");
   return existsSync("/run/systemd/system/");
 }

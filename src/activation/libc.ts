@@ -99,6 +99,7 @@ export function available(): boolean {
 function check(call: string, result: number | bigint): number {
   if (result >= 0) return Number(result);
   const errno = libc().errno();
+  // Loaded by the call that needs it: node:util takes 2 ms.
   const { getSystemErrorMap } = process.getBuiltinModule("node:util");
   const [code, text] = getSystemErrorMap().get(-errno) ?? [`errno ${errno}`, "unknown error"];
   throw new ActivationError(ExitStatus.systemCall, `${call} failed, ${text} (${code})`, code);
