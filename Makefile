@@ -57,7 +57,7 @@ endef
 unexport LISTEN_PID LISTEN_FDS LISTEN_FDNAMES NOTIFY_SOCKET WATCHDOG_PID WATCHDOG_USEC JOURNAL_STREAM
 
 .DELETE_ON_ERROR:
-.PHONY: all demo test bench check format clean help set-up install uninstall install-user uninstall-user
+.PHONY: all demo test bench check format pack clean help set-up install uninstall install-user uninstall-user
 
 all: $(SERVICES:%=dist/%) ## Build the three executables into dist/ (the default)
 
@@ -83,6 +83,17 @@ check: node_modules/.installed ## Check types and formatting
 
 format: node_modules/.installed ## Format the sources
 	@$(BUN) fmt
+
+# What other projects install: the module's sources, their declarations, and the module's own README.
+# It is put together in dist/package, because a package's README is that at its root.
+pack: node_modules/.installed ## Pack the module for other projects: dist/socket-service-VERSION.tgz
+	@rm -rf dist/package dist/declarations && mkdir -p dist/package/src/activation
+	@$(BUN) node_modules/typescript/bin/tsc --noEmit false --declaration --emitDeclarationOnly --outDir dist/declarations
+	@mv dist/declarations/src/activation dist/package/types && rm -r dist/declarations
+	@cp src/activation/*.ts dist/package/src/activation
+	@cp package.json LICENSE src/activation/README.md dist/package
+	@cd dist/package && ../../$(BUN) pm pkg delete private scripts devDependencies
+	@cd dist/package && ../../$(BUN) pm pack --quiet --destination ..
 
 install: all ## Install executables, units and hardening (DESTDIR, PREFIX, BINDIR, UNITDIR)
 	$(call install_into,$(BINDIR),$(UNITDIR),$(DROPINS) $(UNITS))

@@ -1,112 +1,172 @@
 /* The package that others install: packed, added to an empty project, type-checked and run. */
-import { expect, setDefaultTimeout, test } from "bun:test";
-import { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
+import own from "../../package.json" with { type: "json" };
 import { scratch } from "../support/daemon.ts";
 import { programs, ROOT } from "./programs.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(120_000);
 
-/** Runs a command to its end; what it says is the error where it fails. */
+/** Runs a command to its end; what it says is the error if it fails. */
 function run(cwd: string, ...command: string[]): string {
-  const { exitCode, stdout, stderr } = Bun.spawnSync(command, { cwd });
+  // The tests may run under `make test`, whose job server is not ours.
+  const env = { ...process.env, MAKEFLAGS: "" };
+  const { exitCode, stdout, stderr } = Bun.spawnSync(command, { cwd, env });
   if (exitCode !== 0) throw new Error(`${command.join(" ")}: ${stdout}${stderr}`);
   return stdout.toString();
 }
 
-test("the module is added to an empty project from its tarball, type-checks and runs", () => {
-  using scratched = scratch();
-  const directory = scratched.path;
-  const pack = ["pm", "pack", "--quiet", "--ignore-scripts", "--destination", directory];
-  run(ROOT, process.execPath, ...pack);
-  const tarball = join(directory, run(directory, "ls").trim());
-
-  const held = run(directory, "tar", "-tzf", tarball).trim().split("\n");
-  expect(
-    held.filter((name) => !/^package\/src\/activation\/[a-z-]+(\.d)?\.ts$/.test(name)).sort(),
-  ).toEqual([
-    "package/LICENSE",
-    "package/README.md",
-    "package/package.json",
-    "package/src/activation/README.md",
-  ]);
-
-  const project = join(directory, "project");
+let directory: ReturnType<typeof scratch>;
+let tarball: string;
+let project: string;
+beforeAll(() => {
+  directory = scratch();
+  tarball = run(ROOT, "make", "--silent", "pack").trim();
+  project = join(directory.path, "project");
   mkdirSync(project);
   writeFileSync(join(project, "package.json"), `{ "name": "project", "type": "module" }`);
-  run(project, process.execPath, "add", "--ignore-scripts", tarball);
-  expect(JSON.parse(readFileSync(join(project, "package.json"), "utf8"))).toHaveProperty([
-    "dependencies",
-    "socket-service",
-  ]);
-  // The compiler and the types of Bun are the project's own affair.
-  for (const name of readdirSync(join(ROOT, "node_modules")).filter((name) => /^[^.]/.test(name)))
-    symlinkSync(join(ROOT, "node_modules", name), join(project, "node_modules", name));
+  const { "bun-types": types, typescript } = own.devDependencies;
+  const others = [`@types/bun@${types}`, `typescript@${typescript}`];
+  run(project, process.execPath, "add", "--ignore-scripts", tarball, ...others);
+});
+afterAll(() => directory[Symbol.dispose]());
 
-  // All of the README's programs, and more options than `bun init` sets.
-  const readme = "node_modules/socket-service/src/activation/README.md";
-  const sources = programs(join(project, readme));
-  expect(sources.size).toBe(6);
-  for (const [name, source] of sources) writeFileSync(join(project, name), source);
-  const compilerOptions = {
-    target: "esnext",
-    lib: ["esnext"],
-    types: ["bun-types"],
-    module: "preserve",
-    allowImportingTsExtensions: true,
-    noEmit: true,
-    strict: true,
-    verbatimModuleSyntax: true,
+/** A file of the installed package. */
+const installed = (path: string) =>
+  readFileSync(join(project, "node_modules/socket-service", path), "utf8");
+
+/** The compiler, in the project, with these options and files. */
+function tsc(compilerOptions: object, files: readonly string[]): void {
+  writeFileSync(join(project, "tsconfig.json"), JSON.stringify({ compilerOptions, files }));
+  run(project, process.execPath, "node_modules/typescript/bin/tsc");
+}
+
+test("the tarball holds the sources, a declaration for each, and the module's own README", () => {
+  const sources = readdirSync(join(ROOT, "src/activation")).filter((name) => name.endsWith(".ts"));
+  const packed = [
+    ...["LICENSE", "README.md", "package.json"],
+    ...sources.map((name) => `src/activation/${name}`),
+    ...sources.map((name) => `types/${name.replace(/ts$/, "d.ts")}`),
+  ];
+  expect(run(ROOT, "tar", "-tzf", tarball).trim().split("\n").sort()).toEqual(
+    packed.map((name) => `package/${name}`).sort(),
+  );
+  expect(installed("README.md")).toBe(readFileSync(join(ROOT, "src/activation/README.md"), "utf8"));
+  const ofOurs = ["private", "scripts", "devDependencies"];
+  const published = Object.entries(own).filter(([name]) => !ofOurs.includes(name));
+  expect(JSON.parse(installed("package.json"))).toEqual(Object.fromEntries(published));
+});
+
+test("the declarations leave Bun's own types and the global names as they are", () => {
+  for (const name of readdirSync(join(project, "node_modules/socket-service/types"))) {
+    const text = installed(`types/${name}`);
+    expect(text).not.toMatch(/declare (module|global)|\/\/\/ *<reference/);
+    // What is no module declares global names.
+    expect(text).toMatch(/^export /m);
+  }
+});
+
+const EMPTY = { target: "esnext", module: "preserve", types: ["bun"], noEmit: true };
+/** As `bun init` writes them. */
+const BUN_INIT = {
+  lib: ["ESNext"],
+  target: "ESNext",
+  module: "Preserve",
+  moduleDetection: "force",
+  jsx: "react-jsx",
+  allowJs: true,
+  types: ["bun"],
+  moduleResolution: "bundler",
+  allowImportingTsExtensions: true,
+  verbatimModuleSyntax: true,
+  noEmit: true,
+  strict: true,
+  skipLibCheck: true,
+  noFallthroughCasesInSwitch: true,
+  noUncheckedIndexedAccess: true,
+  noImplicitOverride: true,
+  noUnusedLocals: false,
+  noUnusedParameters: false,
+  noPropertyAccessFromIndexSignature: false,
+};
+const CONFIGURATIONS = {
+  "the options of bun init": BUN_INIT,
+  "skipLibCheck: false, and all that is strict": {
+    ...BUN_INIT,
+    skipLibCheck: false,
     erasableSyntaxOnly: true,
-    noUncheckedIndexedAccess: true,
-    noPropertyAccessFromIndexSignature: true,
     exactOptionalPropertyTypes: true,
+    noPropertyAccessFromIndexSignature: true,
     noUnusedLocals: true,
     noUnusedParameters: true,
-  };
-  writeFileSync(
-    join(project, "tsconfig.json"),
-    JSON.stringify({ compilerOptions, include: ["*.ts"] }),
-  );
-  run(project, process.execPath, join(ROOT, "node_modules/typescript/bin/tsc"));
+  },
+  "strict: false": { ...EMPTY, strict: false },
+  "declarations and JavaScript emitted": {
+    target: "esnext",
+    module: "esnext",
+    moduleResolution: "bundler",
+    types: ["bun"],
+    declaration: true,
+    outDir: "emitted",
+  },
+  "lib: ES2022": { ...EMPTY, target: "es2022", lib: ["es2022"] },
+  "module: nodenext": { ...EMPTY, module: "nodenext" },
+};
 
-  // A wrong call does not compile.
-  writeFileSync(
-    join(project, "wrong.ts"),
-    `import { drain, listen, listenFds, notify, passedFd, pick, serve } from "socket-service/activation";
-    const fetch = () => new Response();
-    const socket = { data() {} };
-    // @ts-expect-error: an assignment that does not exist
-    notify({ redy: true });
-    // @ts-expect-error: READY=0 does not exist
-    notify({ ready: false });
-    // @ts-expect-error: a name of one's own begins with X_
-    notify({ custom: { READY: "1" } });
-    // @ts-expect-error: a port is no descriptor
-    serve(4000, { fetch });
-    // @ts-expect-error: a list is no descriptor
-    serve({ fd: pick(listenFds(), { http: "any" }).http, fetch });
-    // @ts-expect-error: an option that does not exist
-    serve({ fd: 3, prot: 4000, fetch });
-    // @ts-expect-error: nothing answers
-    serve({ fd: 3 });
-    // @ts-expect-error: nothing may have been passed, and there is no address then
-    listen({ fd: passedFd(), socket });
-    // @ts-expect-error: an option that does not exist
-    listen({ fd: 3, bocklog: 5, socket });
-    // @ts-expect-error: an option that does not exist
-    drain(serve({ fetch }), { grece: 5 });
-    // @ts-expect-error: Bun's own types are as they were
-    Bun.listen({ fd: 3, socket });`,
-  );
-  run(project, process.execPath, join(ROOT, "node_modules/typescript/bin/tsc"));
+/** What must not compile, in any configuration. */
+const WRONG = `
+import { drain, listen, listenFds, notify, pick, serve } from "socket-service/activation";
+const fetch = () => new Response();
+const socket = { data() {} };
+// @ts-expect-error: an assignment that does not exist
+notify({ redy: true });
+// @ts-expect-error: READY=0 does not exist
+notify({ ready: false });
+// @ts-expect-error: a name of your own begins with X_
+notify({ custom: { READY: "1" } });
+// @ts-expect-error: a port is no descriptor
+serve(4000, { fetch });
+// @ts-expect-error: a list is no descriptor
+serve({ fd: pick(listenFds(), { http: "any" }).http, fetch });
+// @ts-expect-error: an option that does not exist
+serve({ fd: 3, prot: 4000, fetch });
+// @ts-expect-error: nothing answers
+serve({ fd: 3 });
+// @ts-expect-error: an option that does not exist
+listen({ fd: 1, unknown: 1, socket });
+// @ts-expect-error: nothing handles the connections
+listen({ fd: 1 });
+// @ts-expect-error: an option that does not exist
+drain(serve({ fetch }), { grece: 5 });
+// @ts-expect-error: Bun's own types are as they were
+Bun.listen({ fd: 3, socket });
+`;
+/** What must not compile either, if undefined is a type of its own. */
+const WRONG_IF_STRICT = `
+import { listen, passedFd } from "socket-service/activation";
+// @ts-expect-error: nothing may have been passed, and there is no address then
+listen({ fd: passedFd(), socket: { data() {} } });
+`;
+const HELLO = `
+import { booted, listenFds, passedFd, serve } from "socket-service/activation";
+const server = serve({ fd: passedFd(), port: 0, fetch: () => new Response("installed") });
+console.log(typeof booted(), listenFds().length, await (await fetch(server.url)).text());
+await server.stop();
+`;
 
-  const hello = `
-    import { booted, listenFds, passedFd, serve } from "socket-service/activation";
-    const server = serve({ fd: passedFd(), port: 0, fetch: () => new Response("installed") });
-    console.log(typeof booted(), listenFds().length, await (await fetch(server.url)).text());
-    await server.stop();`;
-  writeFileSync(join(project, "hello.ts"), hello);
-  expect(run(project, process.execPath, "hello.ts")).toBe("boolean 0 installed\n");
+test.each(Object.entries(CONFIGURATIONS))("it type-checks with %s", (_, options) => {
+  // The README's programs, too.
+  const sources = programs(join(project, "node_modules/socket-service/README.md"));
+  expect(sources.size).toBeGreaterThan(5);
+  sources.set("hello.ts", HELLO).set("wrong.ts", WRONG);
+  if (!("strict" in options) || options.strict) sources.set("strict.ts", WRONG_IF_STRICT);
+  for (const [name, source] of sources) writeFileSync(join(project, name), source);
+  tsc(options, [...sources.keys()]);
+});
+
+test("the installed module runs, from TypeScript and from what the compiler emitted", () => {
+  for (const program of ["hello.ts", "emitted/hello.js"])
+    expect(run(project, process.execPath, program)).toBe("boolean 0 installed\n");
 });
