@@ -57,7 +57,7 @@ endef
 unexport LISTEN_PID LISTEN_FDS LISTEN_FDNAMES NOTIFY_SOCKET WATCHDOG_PID WATCHDOG_USEC JOURNAL_STREAM
 
 .DELETE_ON_ERROR:
-.PHONY: all demo test bench check format pack clean help set-up install uninstall install-user uninstall-user
+.PHONY: all demo test test-bun bench check format pack clean help set-up install uninstall install-user uninstall-user
 
 all: $(SERVICES:%=dist/%) ## Build the three executables into dist/ (the default)
 
@@ -73,6 +73,9 @@ demo: all ## Start each service under systemd-socket-activate and be its client
 test: node_modules/.installed ## Pass every test (ARGS="-t NAME" or a path for some)
 	@skipped=$$(mktemp); trap 'cat "$$skipped"; rm "$$skipped"' EXIT; trap 'exit 1' HUP INT TERM; \
 	SKIPPED=$$skipped $(BUN) test $(or $(ARGS),--coverage)
+
+test-bun: node_modules/.bun-$(VERSION) ## Pass the module's tests on another Bun (VERSION=1.4.0)
+	@$< test $(or $(ARGS),test/unit)
 
 bench: all ## Measure the services and their peers (ARGS="--quick", "--json FILE")
 	@$(BUN) test/bench/run.ts $(ARGS)
@@ -144,3 +147,11 @@ $(BUN): | $(if $(filter demo test,$(MAKECMDGOALS)),set-up)
 	@for bun in node_modules/@oven/*/bin/bun; do \
 	  if [ "$$($$bun --version 2>/dev/null)" = $(BUN_VERSION) ]; then ln -sf "$${bun#node_modules/}" $@; exit 0; fi; \
 	done; echo "make: no bun $(BUN_VERSION) that was fetched runs on this machine" >&2; exit 1
+
+# Another bun of the same platform beside the pinned one, for the tests.
+node_modules/.bun-%: | $(BUN)
+	@echo "fetch  bun $*"
+	@package=$$(readlink $(BUN)); package=$${package%/bin/bun}; \
+	mkdir -p $@.d && cd $@.d && echo '{}' > package.json && \
+	../../$(BUN) add --ignore-scripts --silent "$$package@$*" && \
+	ln -sf "$(@F).d/node_modules/$$package/bin/bun" ../$(@F)

@@ -4,7 +4,7 @@ import { describe, phrase } from "./describe.ts";
 import { misconfigured } from "./error.ts";
 import { hasCloseOnExec } from "./layout.ts";
 import { available, isDescriptor, wasConnected } from "./libc.ts";
-import { runtime } from "./runtime.ts";
+import { requireBun, runtime } from "./runtime.ts";
 
 /**
  * Makes a Bun socket of a passed connection, half-open as `allowHalfOpen`: the peer's end of file
@@ -21,6 +21,7 @@ export async function adoptConnection(
   fd: number,
   handlers: SocketHandler<undefined>,
 ): Promise<Socket<undefined> | undefined> {
+  requireBun();
   if (!(await isSocket(fd))) return undefined;
   let refusal: unknown;
   const socket = await runtime.connect<undefined>({

@@ -93,8 +93,9 @@ async function end(
   const complete = server.pendingRequests === 0;
   // Bun 1.4.0 closes them with 1006.
   for (const socket of served.sockets) socket.close(1001);
-  // Cuts off what is left.
-  await server.stop(true);
+  // Cuts off what is left. Before Bun 1.4.3 that never resolves if a handler goes on.
+  const stopped = server.stop(true);
+  if (complete) await stopped;
   return complete;
 }
 

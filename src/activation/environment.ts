@@ -1,10 +1,12 @@
 import { misconfigured, quote } from "./error.ts";
+import { requireBun } from "./runtime.ts";
 
 /**
  * Removes a variable from `process.env` and returns what it was. A Worker gets a copy of the
  * environment, but what stands there is for the process, of which the main thread alone speaks.
  */
 export function takeVariable(name: string): string | undefined {
+  requireBun();
   if (!Bun.isMainThread) return undefined;
   const value = process.env[name];
   if (value !== undefined) delete process.env[name];

@@ -1,6 +1,6 @@
 import { ActivationError, ExitStatus, messageOf } from "./error.ts";
 import * as layout from "./layout.ts";
-import { type FFI, runtime } from "./runtime.ts";
+import { type FFI, requireBun, runtime } from "./runtime.ts";
 
 /*
  * The calls that this module makes to libc, and the only file that touches bun:ffi. The library is
@@ -42,6 +42,7 @@ const ENOBUFS = 105;
 const ETOOMANYREFS = 109;
 
 function load() {
+  requireBun();
   try {
     // The module bun:ffi is made of Bun.FFI, and loading it is most of the cost of using it.
     const { dlopen, ptr, read }: FFI = runtime.FFI ?? require("bun:ffi");

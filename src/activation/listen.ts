@@ -7,7 +7,7 @@ import { disposable, supersede } from "./hot.ts";
 import * as libc from "./libc.ts";
 import { MaxConnections } from "./max-connections.ts";
 import { keepNotifySocket } from "./notify.ts";
-import { type Listener, runtime } from "./runtime.ts";
+import { type Listener, requireBun, runtime } from "./runtime.ts";
 
 /** The options of `Bun.listen`, with a descriptor that wins over the address if there is one. */
 export type ListenOptions<Data = undefined> = (
@@ -50,6 +50,7 @@ export function listen<Data = undefined>({
   maxConnections,
   ...options
 }: ListenOptions<Data>): Listener<Data> {
+  requireBun();
   const bound =
     maxConnections === undefined
       ? undefined

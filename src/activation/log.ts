@@ -1,6 +1,7 @@
 import { ActivationError, misconfigured } from "./error.ts";
 import { entryLine, type Field, listFields, type LogFields, serializeEntry } from "./journal.ts";
 import { sendWithoutWaiting } from "./libc.ts";
+import { requireBun } from "./runtime.ts";
 
 /** The levels of sd-daemon(3), which are those of syslog(3). */
 export const LogLevel = {
@@ -26,6 +27,7 @@ const JOURNAL_SOCKET = "/run/systemd/journal/socket";
  * for the journal.
  */
 export function stderrIsJournal(): boolean {
+  requireBun();
   const stream = process.env["JOURNAL_STREAM"];
   if (stream === undefined) return false;
   const { fstatSync } = process.getBuiltinModule("node:fs");
@@ -70,6 +72,7 @@ export function stderrIsJournal(): boolean {
  * ```
  */
 export function log(level: LogLevel, message: string, fields: LogFields = {}): boolean {
+  requireBun();
   if (!Object.values(LogLevel).includes(level))
     throw misconfigured(`cannot log at level ${level}: give one of LogLevel, 0 to 7`);
   const given = listFields(fields);

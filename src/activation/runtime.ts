@@ -1,5 +1,7 @@
 import type { BinaryType, Socket, SocketListener, SocketOptions, TLSOptions, udp } from "bun";
 
+import { ActivationError, ExitStatus } from "./error.ts";
+
 /** A listener of `Bun.listen`: over IP it has a port and a hostname, over AF_UNIX a path. */
 export interface Listener<Data = undefined> extends SocketListener<Data> {
   readonly hostname: string | undefined;
@@ -51,3 +53,17 @@ export type FFI = Pick<typeof import("bun:ffi"), "ptr" | "read"> & {
 
 // The types of Bun itself stay as they are: who imports this module is not to see any of this.
 export const runtime = Bun as unknown as Runtime;
+
+/**
+ * @throws {ActivationError} (71) if this Bun is older than 1.4.0. An older one ignores `fd`, and
+ *   opens another port without a word, or lacks something else that is needed.
+ */
+export function requireBun(): void {
+  const { version } = Bun;
+  // With one digit each, as here, text compares like numbers. To split it takes 15 µs, this takes 2.
+  if (version[3] === "." && version < "1.4")
+    throw new ActivationError(
+      ExitStatus.systemCall,
+      `Bun ${version} is too old for socket-service/activation: use Bun 1.4.0 or newer`,
+    );
+}

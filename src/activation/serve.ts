@@ -7,6 +7,7 @@ import { isHot, kept, supersede } from "./hot.ts";
 import * as libc from "./libc.ts";
 import { overlay, requireListening } from "./listen.ts";
 import { keepNotifySocket } from "./notify.ts";
+import { requireBun } from "./runtime.ts";
 
 /** The options of `Bun.serve`, with a descriptor that wins over the address if there is one. */
 export type ServeOptions<WebSocketData = undefined, Route extends string = string> = Serve.Options<
@@ -60,6 +61,7 @@ interface Closable {
 export function serve<WebSocketData = undefined, Route extends string = never>(
   options: ServeOptions<WebSocketData, Route>,
 ): Server<WebSocketData> {
+  requireBun();
   const sockets = new Set<Closable>();
   const recording = recordSockets(options, sockets);
   const [server, watch] =

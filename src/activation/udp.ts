@@ -4,7 +4,7 @@ import { describe, phrase } from "./describe.ts";
 import { misconfigured } from "./error.ts";
 import { disposable, supersede } from "./hot.ts";
 import { close } from "./libc.ts";
-import { runtime } from "./runtime.ts";
+import { requireBun, runtime } from "./runtime.ts";
 
 /** The options of `Bun.udpSocket`, with a descriptor that wins over the address if there is one. */
 export type UdpSocketOptions<Data extends BinaryType = "buffer"> = udp.SocketOptions<Data> & {
@@ -28,6 +28,7 @@ export type UdpSocketOptions<Data extends BinaryType = "buffer"> = udp.SocketOpt
 export async function udpSocket<Data extends BinaryType = "buffer">(
   options: UdpSocketOptions<Data>,
 ): Promise<udp.Socket<Data>> {
+  requireBun();
   if (options.fd === undefined) return await runtime.udpSocket(options);
   const it = describe(options.fd);
   if (!("port" in it) || it.type !== "datagram")
