@@ -1,36 +1,20 @@
-/* Frameworks that hand out a `fetch`, or the options of Bun.serve, on a passed socket. */
+/* The programs of the README that need a framework, under systemd-socket-activate. */
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
 import { activate, freePort, scratch } from "../support/daemon.ts";
 import { lacks } from "../support/needs.ts";
-import { ROOT } from "./programs.ts";
+import { programs, ROOT } from "./programs.ts";
 
 setDefaultTimeout(120_000);
 
 /** Installed for these tests, into a directory of their own. */
 const FRAMEWORKS = ["hono@4.13.19", "elysia@1.4.30", "srvx@1.0.8"];
 
-const START = `import { passedFd, serve } from "socket-service/activation";\n`;
-const PROGRAMS = {
-  hono: `
-    import { Hono } from "hono";
-    import { upgradeWebSocket, websocket } from "hono/bun";
-    const app = new Hono()
-      .get("/", (context) => context.text("Hello from hono"))
-      .get("/socket", upgradeWebSocket(() => ({ onMessage: (event, socket) => socket.send(String(event.data)) })));
-    const options = { port: 4000, fetch: app.fetch, websocket };
-    serve({ ...options, fd: passedFd() });`,
-  elysia: `
-    import { Elysia } from "elysia";
-    const app = new Elysia().get("/", "Hello from elysia");
-    serve({ fd: passedFd(), port: 4000, fetch: app.fetch });`,
-  srvx: `
-    import { serve as create } from "srvx";
-    const app = create({ manual: true, fetch: () => new Response("Hello from srvx") });
-    serve({ fd: passedFd(), port: 4000, fetch: app.fetch });`,
-};
+const NAMES = ["Hono", "Elysia", "srvx"];
+const file = (name: string) => `${name.toLowerCase()}.ts`;
+const PROGRAMS = programs(join(ROOT, "src/activation/README.md"));
 
 let directory: ReturnType<typeof scratch>;
 beforeAll(() => {
@@ -42,20 +26,20 @@ beforeAll(() => {
   if (exitCode !== 0) throw new Error(`${install.join(" ")}: ${stderr}`);
   mkdirSync(join(cwd, "node_modules"), { recursive: true });
   symlinkSync(ROOT, join(cwd, "node_modules/socket-service"));
+  for (const name of NAMES) writeFileSync(join(cwd, file(name)), PROGRAMS.get(file(name)) ?? "");
 });
 afterAll(() => directory[Symbol.dispose]());
 
-test.skipIf(lacks("systemd-socket-activate")).each(Object.entries(PROGRAMS))(
+test.skipIf(lacks("systemd-socket-activate")).each(NAMES)(
   "%s serves on a passed socket",
-  async (name, source) => {
-    const path = join(directory.path, `${name}.ts`);
-    writeFileSync(path, START + source);
+  async (name) => {
+    const path = join(directory.path, file(name));
     const port = freePort();
     const listen = [`127.0.0.1:${port}`];
     await using service = await activate(process.execPath, { listen, args: [path] });
-    expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe(`Hello from ${name}`);
-    if (name === "hono") {
-      const socket = new WebSocket(`ws://127.0.0.1:${port}/socket`);
+    expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe(`Hello from ${name}\n`);
+    if (name === "Hono") {
+      const socket = new WebSocket(`ws://127.0.0.1:${port}/echo`);
       socket.addEventListener("open", () => socket.send("echo"));
       const { data } = await new Promise<MessageEvent>((resolve, reject) => {
         socket.addEventListener("message", resolve);
@@ -82,7 +66,7 @@ test("they type-check", () => {
     noEmit: true,
     strict: true,
   };
-  const files = Object.keys(PROGRAMS).map((name) => `${name}.ts`);
+  const files = NAMES.map(file);
   const configuration = JSON.stringify({ compilerOptions, files });
   writeFileSync(join(directory.path, "tsconfig.json"), configuration);
   const tsc = join(ROOT, "node_modules/typescript/bin/tsc");
