@@ -84,7 +84,8 @@ check: node_modules/.installed ## Check types and formatting
 	@$(BUN) node_modules/typescript/bin/tsc
 	@$(BUN) fmt --check
 
-format: node_modules/.installed ## Format the sources
+format: node_modules/.installed ## Format the sources, and write the reference from their comments
+	@$(BUN) test/package/reference.ts
 	@$(BUN) fmt
 
 # What other projects install: the module's sources, their declarations, and the module's own README.

@@ -2,9 +2,11 @@ import { misconfigured } from "./error.ts";
 import * as layout from "./layout.ts";
 import * as libc from "./libc.ts";
 
+/** The type of a socket: of `SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_SEQPACKET` or another. */
 export type SocketType = "stream" | "datagram" | "seqpacket" | "other";
 
-interface AnySocket {
+/** What all sockets have. */
+export interface AnySocket {
   readonly kind: "socket";
   readonly type: SocketType;
   /** Whether it accepts connections: listen(2) was called on it. */

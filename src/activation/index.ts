@@ -1,6 +1,21 @@
 /**
  * systemd's protocols for Bun: sockets that the service manager passes, readiness, watchdog.
  *
+ * What is passed goes this way, with the file of each step:
+ *
+ * 1. listen-fds.ts returns the descriptors that the environment names, and pick.ts those of a name.
+ *    environment.ts reads a variable and removes it, hot.ts keeps what is needed again under
+ *    `bun --hot`, and wrapper.ts warns if the descriptors are for an ancestor.
+ * 2. describe.ts says what each descriptor is.
+ * 3. serve.ts, listen.ts, udp.ts and connection.ts make a Bun server, listener or socket of it, with
+ *    event-loop.ts, which puts it into Bun's event loop. max-connections.ts bounds a listener, and
+ *    drain.ts ends a server.
+ *
+ * The other way go notify.ts, barrier.ts and watchdog.ts, which tell the service manager, and log.ts
+ * with journal.ts. Under all of them are libc.ts, the only file that calls libc, layout.ts, which
+ * knows the bytes that libc takes, runtime.ts, which has what Bun accepts and does not declare, and
+ * error.ts.
+ *
  * @example
  * ```ts
  * import { notify, passedFd, serve } from "socket-service/activation";
@@ -11,36 +26,47 @@
  *
  * @module
  */
-export { notifyBarrier } from "./barrier.ts";
-export { booted } from "./booted.ts";
-export { adoptConnection } from "./connection.ts";
+
+// What was passed
+export {
+  listenFds,
+  requireListenFds,
+  passedFd,
+  acceptedFd,
+  type PassedDescriptor,
+  LISTEN_FDS_START,
+} from "./listen-fds.ts";
+export { pick, type Quantity, type Picked } from "./pick.ts";
+
+// What a descriptor is
 export {
   describe,
   type Descriptor,
-  endpoint,
-  type File,
   type InetSocket,
-  type OtherSocket,
-  phrase,
-  type SocketType,
   type UnixSocket,
+  type OtherSocket,
+  type AnySocket,
+  type SocketType,
+  type File,
+  endpoint,
+  phrase,
 } from "./describe.ts";
-export { drain, type DrainOptions } from "./drain.ts";
-export { ActivationError, ExitStatus } from "./error.ts";
-export { listen, type ListenOptions } from "./listen.ts";
-export {
-  acceptedFd,
-  LISTEN_FDS_START,
-  listenFds,
-  type PassedDescriptor,
-  passedFd,
-  requireListenFds,
-} from "./listen-fds.ts";
-export { type FieldValue, type LogFields } from "./journal.ts";
-export { log, LogLevel, stderrIsJournal } from "./log.ts";
-export { notify, notifyEnabled, type Notification, type NotifyOptions } from "./notify.ts";
-export { pick, type Picked, type Quantity } from "./pick.ts";
-export type { Listener } from "./runtime.ts";
+
+// Bun on a descriptor
 export { serve, type ServeOptions } from "./serve.ts";
+export { drain, type DrainOptions } from "./drain.ts";
+export { listen, type ListenOptions } from "./listen.ts";
+export type { Listener } from "./runtime.ts";
 export { udpSocket, type UdpSocketOptions } from "./udp.ts";
-export { startWatchdog, watchdogEnabled } from "./watchdog.ts";
+export { adoptConnection } from "./connection.ts";
+
+// Telling the service manager
+export { notify, type Notification, type NotifyOptions, notifyEnabled } from "./notify.ts";
+export { notifyBarrier } from "./barrier.ts";
+export { watchdogEnabled, startWatchdog } from "./watchdog.ts";
+export { booted } from "./booted.ts";
+
+// Logging and errors
+export { log, LogLevel, stderrIsJournal } from "./log.ts";
+export { type LogFields, type FieldValue } from "./journal.ts";
+export { ActivationError, ExitStatus } from "./error.ts";

@@ -19,10 +19,10 @@ import * as sockets from "../support/sockets.ts";
 import { AF_INET, SOCK_DGRAM } from "../support/sockets.ts";
 import { until } from "../support/until.ts";
 import { programs, ROOT } from "./programs.ts";
+import { README, withReference } from "./reference.ts";
 
 setDefaultTimeout(60_000);
 
-const README = join(ROOT, "src/activation/README.md");
 const PROGRAMS = programs(README);
 
 let directory: ReturnType<typeof scratch>;
@@ -175,9 +175,20 @@ activated("node-http.ts serves through node:http", async () => {
   expect(service.stderr).not.toContain("error");
 });
 
-test("every export has its place in the module's README", async () => {
-  const exported = Object.keys(await import("../../src/activation/index.ts"));
+test("the reference is what the doc comments say: make format puts it there", () => {
   const text = readFileSync(README, "utf8");
-  expect(exported.length).toBeGreaterThan(20);
-  expect(exported.filter((name) => !text.includes(`\`${name}`))).toEqual([]);
+  expect(text).toBe(withReference(text));
+});
+
+test("every export is in the reference, under a heading of its own", async () => {
+  const text = readFileSync(README, "utf8");
+  const headings = [...text.matchAll(/^#### `(.*)`$/gm)].map(([, name = ""]) => name);
+  expect(new Set(headings).size).toBe(headings.length);
+  const exported = Object.keys(await import("../../src/activation/index.ts"));
+  expect(exported.filter((name) => !headings.includes(name))).toEqual([]);
+});
+
+test("no row of a table is wider than a terminal", () => {
+  const rows = readFileSync(README, "utf8").match(/^\|.*/gm) ?? [];
+  expect(rows.filter((row) => row.length > 120)).toEqual([]);
 });

@@ -1,0 +1,88 @@
+/*
+ * The reference in the module's README: one heading for each export, in the order of index.ts, with
+ * the declaration and the doc comment that stand in the sources. `make format` writes it; a test
+ * compares.
+ */
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+
+import { ROOT } from "./programs.ts";
+
+const SOURCES = join(ROOT, "src/activation");
+export const README = join(SOURCES, "README.md");
+
+const BEGIN = "<!-- From here on: the doc comments of the sources, put here by make format. -->";
+const END = "<!-- To here. -->";
+
+/** The README with the reference as the sources have it now. */
+export function withReference(readme: string): string {
+  const [before, after] = [readme.indexOf(BEGIN), readme.indexOf(END)];
+  if (before < 0 || after < before) throw new Error("the README has no place for the reference");
+  return `${readme.slice(0, before)}${BEGIN}\n\n${reference()}\n\n${readme.slice(after)}`;
+}
+
+function reference(): string {
+  const index = readFileSync(join(SOURCES, "index.ts"), "utf8");
+  const parts = index.matchAll(/^\/\/ (.*)$|^export (?:type )?\{([^}]*)\} from "\.\/(.*)";$/gm);
+  let text = "";
+  for (const [, group, names = "", file = ""] of parts)
+    text +=
+      group === undefined
+        ? names
+            .split(",")
+            .map((name) => name.trim().replace("type ", ""))
+            .filter((name) => name !== "")
+            .map((name) => entry(name, readFileSync(join(SOURCES, file), "utf8")))
+            .join("")
+        : `### ${group}\n\n`;
+  return text.replace(/\n{3,}/g, "\n\n").trimEnd();
+}
+
+/** What the reference says of one export. */
+function entry(name: string, source: string): string {
+  const start = new RegExp(
+    `^/\\*\\*\\n?((?:(?!\\*/)[^])*)\\*/\\n(export (?:async )?(?:function|class|interface|const|type) ${name}\\b)`,
+    "m",
+  ).exec(source);
+  if (start === null) throw new Error(`${name} has no doc comment`);
+  const [, comment = "", begin = ""] = start;
+  const declared = declaration(source.slice(start.index + start[0].length - begin.length));
+  const lines = comment.split("\n").map((line) => line.replace(/^ *\*? ?/, "").trimEnd());
+  return `#### \`${name}\`\n\n\`\`\`ts\n${declared}\n\`\`\`\n\n${prose(lines)}\n`;
+}
+
+/** The declaration that a source begins with: of a function or a class without what it does. */
+function declaration(source: string): string {
+  const [, kind = ""] = /^export (?:async )?(\w+)/.exec(source) ?? [];
+  const end =
+    kind === "function"
+      ? /^(export|\)).*( \{|;)$/m
+      : kind === "interface" || kind === "class"
+        ? /^\}$/m
+        : /;(?=\n\n|\n$)/;
+  const found = end.exec(source);
+  if (found === null) throw new Error(`no end of a declaration: ${source.slice(0, 80)}`);
+  return source
+    .slice(0, found.index + found[0].length)
+    .replace(/^export (async )?/, "")
+    .replace(/ \{$/, ";")
+    .replace(/\n\n {2}constructor[^]*(?=\n\})/, "");
+}
+
+/** The lines of a doc comment as Markdown: the tags become a list. */
+function prose(lines: readonly string[]): string {
+  const text = lines.map((line) => {
+    const [, tag, rest = ""] = /^@(\w+) ?(.*)$/.exec(line) ?? [];
+    if (tag === undefined || tag === "example") return line.replace(/^@example/, "");
+    if (tag === "param") return `- ${rest.replace(/^\w+/, "`$&`:")}`;
+    if (tag === "returns") return `- Returns: ${rest}`;
+    if (tag === "throws") return `- Throws: ${rest.replace(/^\{(\w+)\}/, "`$1`")}`;
+    throw new Error(`the reference does not know @${tag}`);
+  });
+  return `${text
+    .join("\n")
+    .replace(/\{@link (\w+)\}/g, (_, name) => `[\`${name}\`](#${String(name).toLowerCase()})`)
+    .trim()}\n`;
+}
+
+if (import.meta.main) writeFileSync(README, withReference(readFileSync(README, "utf8")));
