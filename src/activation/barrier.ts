@@ -6,12 +6,12 @@ import { runtime } from "./runtime.ts";
 
 /**
  * Waits until the service manager has handled all notifications sent so far, as
- * sd_notify_barrier(3), without blocking the event loop.
+ * sd_notify_barrier(3) does, without blocking the event loop.
  *
  * @param timeout How long to wait at most, in milliseconds; more than 25 days, or `Infinity`, is for ever.
  * @returns Whether there was somebody to wait for: false if `NOTIFY_SOCKET` is not set.
- * @throws {ActivationError} As `notify`, (78) when `timeout` is no such number, and (71, code
- *   `ETIMEDOUT`) when the time is over.
+ * @throws {ActivationError} as {@link notify} does, (78) if `timeout` is no such number, and (71, code
+ *   `ETIMEDOUT`) if the time is over.
  */
 export async function notifyBarrier(timeout: number): Promise<boolean> {
   if (!(typeof timeout === "number" && timeout >= 0))

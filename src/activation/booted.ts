@@ -1,8 +1,8 @@
 import { requireBun } from "./runtime.ts";
 
 /**
- * Whether this machine was booted with systemd, as sd_booted(3): whether /run/systemd/system is
- * there. Says nothing about who started this process.
+ * Returns whether this machine was booted with systemd, like sd_booted(3): whether
+ * /run/systemd/system is there. It says nothing about who started this process.
  */
 export function booted(): boolean {
   requireBun();

@@ -14,7 +14,7 @@ import { requireBun, runtime } from "./runtime.ts";
  * @param fd A connected stream socket over IPv4, IPv6 or AF_UNIX.
  * @param handlers As in `Bun.connect`; `open` runs before the promise resolves.
  * @returns The socket, or undefined if `fd` is no socket, which is left as it is.
- * @throws {ActivationError} (78) when `fd` is not open, or a socket that listens, is of another
+ * @throws {ActivationError} (78) if `fd` is not open, or a socket that listens, is of another
  *   type, or never had a peer. Nothing was sent then. A peer that is gone is no error.
  */
 export async function adoptConnection(

@@ -48,7 +48,7 @@ export interface File {
     | "other";
 }
 
-/** What a descriptor is. */
+/** What a descriptor is: a union that narrows by `kind`, and for a socket by `family`. */
 export type Descriptor = InetSocket | UnixSocket | OtherSocket | File;
 
 const TYPES = new Map<number, SocketType>([
@@ -63,7 +63,7 @@ const TYPES = new Map<number, SocketType>([
  * as sd_is_fifo(3) does, compare `node:fs`' `fstatSync` of the descriptor and `statSync` of yours.
  *
  * @param fd The number of an open descriptor.
- * @throws {ActivationError} (78) when it is not open; (71) when a system call fails otherwise.
+ * @throws {ActivationError} (78) if it is not open; (71) if a system call fails otherwise.
  */
 export function describe(fd: number): Descriptor {
   if (libc.closesOnExec(fd) === undefined)

@@ -33,7 +33,7 @@ export function parseDecimal(
   );
 }
 
-/** @throws {ActivationError} (78) when the value of a variable is no process id. */
+/** @throws {ActivationError} (78) if the value of a variable is no process id. */
 export function isOwnPid(name: string, value: string): boolean {
   return parseDecimal(name, value, "a process id", 0x7fffffff) === process.pid;
 }

@@ -12,11 +12,12 @@ export type ExitStatus = (typeof ExitStatus)[keyof typeof ExitStatus];
 
 /**
  * The one error that this module throws. Its message is one line that says what was found, what
- * was wanted and what to do; `status` is what a service that cannot go on should exit with.
+ * was wanted and what to do.
  */
 export class ActivationError extends Error {
   override readonly name = "ActivationError";
 
+  /** What a service that cannot go on should exit with. */
   readonly status: ExitStatus;
   /** The symbolic errno of a failed system call, such as `ENOENT`. */
   readonly code: string | undefined;

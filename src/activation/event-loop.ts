@@ -18,7 +18,7 @@ let timer: NodeJS.Timeout | undefined;
  * Puts the listening socket `passed` in the place of the listening socket `fd` in Bun's event loop:
  * on the same number, and registered in the same epoll instance with the same data.
  *
- * @throws {ActivationError} (71) when no epoll instance of this process watches `fd`.
+ * @throws {ActivationError} (71) if no epoll instance of this process watches `fd`.
  */
 export function substitute(passed: number, fd: number): Watch {
   const watch = registration(fd);

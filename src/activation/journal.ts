@@ -27,7 +27,7 @@ export type Field = readonly [name: string, value: FieldValue];
 /**
  * Returns the fields one by one, a field of several values as often as it has values.
  *
- * @throws {ActivationError} (78) when a name or a value is not allowed. The types do not let
+ * @throws {ActivationError} (78) if a name or a value is not allowed. The types do not let
  *   either through, but not every caller is type-checked, nor every name known when it is.
  */
 export function listFields(fields: LogFields): Field[] {

@@ -4,7 +4,7 @@ import { isHot, kept } from "./hot.ts";
 import { closesOnExec, pidfdId, setCloseOnExec } from "./libc.ts";
 import { warnIfWrapped } from "./wrapper.ts";
 
-/** The first passed descriptor (SD_LISTEN_FDS_START of sd-daemon.h). */
+/** The number of the first passed descriptor (`SD_LISTEN_FDS_START` of sd-daemon.h). */
 export const LISTEN_FDS_START = 3;
 
 /** A descriptor as the service manager passed it. */
@@ -12,7 +12,8 @@ export interface PassedDescriptor {
   /** Its number, counted from {@link LISTEN_FDS_START} without gaps, in the order of the units. */
   readonly fd: number;
   /**
-   * Its `FileDescriptorName=`; `connection` for an accepted one, `unknown` if no names were sent.
+   * Its `FileDescriptorName=`; `connection` for an accepted one, the `FDNAME=` or `stored` for one
+   * from the descriptor store, `unknown` if no names were sent.
    */
   readonly name: string;
 }
@@ -28,13 +29,15 @@ export interface Passed {
 const REMEDY = "start it from a socket unit or with systemd-socket-activate";
 
 /**
- * Returns the descriptors that the service manager passed, as sd_listen_fds_with_names(3), and
+ * Returns the descriptors that the service manager passed, like sd_listen_fds_with_names(3), and
  * removes the `LISTEN_*` variables from `process.env`. It makes the descriptors close-on-exec.
  * A second call finds nothing (under `bun --hot` the same), and neither does a call in a Worker.
  *
- * @returns The descriptors in order; none if nothing was passed to this process.
- * @throws {ActivationError} (78) when a variable is malformed, the names are not as many as the
- *   descriptors, or a descriptor is not open; (71) when libc cannot be called.
+ * `LISTEN_PID` has to name this process, and `LISTEN_PIDFDID` too if the kernel has pidfs.
+ *
+ * @returns The descriptors in order, from 3 on; none if nothing was passed to this process.
+ * @throws {ActivationError} (78) if a variable is malformed, there are not as many names as
+ *   descriptors, or a descriptor is not open; (71) if libc cannot be called.
  *
  * @example
  * ```ts
@@ -47,19 +50,21 @@ export function listenFds(): PassedDescriptor[] {
 }
 
 /**
- * The same for a service that cannot do without.
+ * The same as {@link listenFds}, for a service that cannot do without.
  *
- * @throws {ActivationError} As {@link listenFds}, and (78) when nothing was passed, saying why.
+ * @returns The descriptors in order: at least one.
+ * @throws {ActivationError} as {@link listenFds} does, and (78) if nothing was passed, saying why.
  */
 export function requireListenFds(): PassedDescriptor[] {
   return inherit(requirePassed());
 }
 
 /**
- * The one descriptor that was passed, for a service that accepts one: listening or not, of any name.
+ * Returns the one descriptor that was passed, for a service that accepts one: listening or not, of
+ * any name.
  *
  * @returns Its number; undefined if nothing was passed to this process, as without systemd.
- * @throws {ActivationError} As {@link listenFds}, and (78) when there are several.
+ * @throws {ActivationError} as {@link listenFds} does, and (78) if there are several.
  */
 export function passedFd(): number | undefined {
   const passed = listenFds();
@@ -69,12 +74,12 @@ export function passedFd(): number | undefined {
 }
 
 /**
- * The one connection that the service manager accepted and passed (`Accept=yes`). It removes the
+ * Returns the one connection that the service manager accepted and passed (`Accept=yes`). It removes the
  * `LISTEN_*` variables from `process.env`, and opens no FFI library.
  *
- * @returns The number of its descriptor, for `adoptConnection`.
- * @throws {ActivationError} (78) when nothing was passed, or more than one descriptor, or a
- *   variable is malformed.
+ * @returns The number of its descriptor, for {@link adoptConnection}.
+ * @throws {ActivationError} (78) if nothing was passed, or more than one descriptor, or a variable
+ *   is malformed.
  */
 export function acceptedFd(): number {
   const { count } = requirePassed();
@@ -91,7 +96,7 @@ export function acceptedFd(): number {
  * is checked if kernel and runtime know our own.
  *
  * @returns A count and names, or the reason why there are none.
- * @throws {ActivationError} (78) when a variable is malformed.
+ * @throws {ActivationError} (78) if a variable is malformed.
  */
 export function takePassed(): Passed | { readonly reason: string } {
   const pid = takeVariable("LISTEN_PID");

@@ -63,7 +63,7 @@ export function stderrIsJournal(): boolean {
  * @param message Text for people, of one or more lines.
  * @param fields What belongs to it, by name: see {@link LogFields}.
  * @returns Whether it was written: false if the journal had no room, or stderr is closed or full.
- * @throws {ActivationError} (78) when the level is none, a field's name is not allowed, or a value
+ * @throws {ActivationError} (78) if the level is none, a field's name is not allowed, or a value
  *   is of another type. Nothing else throws.
  *
  * @example

@@ -66,7 +66,7 @@ function notifySocket(): string | undefined {
   return (kept.address = takeVariable("NOTIFY_SOCKET") ?? kept.address);
 }
 
-/** Whether there is a service manager to notify: whether `NOTIFY_SOCKET` was set. */
+/** Returns whether there is a service manager to notify: whether `NOTIFY_SOCKET` was set. */
 export function notifyEnabled(): boolean {
   return notifySocket() !== undefined;
 }
@@ -90,10 +90,10 @@ export function keepNotifySocket(): void {
  * where sd_notify(3) would wait for ever. `AF_VSOCK` addresses are refused.
  *
  * @returns Whether there was somebody to notify: false if `NOTIFY_SOCKET` is not set, or in a Worker.
- * @throws {ActivationError} (78) when a value cannot be sent (a newline in it would start the next
+ * @throws {ActivationError} (78) if a value cannot be sent (a newline in it would start the next
  *   assignment) or is no descriptor or process, a field lacks another that it needs, all of it is longer than
  *   the 4,096 bytes that systemd reads, or the address is malformed, too long or of another kind;
- *   (71) when sending fails, with `code` such as `ENOENT` or `ECONNREFUSED` (no receiver).
+ *   (71) if sending fails, with `code` such as `ENOENT` or `ECONNREFUSED` (no receiver).
  *
  * @example
  * ```ts

@@ -18,10 +18,10 @@ export type Picked<Wanted extends Readonly<Record<string, Quantity>>> = {
 /**
  * Picks descriptors by their names (`FileDescriptorName=`, or `FDNAME=` of the descriptor store).
  *
- * @param passed What `listenFds` returned.
+ * @param passed What {@link listenFds} returned.
  * @param wanted How many there are of each name.
  * @returns The descriptors of each name, in the order in which they were passed.
- * @throws {ActivationError} (78) when there are more or fewer of a name, or one of another name.
+ * @throws {ActivationError} (78) if there are more or fewer of a name, or one of another name.
  *
  * @example
  * ```ts

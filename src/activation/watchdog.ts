@@ -8,7 +8,7 @@ import { notify } from "./notify.ts";
  *
  * @returns The longest time between two of them, in microseconds; undefined if none are expected,
  *   or from another process. A second call finds nothing, and neither does a call in a Worker.
- * @throws {ActivationError} (78) when a variable is malformed.
+ * @throws {ActivationError} (78) if a variable is malformed.
  */
 export function watchdogEnabled(): number | undefined {
   const usec = takeVariable("WATCHDOG_USEC");
@@ -24,7 +24,7 @@ export function watchdogEnabled(): number | undefined {
  *
  * @param onError Called with each failure to send; the next is sent all the same.
  * @returns The timer, or undefined if none is needed. It does not keep the process alive.
- * @throws {ActivationError} As {@link watchdogEnabled}.
+ * @throws {ActivationError} as {@link watchdogEnabled} does.
  */
 export function startWatchdog(onError: (error: unknown) => void): NodeJS.Timeout | undefined {
   const interval = watchdogEnabled();
