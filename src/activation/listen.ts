@@ -46,16 +46,14 @@ export type ListenOptions<Data = undefined> = (
  * listen({ fd: passedFd(), hostname: "127.0.0.1", port: 4000, socket });
  * ```
  */
-export function listen<Data = undefined>({
-  maxConnections,
-  ...options
-}: ListenOptions<Data>): Listener<Data> {
+export function listen<Data = undefined>(options: ListenOptions<Data>): Listener<Data> {
   requireBun();
+  const { maxConnections, ...own } = options;
   const bound =
     maxConnections === undefined
       ? undefined
       : new MaxConnections<Data>(maxConnections, options.tls);
-  const counted = bound ? { ...options, socket: bound.counting(options.socket) } : options;
+  const counted = bound ? { ...own, socket: bound.counting(own.socket) } : own;
   if (options.fd === undefined) {
     const listener = runtime.listen(counted);
     bound?.apply(listener, adopt(listener.fd), libc.duplicate(listener.fd));

@@ -56,7 +56,7 @@ function declaration(source: string): string {
   const [, kind = ""] = /^export (?:async )?(\w+)/.exec(source) ?? [];
   const end =
     kind === "function"
-      ? /^(export|\)).*( \{|;)$/m
+      ? /^(export|[)}]).*( \{|;)$/m
       : kind === "interface" || kind === "class"
         ? /^\}$/m
         : /;(?=\n\n|\n$)/;
