@@ -74,8 +74,17 @@ test: node_modules/.installed ## Pass every test (ARGS="-t NAME" or a path for s
 	@skipped=$$(mktemp); trap 'cat "$$skipped"; rm "$$skipped"' EXIT; trap 'exit 1' HUP INT TERM; \
 	SKIPPED=$$skipped $(BUN) test $(or $(ARGS),--coverage)
 
-test-bun: node_modules/.bun-$(VERSION) ## Pass the module's tests on another Bun (VERSION=1.4.0)
-	@$< test $(or $(ARGS),test/unit)
+# The oldest Bun is that of "engines". `make test` has the pinned one.
+test-bun: node_modules/.installed ## Pass the module's tests on the oldest and the newest Bun (or VERSION=1.4.2)
+	@newest=$$($(BUN) info bun version) || exit; \
+	for version in $(or $(VERSION),$$(sed -n 's/.*"bun": ">=\(.*\)"/\1/p' package.json) $$newest); do \
+		[ $$version = $(BUN_VERSION) ] || $(MAKE) --no-print-directory test-bun-$$version || exit; \
+	done
+
+# What starts none of the executables.
+test-bun-%: node_modules/.bun-%
+	@echo "test   on bun $*"
+	@$< test $(or $(ARGS),test/unit test/activate/hot test/activate/wrapped test/package/readme test/package/frameworks)
 
 bench: all ## Measure the services and their peers (ARGS="--quick", "--json FILE")
 	@$(BUN) test/bench/run.ts $(ARGS)
@@ -150,6 +159,7 @@ $(BUN): | $(if $(filter demo test,$(MAKECMDGOALS)),set-up)
 	done; echo "make: no bun $(BUN_VERSION) that was fetched runs on this machine" >&2; exit 1
 
 # Another bun of the same platform beside the pinned one, for the tests.
+.PRECIOUS: node_modules/.bun-%
 node_modules/.bun-%: | $(BUN)
 	@echo "fetch  bun $*"
 	@package=$$(readlink $(BUN)); package=$${package%/bin/bun}; \

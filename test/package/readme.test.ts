@@ -188,6 +188,19 @@ test("every export is in the reference, under a heading of its own", async () =>
   expect(exported.filter((name) => !headings.includes(name))).toEqual([]);
 });
 
+test("every link within the page leads to a heading", () => {
+  const text = readFileSync(README, "utf8");
+  const headings = [...text.matchAll(/^#+ (.*)$/gm)].map(([, title = ""]) =>
+    title
+      .toLowerCase()
+      .replace(/[^a-z0-9 _-]/g, "")
+      .replaceAll(" ", "-"),
+  );
+  const links = [...text.matchAll(/\]\(#(.*?)\)/g)].map(([, anchor = ""]) => anchor);
+  expect(links.length).toBeGreaterThan(10);
+  expect(links.filter((anchor) => !headings.includes(anchor))).toEqual([]);
+});
+
 test("no row of a table is wider than a terminal", () => {
   const rows = readFileSync(README, "utf8").match(/^\|.*/gm) ?? [];
   expect(rows.filter((row) => row.length > 120)).toEqual([]);

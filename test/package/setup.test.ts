@@ -295,11 +295,11 @@ describe(".ci/run", () => {
     expect(called).toContain("make test");
   });
 
-  for (const fails of ["demo", "check", "test"])
+  for (const fails of ["demo", "check", "test", "test-bun"])
     test(`fails where make ${fails} does`, async () => {
       const { status, called, last } = await ci(0, fails);
       expect([status, last]).toEqual([1, "5 passed, 1 failed, 0 skipped"]);
-      expect(called).toHaveLength(3);
+      expect(called).toHaveLength(4);
     });
 
   test("fails where a test is skipped", async () => {
