@@ -105,7 +105,7 @@ export function isListeningStream(fd: number): boolean {
   );
 }
 
-/** One phrase that names what a descriptor is, for messages and status texts. */
+/** Returns words for a message or a status text, such as `a listening stream socket (IPv4)`. */
 export function phrase(descriptor: Descriptor): string {
   if (descriptor.kind === "other") return "an anonymous file";
   if (descriptor.kind !== "socket") return `a ${descriptor.kind}`;
@@ -114,7 +114,7 @@ export function phrase(descriptor: Descriptor): string {
   return `${state} ${type} socket (${typeof family === "number" ? `family ${family}` : family})`;
 }
 
-/** Where a socket listens, as one writes it in `ListenStream=`. */
+/** Returns the local address of a socket as `ListenStream=` has it; empty if it has none. */
 export function endpoint(descriptor: Descriptor): string {
   if (descriptor.kind !== "socket") return "";
   if ("path" in descriptor) return descriptor.path;

@@ -74,8 +74,8 @@ export function passedFd(): number | undefined {
 }
 
 /**
- * Returns the one connection that the service manager accepted and passed (`Accept=yes`). It removes the
- * `LISTEN_*` variables from `process.env`, and opens no FFI library.
+ * Returns the one connection that the service manager accepted and passed (`Accept=yes`). It removes
+ * the `LISTEN_*` variables from `process.env`, and opens no FFI library.
  *
  * @returns The number of its descriptor, for {@link adoptConnection}.
  * @throws {ActivationError} (78) if nothing was passed, or more than one descriptor, or a variable
