@@ -147,6 +147,14 @@ test("where libc cannot be called, the journal gets the line with the level befo
   expect(await run(program, asJournal)).toEqual({ out: "true\n", err: "<5>two lines N=1\n" });
 });
 
+test("a stdout that is the journal makes no journal of stderr", () => {
+  const journal = "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/$$/fd/1)";
+  const script = `import { stderrIsJournal } from "${MODULE}"; console.log(stderrIsJournal())`;
+  const command = ["/bin/sh", "-c", `${journal}; exec "$0" -e "$1"`, process.execPath, script];
+  const { stdout } = Bun.spawnSync(command, { stdout: "pipe", stderr: "pipe" });
+  expect(stdout.toString()).toBe("false\n");
+});
+
 test("a name that the journal does not allow, a value of no kind and a level of none are errors", () => {
   const names = ["", "a", "_PID", "1A", "A-B", "A B", "Ä", "A=", "A\n", "A".repeat(65)];
   for (const name of [...names, "MESSAGE", "PRIORITY"]) {
