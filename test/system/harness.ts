@@ -85,7 +85,8 @@ export async function dropIn(
   ...lines: string[]
 ): Promise<AsyncDisposable> {
   const path = `/run/systemd/system/${unit}.d/90-test.conf`;
-  await machine.write(path, `[Service]\n${lines.join("\n")}\n`);
+  const section = unit.endsWith(".socket") ? "Socket" : "Service";
+  await machine.write(path, `[${section}]\n${lines.join("\n")}\n`);
   await machine.must("systemctl", "daemon-reload");
   return {
     async [Symbol.asyncDispose]() {

@@ -51,7 +51,7 @@ describe.skipIf(cannotRun)("overload", () => {
       const lines = ["ListenStream=", ...paths.map((path) => `ListenStream=${path}`)];
       await machine.must("systemctl", "stop", SERVICE, SOCKET);
       {
-        await using _ = await socketDropIn(...lines);
+        await using _ = await dropIn(machine, SOCKET, ...lines);
         await machine.must("systemctl", "start", SERVICE);
         expect(await show(machine, SERVICE, "ActiveState")).toBe("active");
         expect(await show(machine, SERVICE, "StatusText")).toBe(
@@ -95,16 +95,4 @@ describe.skipIf(cannotRun)("overload", () => {
     expect(await show(machine, SERVICE, "MainPID")).not.toBe(main);
     expect(await greeting(machine, 4000)).toMatchObject({ served: 1, lost: {} });
   });
-
-  async function socketDropIn(...lines: string[]): Promise<AsyncDisposable> {
-    const path = `/run/systemd/system/${SOCKET}.d/90-test.conf`;
-    await machine.write(path, `[Socket]\n${lines.join("\n")}\n`);
-    await machine.must("systemctl", "daemon-reload");
-    return {
-      async [Symbol.asyncDispose]() {
-        await machine.must("rm", path);
-        await machine.must("systemctl", "daemon-reload");
-      },
-    };
-  }
 });
