@@ -17,7 +17,7 @@ export interface DrainOptions {
 }
 
 /** How long the last to be accepted have for their first request. Newcomers wait that long. */
-const LINGER = 100;
+const LINGER = 50;
 /** How often to look for requests under way: Bun does not report their end. */
 const INTERVAL = 5;
 

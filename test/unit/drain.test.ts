@@ -323,7 +323,7 @@ test("who connects just before grace is over has a moment for the first request"
   const server = serve({ fd: it.fd, fetch: () => new Response("in time") });
   const drained = drain(server, { grace: 100 });
   const kept = await Kept.to(it.to);
-  await Bun.sleep(140);
+  await Bun.sleep(125);
   expect(await kept.ask("/")).toEqual({ status: 200, body: "in time", closes: true });
   expect(await drained).toBe(true);
 });
