@@ -3,7 +3,7 @@
  * first byte of a connection that starts the service, and the exposure that
  * `systemd-analyze security` sees, with no hardening, with each group of directives alone (what
  * stands between two blank lines of the drop-in), and with the whole drop-in. The tables are for
- * the README.
+ * the README of this folder.
  *
  *     bun test/bench/hardening.ts [ROUNDS]
  *
@@ -105,7 +105,7 @@ async function measure(
   await machine.must("systemctl", "stop", ...sockets);
 
   console.log(`\n${name}, ${rounds} connections each:\n`);
-  console.log("| directives | first byte (ms): median | best tenth | ratio | exposure |");
+  console.log("| directives | median, ms | best tenth | ratio | exposure |");
   console.log("|---|---|---|---|---|");
   let base = Number.NaN;
   let good = false;

@@ -1,7 +1,7 @@
 /* The programs of both READMEs, as they stand, under systemd-socket-activate. */
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 
 import {
   activate,
@@ -56,19 +56,20 @@ async function run(
 const get = async (port: number, path = "/"): Promise<string> =>
   await (await fetch(`http://127.0.0.1:${port}${path}`)).text();
 
-activated("the README's echo.ts compiles to one executable that echoes", async () => {
-  const source = write("echo.ts", programs(join(ROOT, "README.md")).get("echo.ts"));
-  const executable = join(directory.path, "echo");
+activated("the README's hello.ts serves as it stands, and compiled to one executable", async () => {
+  const source = write("hello.ts", programs(join(ROOT, "README.md")).get("hello.ts"));
+  const executable = join(directory.path, "hello");
   const build = [process.execPath, "build", "--compile", source, "--outfile", executable];
   expect(Bun.spawnSync(build, { cwd: directory.path }).exitCode).toBe(0);
-
-  const port = freePort();
-  await using service = await activate(executable, { flags: ["--fdname=echo"], listen: [port] });
-  const client = await Client.connect(port);
-  client.send("Hello\n");
-  client.finish();
-  expect(await client.received()).toBe("Welcome to echo\nHello\n");
-  expect(service.stderr).not.toContain("error");
+  for (const [command, args] of [
+    [process.execPath, [source]],
+    [executable, []],
+  ] as const) {
+    const port = freePort();
+    await using service = await activate(command, { listen: [port], args });
+    expect(await get(port)).toBe("Hello\n");
+    expect(service.said).toBe("");
+  }
 });
 
 activated("http.ts serves, reports readiness, and ends at SIGTERM", async () => {
@@ -201,7 +202,11 @@ test("every link within the page leads to a heading", () => {
   expect(links.filter((anchor) => !headings.includes(anchor))).toEqual([]);
 });
 
-test("no row of a table is wider than a terminal", () => {
-  const rows = readFileSync(README, "utf8").match(/^\|.*/gm) ?? [];
-  expect(rows.filter((row) => row.length > 120)).toEqual([]);
-});
+test.each([README, "README.md", "test/bench/README.md"])(
+  "no row of a table of %s is wider than a terminal",
+  (path) => {
+    const rows = readFileSync(resolve(ROOT, path), "utf8").match(/^\|.*/gm) ?? [];
+    expect(rows.length).toBeGreaterThan(0);
+    expect(rows.filter((row) => row.length > 120)).toEqual([]);
+  },
+);

@@ -269,7 +269,7 @@ describe.skipIf(cannotRun)("installation", () => {
   });
 
   test("removing as the README says it leaves nothing behind", async () => {
-    await machine.must("systemctl", "disable", "--now", ...SOCKETS, "socket-service.service");
+    await machine.must("systemctl", "disable", "--now", ...SOCKETS);
     await make("uninstall");
     await machine.must("systemctl", "daemon-reload");
     const found = ["find", "/usr/local", "/etc/systemd", "/run/systemd/system"];
