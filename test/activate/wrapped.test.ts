@@ -100,7 +100,7 @@ describe.skipIf(lacks("systemd-socket-activate", "npm"))(
 );
 
 describe("it does not warn", () => {
-  test("if the shell becomes the program", async () => {
+  test.skipIf(lacks("systemd-socket-activate"))("if the shell becomes the program", async () => {
     const run = 'exec "$0" "$1" passedFd';
     expect(await start("/bin/sh", "-c", run, BUN, program)).toEqual({
       wrappers: [],
