@@ -1,7 +1,17 @@
-/* What `serve` is there for, seen in Bun itself. */
+/* What is asked of Bun itself: a version, and what `serve` is there for. */
 import { expect, test } from "bun:test";
 
+import { requireBun } from "../../src/activation/runtime.ts";
+import { refusal, thrown } from "../support/checks.ts";
 import { listening } from "../support/listening.ts";
+
+test("Bun 1.4.0 and newer will do, and an older one is refused", () => {
+  requireBun();
+  for (const version of ["1.4.0", "1.4.5", "1.5.0", "1.10.0", "2.0.0", "10.0.0"])
+    requireBun(version);
+  for (const version of ["0.8.1", "1.0.0", "1.0.36", "1.3.14"])
+    expect(thrown(() => requireBun(version))).toEqual(refusal(71, /^Bun \S+ is too old for /));
+});
 
 test("Bun.serve ignores fd", async () => {
   using socket = listening("IPv4");
