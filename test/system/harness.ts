@@ -37,8 +37,8 @@ export async function nothingFailed(machine: Machine): Promise<void> {
 
 export type Kind = "once" | "load" | "pulse" | "silent" | "trickle" | "reset";
 
-/** A running client.ts. */
-export class Clients {
+/** A running client.ts, which ends with the test. */
+export class Clients implements AsyncDisposable {
   readonly #process: Bun.Subprocess<"pipe", "pipe", "inherit">;
   readonly #lines: AsyncIterableIterator<string>;
 
@@ -65,6 +65,11 @@ export class Clients {
     for await (const line of this.#lines) last = line;
     await this.#process.exited;
     return JSON.parse(last);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#process.kill("SIGKILL");
+    await this.#process.exited;
   }
 }
 

@@ -5,6 +5,7 @@ import {
   Clients,
   dropIn,
   installed,
+  journal,
   nothingFailed,
   SERVICES,
   show,
@@ -39,10 +40,11 @@ describe.skipIf(cannotRun)("load", () => {
     });
 
   test("20 restarts under a load of 64 clients lose no connection", async () => {
-    const clients = new Clients(machine, "load", 4000, 64);
+    await using clients = new Clients(machine, "load", 4000, 64);
     for (let i = 0; i < 20; i += 1) {
       const { begun } = await clients.tally();
-      await machine.must("systemctl", "restart", SERVICE);
+      const { status } = await machine.run("systemctl", "restart", SERVICE);
+      expect([status, ...(status === 0 ? [] : await journal(machine, SERVICE))]).toEqual([0]);
       await until("the load goes on", 20, async () => (await clients.tally()).begun > begun + 200);
     }
     const { begun, served, lost } = await clients.finish();
@@ -61,7 +63,7 @@ describe.skipIf(cannotRun)("load", () => {
     );
     await machine.must("systemctl", "restart", SERVICE);
     // A load that never pauses would leave no moment to be idle in.
-    const clients = new Clients(machine, "pulse", 4000, 64, 100);
+    await using clients = new Clients(machine, "pulse", 4000, 64, 100);
     const exits = async () => {
       const log = await machine.must("journalctl", "--unit", SERVICE, "--output=cat");
       return log.split("Deactivated successfully").length;
@@ -77,7 +79,7 @@ describe.skipIf(cannotRun)("load", () => {
 
   test("kill -9 of the main process loses at most what it had accepted, three times", async () => {
     await machine.must("systemctl", "start", SERVICE);
-    const clients = new Clients(machine, "load", 4000, 64);
+    await using clients = new Clients(machine, "load", 4000, 64);
     for (let i = 0; i < 3; i += 1) {
       const { begun } = await clients.tally();
       await until("the load goes on", 20, async () => (await clients.tally()).begun > begun + 500);
@@ -98,7 +100,7 @@ describe.skipIf(cannotRun)("load", () => {
 
   test("many clients of each socket at once are all greeted", async () => {
     for (const [i, count] of [1000, 100, 100].entries()) {
-      const clients = new Clients(machine, "once", SERVICES[i]?.port ?? 0, count);
+      await using clients = new Clients(machine, "once", SERVICES[i]?.port ?? 0, count);
       expect(await clients.finish()).toMatchObject({ begun: count, served: count, lost: {} });
     }
     await listening();

@@ -104,7 +104,7 @@ describe.skipIf(cannotRun)("units", () => {
     await until("it has pinged", 5, async () => (await ping()) !== first);
     const main = await show(machine, SERVICE, "MainPID");
     await machine.must("kill", "-STOP", main);
-    const clients = new Clients(machine, "once", 4000, 20);
+    await using clients = new Clients(machine, "once", 4000, 20);
     await until("the watchdog has fired", 10, async () =>
       (await journal(machine, SERVICE)).some((line) => line.includes("Watchdog timeout")),
     );
@@ -143,7 +143,7 @@ describe.skipIf(cannotRun)("units", () => {
 
   test("stopping lets open connections finish, and is a success", async () => {
     await machine.must("systemctl", "start", SERVICE);
-    const clients = new Clients(machine, "silent", 4000, 10);
+    await using clients = new Clients(machine, "silent", 4000, 10);
     await until("the clients are greeted", 5, async () => (await clients.tally()).served === 10);
     const before = performance.now();
     await machine.must("systemctl", "stop", SERVICE);
@@ -204,7 +204,7 @@ describe.skipIf(cannotRun)("units", () => {
 
   /** The environment of a process that has greeted a client, and what its first descriptors are. */
   async function greeted(unit: string, port: number) {
-    const clients = new Clients(machine, "silent", port, 1);
+    await using clients = new Clients(machine, "silent", port, 1);
     await until("there is a connection", 5, async () => (await clients.tally()).served === 1);
     // Of instances for earlier clients the last may be about to end.
     const process = await until("there is one process", 5, async () => {
