@@ -9,7 +9,8 @@
  *     const client = machine.client(join(import.meta.dir, "client.ts"), "once", "4000", "1");
  *     await machine.shutdown();
  */
-import { mkdir, mkdtemp, readFile, readlink, rmdir, unlink } from "node:fs/promises";
+import { existsSync } from "node:fs";
+import { mkdir, mkdtemp, readdir, readFile, readlink, rmdir, unlink } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 
@@ -92,11 +93,12 @@ export class Machine implements AsyncDisposable {
     // The bind mount is in a mount namespace of its own and so goes with it.
     // basic.target has sockets, logins by systemctl and users' managers, and none of the services
     // that this machine happens to have.
-    const script = `mount --bind / "$1" && exec systemd-nspawn --directory="$1" \
+    const script = `mkdir "$4" && echo $$ > "$4/cgroup.procs" && mount --bind / "$1" && exec systemd-nspawn --directory="$1" \
       --volatile=overlay --bind-ro="$2:${CHECKOUT}" --machine="$3" --boot --private-network \
       --register=no --keep-unit --link-journal=no --console=passive systemd.unit=basic.target`;
     const apart = [...DIES_WITH_US, "TERM", "unshare", "--mount", "--propagation=private"];
-    const args = [root, resolve(import.meta.dir, "../.."), basename(directory)];
+    const name = basename(directory);
+    const args = [root, resolve(import.meta.dir, "../.."), name, await cgroup(name)];
     const nspawn = Bun.spawn([...apart, "sh", "-c", script, "sh", ...args], {
       env: { PATH: process.env["PATH"] ?? "", SYSTEMD_NSPAWN_UNIFIED_HIERARCHY: "1" },
       stdin: "ignore",
@@ -211,6 +213,29 @@ async function remove(directory: string): Promise<void> {
   await rmdir(directory);
   // systemd-nspawn leaves this one behind where /run is not a tmpfs.
   await rmdir(`/run/systemd/nspawn/propagate/${basename(directory)}`).catch(() => undefined);
+  const group = await cgroup(basename(directory));
+  // A boot that failed early has none.
+  if (existsSync(group)) await removeCgroup(group);
+}
+
+/**
+ * A control group for a machine, below this process's own: two machines in one would be two managers
+ * of the same groups, each of which kills what the other has started.
+ */
+async function cgroup(name: string): Promise<string> {
+  const [mounts, own] = await Promise.all([
+    readFile("/proc/self/mounts", "utf8"),
+    readFile("/proc/self/cgroup", "utf8"),
+  ]);
+  const root = / (\S+) cgroup2 /.exec(mounts)?.[1] ?? "/sys/fs/cgroup";
+  return join(root, /^0::(.*)$/m.exec(own)?.[1] ?? "/", name);
+}
+
+/** A control group has directories, which can be removed, and files, which cannot and need not. */
+async function removeCgroup(path: string): Promise<void> {
+  for (const entry of await readdir(path, { withFileTypes: true }))
+    if (entry.isDirectory()) await removeCgroup(join(path, entry.name));
+  await rmdir(path);
 }
 
 /** The child of systemd-nspawn that is the init of another pid namespace, once there is one. */
