@@ -12,6 +12,7 @@ SOURCES := $(shell find src -name '*.ts') package.json Makefile
 SERVICES := $(patsubst units/%.socket,%,$(wildcard units/*.socket))
 DROPINS := $(patsubst units/%,%,$(wildcard units/*.d/*.conf))
 UNITS := $(patsubst units/%,%,$(wildcard units/*.service units/*.socket))
+PAGES := $(notdir $(wildcard units/man/*))
 
 # Where packagers expect to be asked.
 PREFIX ?= /usr/local
@@ -19,7 +20,9 @@ override PREFIX := $(PREFIX:%/=%)
 BINDIR ?= $(PREFIX)/bin
 UNITDIR ?= $(if $(filter /usr /usr/local,$(PREFIX)),$(PREFIX)/lib/systemd/system,$(error \
 	systemd looks for no units under PREFIX=$(PREFIX): set UNITDIR, for example UNITDIR=/etc/systemd/system))
+MANDIR ?= $(PREFIX)/share/man
 USER_BINDIR = $(HOME)/.local/bin
+USER_MANDIR = $(HOME)/.local/share/man
 USER_UNITDIR = $(HOME)/.config/systemd/user
 
 # Mistakes that are said before anything is built.
@@ -27,9 +30,10 @@ $(if $(filter install uninstall,$(MAKECMDGOALS)),$(if $(UNITDIR),))
 $(if $(and $(filter %install-user,$(MAKECMDGOALS)),$(SUDO_USER),$(filter 0,$(shell id -u))),$(error \
 	as root this would change $(HOME): run it as $(SUDO_USER), without sudo))
 
-# $(call install_into,BINDIR,UNITDIR,UNITS) stops at the first failure. Executables come first, so
-# that no unit names one that is not there. A file takes the old one's place in one rename: a running
-# executable can be replaced, and a start at that moment finds the old or the new one, whole.
+# $(call install_into,BINDIR,UNITDIR,MANDIR,UNITS) stops at the first failure. Executables and pages
+# come first, so that no unit names one that is not there. A file takes the old one's place in one
+# rename: a running executable can be replaced, and a start at that moment finds the old or the new
+# one, whole.
 define install_into
 	@case '$(1)' in [!/]*|*[!A-Za-z0-9/._+:,@~-]*) \
 		echo 'BINDIR must be an absolute path of letters, digits and /._+:,@~-, not "$(1)"' >&2; \
@@ -39,17 +43,20 @@ define install_into
 		mode=$$1 target=$$2 new=$$2.new; shift 2; echo "install $$target"; mkdir -p "$${target%/*}"; \
 		"$$@" > "$$new"; chmod $$mode "$$new"; mv -fT "$$new" "$$target"; \
 	}; \
+	fill() { put 644 "$$1" sed 's|@BINDIR@|$(1)|' "$$2"; }; \
 	for name in $(SERVICES); do put 755 '$(DESTDIR)$(1)'/$$name cat dist/$$name; done; \
-	for unit in $(3); do put 644 '$(DESTDIR)$(2)'/$$unit sed 's|@BINDIR@|$(1)|' units/$$unit; done
+	for page in $(PAGES); do fill '$(DESTDIR)$(3)'/man$${page##*.}/$$page units/man/$$page; done; \
+	for unit in $(4); do fill '$(DESTDIR)$(2)'/$$unit units/$$unit; done
 endef
 
-# $(call uninstall_from,BINDIR,UNITDIR,UNITS) removes also what an interrupted install left.
+# $(call uninstall_from,BINDIR,UNITDIR,MANDIR,UNITS) removes also what an interrupted install left.
 define uninstall_from
 	@status=0; \
 	remove() { rm -fv "$$1" "$$1.new" || status=1; }; \
 	for name in $(SERVICES); do remove '$(DESTDIR)$(1)'/$$name; done; \
-	for unit in $(3); do remove '$(DESTDIR)$(2)'/$$unit; done; \
-	rmdir $(foreach name,$(sort $(filter %.d/,$(dir $(3)))),'$(DESTDIR)$(2)/$(name)') 2>/dev/null; \
+	for page in $(PAGES); do remove '$(DESTDIR)$(3)'/man$${page##*.}/$$page; done; \
+	for unit in $(4); do remove '$(DESTDIR)$(2)'/$$unit; done; \
+	rmdir $(foreach name,$(sort $(filter %.d/,$(dir $(4)))),'$(DESTDIR)$(2)/$(name)') 2>/dev/null; \
 	exit $$status
 endef
 
@@ -108,22 +115,22 @@ pack: node_modules/.installed ## Pack the module for other projects: dist/socket
 	@cd dist/package && ../../$(BUN) pm pkg delete private scripts devDependencies
 	@cd dist/package && ../../$(BUN) pm pack --quiet --destination ..
 
-install: all ## Install executables, units and hardening (DESTDIR, PREFIX, BINDIR, UNITDIR)
-	$(call install_into,$(BINDIR),$(UNITDIR),$(DROPINS) $(UNITS))
+install: all ## Install executables, units, hardening, manual (DESTDIR, PREFIX, BINDIR, UNITDIR, MANDIR)
+	$(call install_into,$(BINDIR),$(UNITDIR),$(MANDIR),$(DROPINS) $(UNITS))
 	@echo 'Next, on the machine it is for: systemctl daemon-reload'
 	@echo 'then: systemctl enable --now $(SERVICES:=.socket)'
 
 uninstall: ## Remove exactly what install put there
-	$(call uninstall_from,$(BINDIR),$(UNITDIR),$(DROPINS) $(UNITS))
+	$(call uninstall_from,$(BINDIR),$(UNITDIR),$(MANDIR),$(DROPINS) $(UNITS))
 	@echo 'Next, on the machine it was for: systemctl daemon-reload'
 
-install-user: all ## Install for the calling user: ~/.local/bin, ~/.config/systemd/user
-	$(call install_into,$(USER_BINDIR),$(USER_UNITDIR),$(UNITS))
+install-user: all ## Install for the calling user: under ~/.local and ~/.config/systemd/user
+	$(call install_into,$(USER_BINDIR),$(USER_UNITDIR),$(USER_MANDIR),$(UNITS))
 	@echo 'Next: systemctl --user daemon-reload'
 	@echo 'then: systemctl --user enable --now $(SERVICES:=.socket)'
 
 uninstall-user: ## Remove exactly what install-user put there
-	$(call uninstall_from,$(USER_BINDIR),$(USER_UNITDIR),$(UNITS))
+	$(call uninstall_from,$(USER_BINDIR),$(USER_UNITDIR),$(USER_MANDIR),$(UNITS))
 	@echo 'Next: systemctl --user daemon-reload'
 
 clean: ## Remove what was built

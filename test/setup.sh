@@ -18,6 +18,8 @@ demo systemd-socket-activate systemd
 test curl                    curl
 test nc                      netcat-openbsd
 test telnet                  telnet
+test man                     man-db
+test mandoc                  mandoc
 test libsystemd.so.0         libsystemd0        /lib/*/libsystemd.so.0 /usr/lib64/libsystemd.so.0
 test systemd-nspawn          systemd-container
 test nsenter                 util-linux

@@ -43,14 +43,14 @@ function script(path: string, text: string): void {
 
 describe("test/setup.sh", () => {
   const ALL =
-    "curl dbus-user-session iproute2 libpam-systemd libsystemd0 mount netcat-openbsd npm " +
-    "procps systemd systemd-container telnet util-linux";
+    "curl dbus-user-session iproute2 libpam-systemd libsystemd0 man-db mandoc mount netcat-openbsd " +
+    "npm procps systemd systemd-container telnet util-linux";
   const INSTALL = `apt-get install --no-install-recommends ${ALL}`;
 
   /** What an installation brings. */
   const BRING = `mkdir -p ../bin ../lib/x/security ../usr/lib/systemd/user && touch ../bin/kill \
     ../lib/x/libsystemd.so.0 ../lib/x/security/pam_systemd.so ../usr/lib/systemd/user/dbus.socket &&
-    for name in curl ip mount nc npm nsenter setpriv ss systemd-nspawn \
+    for name in curl ip man mandoc mount nc npm nsenter setpriv ss systemd-nspawn \
     systemd-socket-activate telnet unshare; do ln -s /bin/true $name; done`;
 
   /**

@@ -10,6 +10,7 @@ import { SERVICES, SOCKETS } from "./harness.ts";
 import { CHECKOUT, Machine } from "./machine.ts";
 
 const UNITS = "usr/local/lib/systemd/system";
+const MANUAL = "usr/local/share/man";
 const INSTALLED = [
   "usr/local/bin/socket-service",
   "usr/local/bin/socket-service-accepted",
@@ -23,6 +24,10 @@ const INSTALLED = [
   `${UNITS}/socket-service.service`,
   `${UNITS}/socket-service.service.d/50-hardening.conf`,
   `${UNITS}/socket-service.socket`,
+  `${MANUAL}/man7/socket-service.units.7`,
+  `${MANUAL}/man8/socket-service-accepted.8`,
+  `${MANUAL}/man8/socket-service-inet.8`,
+  `${MANUAL}/man8/socket-service.8`,
 ];
 
 setDefaultTimeout(60_000);
@@ -62,17 +67,23 @@ describe.skipIf(cannotRun)("installation", () => {
     ).toContain("\nExecStart=/usr/bin/socket-service\n");
   });
 
-  test("with BINDIR and UNITDIR each is where it was asked for", async () => {
-    await make("install", "DESTDIR=/tmp/dirs", "BINDIR=/opt/s/bin", "UNITDIR=/etc/systemd/system");
+  test("with BINDIR, UNITDIR and MANDIR each is where it was asked for", async () => {
+    const directories = ["BINDIR=/opt/s/bin", "UNITDIR=/etc/systemd/system", "MANDIR=/opt/s/man"];
+    await make("install", "DESTDIR=/tmp/dirs", ...directories);
     expect(await files("/tmp/dirs")).toEqual(
       INSTALLED.map((path) =>
-        path.replace("usr/local/bin", "opt/s/bin").replace(UNITS, "etc/systemd/system"),
+        path
+          .replace("usr/local/bin", "opt/s/bin")
+          .replace(UNITS, "etc/systemd/system")
+          .replace(MANUAL, "opt/s/man"),
       ).toSorted(),
     );
     const unit = "/tmp/dirs/etc/systemd/system/socket-service-inet@.service";
     expect(await machine.must("cat", unit)).toContain(
       "\nExecStart=/opt/s/bin/socket-service-inet\n",
     );
+    const page = await machine.must("cat", "/tmp/dirs/opt/s/man/man8/socket-service.8");
+    expect(page).toContain("\n.It Pa /opt/s/bin/socket-service-inet\n");
   });
 
   test("a BINDIR that cannot stand in a unit is refused, and nothing is installed", async () => {
@@ -218,13 +229,54 @@ describe.skipIf(cannotRun)("installation", () => {
 
   test("systemd-analyze verify finds nothing to say about the units", async () => {
     const units = SERVICES.flatMap(({ name, unit }) => [`${name}.socket`, unit]);
-    const verify = ["systemd-analyze", "--recursive-errors=yes", "--man=no", "verify"];
+    // With man, that the pages of Documentation= are there too.
+    const man = lacks("man") ? "--man=no" : "--man=yes";
+    const verify = ["systemd-analyze", "--recursive-errors=yes", man, "verify"];
     expect(await machine.run(...verify, ...units.map((unit) => `/${UNITS}/${unit}`))).toEqual({
       status: 0,
       stdout: "",
       stderr: "",
     });
   });
+
+  test("each unit names its service and its manual pages", async () => {
+    for (const { name, unit } of SERVICES)
+      for (const file of [`${name}.socket`, unit]) {
+        const text = await machine.must("systemctl", "cat", file);
+        expect(text).toContain(`\nDescription=${name}: `);
+        expect(text).toContain(`\nDocumentation=man:${name}(8) man:socket-service.units(7)\n`);
+      }
+  });
+
+  const pages = ["units.7", "8"].map((page) => `socket-service.${page}`);
+  for (const page of pages)
+    test.skipIf(lacks("mandoc"))(`mandoc -T lint has nothing to say about ${page}`, async () => {
+      const path = `/${MANUAL}/man${page.slice(-1)}/${page}`;
+      const { stdout, stderr } = await machine.run("mandoc", "-T", "lint", path);
+      // It looks for the pages that this one refers to in a database of its own.
+      const others = /^mandoc: (\S+ STYLE: referenced manual not found:|outdated mandoc.db) .*\n/gm;
+      expect((stdout + stderr).replace(others, "")).toBe("");
+    });
+
+  test.skipIf(lacks("man"))(
+    "man shows each page under each of its names, and warns of nothing",
+    async () => {
+      const man = ["env", "LC_ALL=C.UTF-8", "MANWIDTH=80", "man", "--warnings"];
+      for (const [name, line] of [
+        ...SERVICES.map(
+          ({ name }) =>
+            [name, "socket-service, socket-service-accepted, socket-service-inet — "] as const,
+        ),
+        ["socket-service.units", "socket-service.units — settings"],
+      ] as const) {
+        const { status, stdout, stderr } = await machine.run(...man, name);
+        expect([status, stderr]).toEqual([0, ""]);
+        expect(stdout).toContain(`NAME\n     ${line}`);
+      }
+      const help = await machine.must("systemctl", "help", "socket-service.service");
+      expect(help).toContain("--idle-timeout");
+    },
+  );
 
   for (const { unit, name } of SERVICES) {
     const most = unit.includes("@") ? 1.5 : 0.5;
@@ -299,6 +351,7 @@ describe.skipIf(cannotRun)("installation", () => {
     expect(await files("/home/someone/.local/bin")).toEqual(SERVICES.map(({ name }) => name));
     const units = await files("/home/someone/.config/systemd/user");
     expect(units).toHaveLength(6);
+    expect(await files("/home/someone/.local/share/man")).toHaveLength(4);
     await asUser("systemctl", "--user", "daemon-reload");
     await asUser("systemctl", "--user", "enable", "--now", ...SOCKETS);
     for (const { port } of SERVICES) {
