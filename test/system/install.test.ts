@@ -271,7 +271,7 @@ describe.skipIf(cannotRun)("installation", () => {
       ] as const) {
         const { status, stdout, stderr } = await machine.run(...man, name);
         expect([status, stderr]).toEqual([0, ""]);
-        expect(stdout).toContain(`NAME\n     ${line}`);
+        expect(stdout.replaceAll(/\n +/g, "\n")).toContain(`NAME\n${line}`);
       }
       const help = await machine.must("systemctl", "help", "socket-service.service");
       expect(help).toContain("--idle-timeout");
@@ -310,9 +310,15 @@ describe.skipIf(cannotRun)("installation", () => {
     // It may have been idle, and have ended.
     await greeting(machine, 4000);
     const main = () => show(machine, "socket-service.service", "MainPID");
-    for (const units of [["socket-service.service"], SOCKETS]) {
+    for (const commands of [
+      [["try-restart", "socket-service.service"]],
+      [
+        ["stop", "socket-service.service"],
+        ["try-restart", ...SOCKETS],
+      ],
+    ]) {
       const before = await main();
-      await machine.must("systemctl", "try-restart", ...units);
+      for (const command of commands) await machine.must("systemctl", ...command);
       expect(await main()).not.toBe(before);
       for (const { port } of SERVICES) {
         expect(await greeting(machine, port)).toMatchObject({ served: 1, lost: {} });
