@@ -19,15 +19,21 @@ const SERVICE = "socket-service.service";
 
 setDefaultTimeout(60_000);
 
-const PER_CONNECTION = { RuntimeMaxUSec: "1min", TimeoutStopUSec: "10s" };
+const PER_CONNECTION = {
+  RuntimeMaxUSec: "1min",
+  SystemCallErrorNumber: "1",
+  TimeoutStopUSec: "10s",
+};
 /** How fast a machine must be to reach the defaults differs: 64 at once, 200 in two seconds. */
 const ACCEPTS = { MaxConnections: "1024", TriggerLimitIntervalUSec: "0" };
-/** What systemd has in force, of what would take too long to be seen at work. */
+/** What systemd has in force: what takes long to be seen at work, or systemd-analyze passes over. */
 const LIMITS: Record<string, Record<string, string>> = {
   [SERVICE]: {
     LimitNOFILE: "16384",
+    PrivateIPC: "yes",
     RestartUSec: "500ms",
     StartLimitIntervalUSec: "0",
+    SystemCallErrorNumber: "1",
     TimeoutStopUSec: "10s",
     WatchdogUSec: "10s",
   },
@@ -170,7 +176,7 @@ describe.skipIf(cannotRun)("units", () => {
       );
     });
 
-  test("the limits are in force", async () => {
+  test("limits and what systemd-analyze passes over are in force", async () => {
     for (const [unit, properties] of Object.entries(LIMITS)) {
       const options = Object.keys(properties).map((name) => `--property=${name}`);
       const lines = (await machine.must("systemctl", "show", unit, ...options)).split("\n");
