@@ -1,0 +1,150 @@
+/** The commands of the README, each as it stands, in a booted machine that has a clone of its own. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { ROOT } from "../package/programs.ts";
+import { until } from "../support/until.ts";
+import { cannotRun, nothingFailed, SERVICES } from "./harness.ts";
+import { CHECKOUT, Machine } from "./machine.ts";
+
+setDefaultTimeout(60_000);
+
+/** Where a reader may have cloned it, and the empty directory beside it. */
+const CLONE = "/root/socket-service";
+const PROJECT = "/root/hello";
+
+/** Commands that run elsewhere. */
+const ELSEWHERE: Record<string, string> = {
+  "make test": "runs this file",
+  "make test-bun": "fetches other versions of Bun: .ci/run",
+};
+
+/** A command is a line of an indented block: the blocks of each section. */
+const sections = new Map<string, string[][]>();
+/** The files that a fenced block shows, by the name in its first line. */
+const files = new Map<string, string>();
+for (const section of readFileSync(join(ROOT, "README.md"), "utf8").split(/^## /m)) {
+  const [title = ""] = section.split("\n");
+  const blocks = section.matchAll(/(?:^ {4}.*\n)+/gm);
+  sections.set(
+    title,
+    [...blocks].map(([block]) => block.match(/(?<=^ {4}).*?(?=\s*(#.*)?$)/gm) ?? []),
+  );
+  for (const [, name = "", text = ""] of section.matchAll(/^```\w+\n\S+ (\S+)\n(.*?)^```/gms))
+    files.set(name, text);
+}
+
+describe.skipIf(cannotRun)("the README", () => {
+  let machine: Machine;
+  const ran = new Set<string>(Object.keys(ELSEWHERE));
+
+  beforeAll(async () => {
+    machine = await Machine.boot();
+    // The machine has the checkout read-only.
+    await machine.must("mkdir", "-p", "/run/clone/new", "/run/clone/work", CLONE, PROJECT);
+    const layers = `lowerdir=${CHECKOUT},upperdir=/run/clone/new,workdir=/run/clone/work`;
+    await machine.must("mount", "-t", "overlay", "-o", layers, "overlay", CLONE);
+    await machine.must("ln", "-s", process.execPath.replace(ROOT, CLONE), "/usr/local/bin/bun");
+    // A minimal Debian has no sudo, and root needs none.
+    await machine.write("/usr/local/bin/sudo", '#!/bin/sh\nexec "$@"\n');
+    await machine.must("chmod", "755", "/usr/local/bin/sudo");
+    for (const [name, text] of files) await machine.write(`${PROJECT}/${name}`, text);
+  });
+  afterAll(async () => {
+    await nothingFailed(machine);
+  });
+
+  const shell = (command: string, directory = CLONE): Promise<string> => {
+    ran.add(command);
+    return machine.must("env", `--chdir=${directory}`, "HOME=/root", "sh", "-c", command);
+  };
+
+  /** The blocks of a section; `count` is how many the test knows of. */
+  function blocks(section: string, count: number): string[][] {
+    const found = sections.get(section) ?? [];
+    expect(found).toHaveLength(count);
+    return found;
+  }
+
+  async function run(block: readonly string[] = [], directory = CLONE): Promise<void> {
+    for (const command of block) await shell(command, directory);
+  }
+
+  /** Has the command that stands in for systemd run, in another terminal, for as long as `use` takes. */
+  async function activated(command: string, directory: string, use: () => Promise<void>) {
+    ran.add(command);
+    const pid = await shell(`${command} >/run/clone/log 2>&1 & echo $!`, directory);
+    await until(`${command} listens`, 10, async () => {
+      const log = await machine.must("cat", "/run/clone/log");
+      return log.match(/^Listening on/gm)?.length === command.match(/ -l /g)?.length;
+    });
+    try {
+      await use();
+    } finally {
+      await machine.must("kill", pid);
+      await machine.must("tail", `--pid=${pid}`, "--follow", "/dev/null");
+    }
+  }
+
+  const GREETINGS = [
+    "This is a test",
+    "This socket was already accepted",
+    "This socket was passed on stdin/stdout",
+  ];
+
+  test("shows the greetings with make demo", async () => {
+    const said = await shell("make demo");
+    for (const greeting of GREETINGS) expect(said).toContain(greeting);
+  });
+
+  test("shows each service under systemd-socket-activate, and nc its greeting", async () => {
+    const [[first = ""] = [], [nc = ""] = [], others = [], [several = ""] = []] = blocks(
+      "Try it",
+      4,
+    );
+    for (const [i, command] of [first, ...others].entries())
+      await activated(command, CLONE, async () => {
+        expect(await shell(nc)).toBe(GREETINGS[i] ?? "");
+      });
+    await activated(several, CLONE, async () => {
+      for (const to of ["127.0.0.1 3000", "::1 3001", "-U /tmp/socket"])
+        expect(await shell(`nc ${to} </dev/null`)).toBe("This is a test");
+    });
+  });
+
+  test("installs, upgrades, shows and removes the services", async () => {
+    const [install, upgrade, sockets, remove, observe] = blocks("Install", 5);
+    const served = async () => {
+      for (const [i, { port }] of SERVICES.entries())
+        expect(await shell(`nc 127.0.0.1 ${port} </dev/null`)).toBe(GREETINGS[i] ?? "");
+    };
+    for (const block of [install, upgrade, sockets]) {
+      await run(block);
+      await served();
+    }
+    await run(observe);
+    await run(remove);
+    const found = ["find", "/usr/local", "/etc", "-name", "socket-service*"];
+    expect(await machine.must(...found)).toBe("");
+  });
+
+  test("has a service of the reader's own running", async () => {
+    const [get, [activate = ""] = [], install] = blocks("Your own service", 3);
+    await run(get, PROJECT);
+    const curl = "curl --silent --show-error http://127.0.0.1:3000";
+    await activated(activate, PROJECT, async () => expect(await shell(curl)).toBe("Hello"));
+    await run(install, PROJECT);
+    expect(await shell(curl)).toBe("Hello");
+    expect(await shell("systemctl is-active hello.service")).toBe("active");
+  });
+
+  test("says how to work on it", async () => {
+    for (const command of ["make format", "make check"]) await shell(command);
+    expect(await shell("make help")).toContain("make install");
+  });
+
+  test("has no other commands", () => {
+    const all = [...sections.values()].flat(2);
+    expect(all.filter((command) => !ran.has(command))).toEqual([]);
+  });
+});
