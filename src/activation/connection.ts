@@ -1,7 +1,7 @@
 import type { Socket, SocketHandler } from "bun";
 
 import { describe, phrase } from "./describe.ts";
-import { misconfigured } from "./error.ts";
+import { codeOf, misconfigured } from "./error.ts";
 import { hasCloseOnExec } from "./layout.ts";
 import { available, isDescriptor, wasConnected } from "./libc.ts";
 import { requireBun, runtime } from "./runtime.ts";
@@ -51,13 +51,13 @@ export async function adoptConnection(
 async function isSocket(fd: number): Promise<boolean> {
   const notOpen = misconfigured(`descriptor ${fd} is not open: pass a connection on it`);
   if (!isDescriptor(fd)) throw notOpen;
-  let code: unknown;
+  let code = "";
   try {
     (await runtime.udpSocket({ fd })).close();
   } catch (error) {
-    code = error instanceof Error && "code" in error ? error.code : undefined;
+    code = codeOf(error);
   }
-  if (code === undefined)
+  if (code === "")
     throw misconfigured(`descriptor ${fd} is a datagram socket, not a connection: pass one`);
   if (code === "EBADF" || (code === "ENOTSOCK" && isOurOwn(fd))) throw notOpen;
   return code !== "ENOTSOCK";

@@ -3,9 +3,8 @@ import * as layout from "./layout.ts";
 import { type FFI, requireBun, runtime } from "./runtime.ts";
 
 /*
- * The calls that this module makes to libc, and the only file that touches bun:ffi. The library is
- * opened at the first call: a process that makes none pays nothing, and runs without the JIT, which
- * bun:ffi needs. What the bytes mean is in layout.ts.
+ * The calls to libc: no other file touches bun:ffi. The library is opened at the first call: a
+ * process that makes none pays nothing, and runs without the JIT, which bun:ffi needs.
  */
 
 /** How far a search for a descriptor of Bun's goes, which is among the first that it opened. */
@@ -16,30 +15,17 @@ const O_NONBLOCK = 0o4000;
 const SO_COOKIE = 57;
 const IPPROTO_TCP = 6;
 const TCP_INFO = 11;
-const F_GETFD = 1;
-const F_SETFD = 2;
-const F_GETFL = 3;
-const F_SETFL = 4;
-const F_DUPFD_CLOEXEC = 1030;
-const F_ADD_SEALS = 1033;
+const F = { GETFD: 1, SETFD: 2, GETFL: 3, SETFL: 4, DUPFD_CLOEXEC: 1030, ADD_SEALS: 1033 };
 /** F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_WRITE: nothing can be changed any more. */
 const F_SEAL_ALL = 0xf;
 const FD_CLOEXEC = 1;
-const MFD_CLOEXEC = 1;
-const MFD_ALLOW_SEALING = 2;
-const MSG_NOSIGNAL = 0x4000;
-const MSG_DONTWAIT = 0x40;
-const EPOLL_CTL = { add: 1, delete: 2, modify: 3 } as const;
+const MFD = { CLOEXEC: 1, ALLOW_SEALING: 2 };
+const MSG = { DONTWAIT: 0x40, NOSIGNAL: 0x4000 };
+const EPOLL_CTL = { add: 1, delete: 2, modify: 3 };
 const RLIMIT_NOFILE = 7;
 const CLOCK_MONOTONIC = 1;
 const SYS_pidfd_open = 434;
-const ENOENT = 2;
-const EBADF = 9;
-const EAGAIN = 11;
-const ENOTSOCK = 88;
-const EMSGSIZE = 90;
-const ENOBUFS = 105;
-const ETOOMANYREFS = 109;
+const E = { NOENT: 2, BADF: 9, NOTSOCK: 88 };
 
 function load() {
   requireBun();
@@ -68,7 +54,6 @@ function load() {
       socket: { args: ["i32", "i32", "i32"], returns: "i32" },
       socketpair: { args: ["i32", "i32", "i32", "buffer"], returns: "i32" },
       syscall: { args: ["i64", "i32", "u32"], returns: "i64" },
-      write: { args: ["i32", "buffer", "u64"], returns: "i64" },
     });
     if (library instanceof Error) throw library;
     const { symbols } = library;
@@ -96,23 +81,17 @@ export function available(): boolean {
   }
 }
 
-/** Returns the result of a call, or throws what errno says if it failed. */
-function check(call: string, result: number | bigint): number {
+/** Returns the result of a call; undefined if errno is one of those expected. Throws any other. */
+function check(call: string, result: number | bigint): number;
+function check(call: string, result: number | bigint, ...expected: number[]): number | undefined;
+function check(call: string, result: number | bigint, ...expected: number[]): number | undefined {
   if (result >= 0) return Number(result);
   const errno = libc().errno();
+  if (expected.includes(errno)) return undefined;
   // Loaded by the call that needs it: node:util takes 2 ms.
   const { getSystemErrorMap } = process.getBuiltinModule("node:util");
   const [code, text] = getSystemErrorMap().get(-errno) ?? [`errno ${errno}`, "unknown error"];
   throw new ActivationError(ExitStatus.systemCall, `${call} failed, ${text} (${code})`, code);
-}
-
-/** The same, but returns undefined if errno is one of those expected. */
-function checkExcept(
-  call: string,
-  result: number | bigint,
-  ...expected: number[]
-): number | undefined {
-  return result < 0 && expected.includes(libc().errno()) ? undefined : check(call, result);
 }
 
 /** Whether this can be the number of a descriptor: bun:ffi cuts others to 32 bits, 2^32 + 3 to 3. */
@@ -127,21 +106,21 @@ export function close(fd: number): void {
 /** Whether close-on-exec is set; undefined if the descriptor is not open, or is no number of one. */
 export function closesOnExec(fd: number): boolean | undefined {
   if (!isDescriptor(fd)) return undefined;
-  const flags = checkExcept("fcntl", libc().fcntl(fd, F_GETFD, 0), EBADF);
+  const flags = check("fcntl", libc().fcntl(fd, F.GETFD, 0), E.BADF);
   return flags === undefined ? undefined : (flags & FD_CLOEXEC) !== 0;
 }
 
 export function setCloseOnExec(fd: number): void {
-  check("fcntl", libc().fcntl(fd, F_SETFD, FD_CLOEXEC));
+  check("fcntl", libc().fcntl(fd, F.SETFD, FD_CLOEXEC));
 }
 
 export function setNonBlocking(fd: number): void {
-  const flags = check("fcntl", libc().fcntl(fd, F_GETFL, 0));
-  check("fcntl", libc().fcntl(fd, F_SETFL, flags | O_NONBLOCK));
+  const flags = check("fcntl", libc().fcntl(fd, F.GETFL, 0));
+  check("fcntl", libc().fcntl(fd, F.SETFL, flags | O_NONBLOCK));
 }
 
 export function duplicate(fd: number): number {
-  return check("fcntl", libc().fcntl(fd, F_DUPFD_CLOEXEC, 0));
+  return check("fcntl", libc().fcntl(fd, F.DUPFD_CLOEXEC, 0));
 }
 
 /** dup3(2): makes `onto` refer to the same open file as `fd`, closing what it referred to before. */
@@ -154,7 +133,7 @@ export function socketOption(fd: number, option: number): number | undefined {
   if (!isDescriptor(fd)) return undefined;
   const value = new Int32Array(1);
   const result = libc().getsockopt(fd, layout.SOL_SOCKET, option, value, Uint32Array.of(4));
-  return checkExcept("getsockopt", result, ENOTSOCK, EBADF) === undefined ? undefined : value[0];
+  return check("getsockopt", result, E.NOTSOCK, E.BADF) === undefined ? undefined : value[0];
 }
 
 /** The local address of a socket, as the bytes of a sockaddr. */
@@ -206,7 +185,7 @@ export function socketPair(): [number, number] {
 export function socketCookie(fd: number): bigint | undefined {
   const value = new BigUint64Array(1);
   const result = libc().getsockopt(fd, layout.SOL_SOCKET, SO_COOKIE, value, Uint32Array.of(8));
-  return checkExcept("getsockopt", result, ENOTSOCK, EBADF) === undefined ? undefined : value[0];
+  return check("getsockopt", result, E.NOTSOCK, E.BADF) === undefined ? undefined : value[0];
 }
 
 /** A descriptor in an epoll instance: its events, but edge-triggered, and its data. */
@@ -236,14 +215,14 @@ export function freeDescriptors(fd: number): number {
 /** The text of a file of /proc, or undefined if there is none of that name. */
 export function readProc(path: string): string | undefined {
   const name = new TextEncoder().encode(`${path}\0`);
-  const fd = checkExcept("open", libc().open(name, layout.O_CLOEXEC), ENOENT);
+  const fd = check("open", libc().open(name, layout.O_CLOEXEC), E.NOENT);
   if (fd === undefined) return undefined;
   try {
     const page = new Uint8Array(4096);
     const decoder = new TextDecoder();
     for (let text = ""; ;) {
       // A descriptor that another thread closes meanwhile has none any more.
-      const length = checkExcept("read", libc().read(fd, page, BigInt(page.length)), ENOENT);
+      const length = check("read", libc().read(fd, page, BigInt(page.length)), E.NOENT);
       if (length === undefined) return undefined;
       if (length === 0) return text;
       text += decoder.decode(page.subarray(0, length));
@@ -263,13 +242,9 @@ export function monotonicMicroseconds(): bigint {
 
 /** The id of this process's pidfd; undefined if the kernel has none, or libc cannot be called. */
 export function pidfdId(): number | undefined {
-  let fd: number;
-  try {
-    fd = check("pidfd_open", libc().syscall(SYS_pidfd_open, process.pid, 0));
-  } catch {
-    // No pidfd_open (before Linux 5.3, or filtered), or no FFI: LISTEN_PID alone decides.
-    return undefined;
-  }
+  // With no FFI, or no pidfd_open (before Linux 5.3, or filtered), LISTEN_PID alone decides.
+  const fd = available() ? Number(libc().syscall(SYS_pidfd_open, process.pid, 0)) : -1;
+  if (fd < 0) return undefined;
   try {
     // Only on pidfs (Linux 6.9) has each process an inode of its own.
     const filesystem = new BigInt64Array(16);
@@ -283,27 +258,14 @@ export function pidfdId(): number | undefined {
   }
 }
 
-/** How long to wait for room in the queue of a receiver, in steps of a millisecond. */
-const SEND_TIMEOUT = 100;
-
 /** A socket for datagrams over layout.AF_UNIX, close-on-exec. */
 export function datagramSocket(): number {
   return check("socket", libc().socket(layout.AF_UNIX, layout.SOCK_DGRAM | SOCK_CLOEXEC, 0));
 }
 
-function message(
-  path: Uint8Array,
-  payload: Uint8Array,
-  fds: readonly number[] = [],
-  pid?: number,
-): Uint8Array {
-  const { getuid, getgid } = process;
-  const sender = pid === undefined ? undefined : ([pid, getuid?.() ?? 0, getgid?.() ?? 0] as const);
-  return layout.datagram(path, payload, layout.controlMessages(fds, sender), libc().address);
-}
-
 /**
- * Sends one datagram over layout.AF_UNIX from the socket `fd` to the sun_path `path`.
+ * Sends one datagram over layout.AF_UNIX from the socket `fd` to the sun_path `path`, or fails: it
+ * does not wait for room in the queue of the receiver (EAGAIN).
  *
  * @param fds Descriptors, which the receiver gets duplicates of (SCM_RIGHTS).
  * @param pid The process to send for (SCM_CREDENTIALS).
@@ -312,60 +274,24 @@ export function sendDatagram(
   fd: number,
   path: Uint8Array,
   payload: Uint8Array,
-  fds: readonly number[],
-  pid: number | undefined,
+  fds: readonly number[] = [],
+  pid?: number,
 ): void {
-  const datagram = message(path, payload, fds, pid);
-  const flags = MSG_NOSIGNAL | MSG_DONTWAIT;
-  let sent = libc().sendmsg(fd, datagram, flags);
-  for (let waited = 0; sent < 0 && libc().errno() === EAGAIN && waited < SEND_TIMEOUT; waited++) {
-    Bun.sleepSync(1);
-    sent = libc().sendmsg(fd, datagram, flags);
-  }
-  check("sendmsg", sent);
+  const { getuid, getgid } = process;
+  const sender = pid === undefined ? undefined : ([pid, getuid?.() ?? 0, getgid?.() ?? 0] as const);
+  const control = layout.controlMessages(fds, sender);
+  const datagram = layout.datagram(path, payload, control, libc().address);
+  check("sendmsg", libc().sendmsg(fd, datagram, MSG.NOSIGNAL | MSG.DONTWAIT));
 }
 
-/**
- * Sends `payload` to `path` as one datagram; or, if it is too long for one, an empty datagram with
- * the descriptor of a sealed file in memory that holds it.
- *
- * @returns Whether the receiver had room: it never waits for it.
- */
-export function sendWithoutWaiting(path: Uint8Array, payload: Uint8Array): boolean {
-  const flags = MSG_NOSIGNAL | MSG_DONTWAIT;
-  const socket = datagramSocket();
-  try {
-    const sent = libc().sendmsg(socket, message(path, payload), flags);
-    if (sent >= 0 || ![EMSGSIZE, ENOBUFS].includes(libc().errno()))
-      return checkExcept("sendmsg", sent, EAGAIN) !== undefined;
-    const file = sealedFile(payload);
-    try {
-      const descriptor = message(path, new Uint8Array(), [file]);
-      // As many descriptors as a process may have open can wait to be received.
-      const result = libc().sendmsg(socket, descriptor, flags);
-      return checkExcept("sendmsg", result, EAGAIN, ETOOMANYREFS) !== undefined;
-    } finally {
-      close(file);
-    }
-  } finally {
-    close(socket);
-  }
-}
-
-/** A file in memory with these bytes, which nobody can change (memfd_create(2)). */
-function sealedFile(bytes: Uint8Array): number {
+/** An empty file in memory, close-on-exec. */
+export function memoryFile(name: string): number {
   // Not MFD_NOEXEC_SEAL: journald takes a file with a fifth seal for unsealed in systemd 252.
-  const name = new TextEncoder().encode("journal-entry\0");
-  const fd = check("memfd_create", libc().memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  try {
-    for (let at = 0; at < bytes.length;) {
-      const rest = bytes.subarray(at);
-      at += check("write", libc().write(fd, rest, BigInt(rest.length)));
-    }
-    check("fcntl", libc().fcntl(fd, F_ADD_SEALS, F_SEAL_ALL));
-    return fd;
-  } catch (error) {
-    close(fd);
-    throw error;
-  }
+  const flags = MFD.CLOEXEC | MFD.ALLOW_SEALING;
+  return check("memfd_create", libc().memfd_create(Buffer.from(`${name}\0`), flags));
+}
+
+/** Seals a file in memory: nobody can change it any more. */
+export function seal(fd: number): void {
+  check("fcntl", libc().fcntl(fd, F.ADD_SEALS, F_SEAL_ALL));
 }

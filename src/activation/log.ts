@@ -1,6 +1,7 @@
-import { ActivationError, misconfigured } from "./error.ts";
+import { codeOf, misconfigured } from "./error.ts";
 import { entryLine, type Field, listFields, type LogFields, serializeEntry } from "./journal.ts";
-import { sendWithoutWaiting } from "./libc.ts";
+import { sunPath } from "./layout.ts";
+import * as libc from "./libc.ts";
 import { requireBun } from "./runtime.ts";
 
 /** The levels of sd-daemon(3), which are those of syslog(3). */
@@ -108,11 +109,24 @@ export function logLine(level: LogLevel, message: string, fields: readonly Field
 
 /** Returns whether the journal had room for an entry; undefined if it cannot be reached. */
 export function sendEntry(entry: Uint8Array, path = JOURNAL_SOCKET): boolean | undefined {
+  const to = sunPath(path);
   try {
-    return sendWithoutWaiting(new TextEncoder().encode(`${path}\0`), entry);
+    using opened = new DisposableStack();
+    const socket = opened.adopt(libc.datagramSocket(), libc.close);
+    try {
+      libc.sendDatagram(socket, to, entry);
+    } catch (error) {
+      // Too long for a datagram: then an empty one goes, with a file that holds the entry.
+      if (!["EMSGSIZE", "ENOBUFS"].includes(codeOf(error))) throw error;
+      const file = opened.adopt(libc.memoryFile("journal-entry"), libc.close);
+      process.getBuiltinModule("node:fs").writeFileSync(file, entry);
+      libc.seal(file);
+      libc.sendDatagram(socket, to, new Uint8Array(), [file]);
+    }
+    return true;
   } catch (error) {
-    if (error instanceof ActivationError) return undefined;
-    throw error;
+    // Of descriptors, no more can wait to be received than a process may have open.
+    return ["EAGAIN", "ETOOMANYREFS"].includes(codeOf(error)) ? false : undefined;
   }
 }
 

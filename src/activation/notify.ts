@@ -61,6 +61,9 @@ export interface NotifyOptions {
 /** In bytes: systemd reads no more of a notification, and drops a longer one whole. */
 const LONGEST_NOTIFICATION = 4096;
 
+/** How long to wait for room in the queue of the service manager, in milliseconds. */
+const SEND_TIMEOUT = 100;
+
 /** The service manager's address, which leaves `process.env` at the first call. */
 function notifySocket(): string | undefined {
   return (kept.address = takeVariable("NOTIFY_SOCKET") ?? kept.address);
@@ -128,15 +131,19 @@ export function send(state: string, { fds = [], pid }: NotifyOptions): boolean {
     throw misconfigured(
       `cannot notify ${datagram.length} bytes at once: send at most the ${LONGEST_NOTIFICATION} that systemd reads`,
     );
-  try {
-    kept.notify ??= datagramSocket();
-    sendDatagram(kept.notify, path, datagram, fds, pid);
-  } catch (error) {
-    if (!(error instanceof ActivationError)) throw error;
-    const message = `cannot notify the service manager at NOTIFY_SOCKET ${quote(to)}: ${error.message}`;
-    throw new ActivationError(error.status, message, error.code);
+  for (let waited = 0; ; waited++) {
+    try {
+      kept.notify ??= datagramSocket();
+      sendDatagram(kept.notify, path, datagram, fds, pid);
+      return true;
+    } catch (error) {
+      if (!(error instanceof ActivationError)) throw error;
+      const message = `cannot notify the service manager at NOTIFY_SOCKET ${quote(to)}: ${error.message}`;
+      if (error.code !== "EAGAIN" || waited === SEND_TIMEOUT)
+        throw new ActivationError(error.status, message, error.code);
+      Bun.sleepSync(1);
+    }
   }
-  return true;
 }
 
 /** Returns the datagram for a notification: assignments, each on a line of its own. */

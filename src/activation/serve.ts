@@ -1,7 +1,7 @@
 import type { Serve, Server } from "bun";
 
 import { describe, type Descriptor, endpoint, isListeningStream } from "./describe.ts";
-import { misconfigured } from "./error.ts";
+import { codeOf, misconfigured } from "./error.ts";
 import { substitute, unexpectedRuntime, type Watch } from "./event-loop.ts";
 import { isHot, kept, supersede } from "./hot.ts";
 import * as libc from "./libc.ts";
@@ -117,7 +117,7 @@ function placeholder<WebSocketData, Route extends string>(
       const server = start({ hostname, port: 0 });
       return { server, at: `${hostname}:${server.port}` };
     } catch (error) {
-      const code = error instanceof Error && "code" in error ? error.code : undefined;
+      const code = codeOf(error);
       // A sandbox that allows no address family but AF_UNIX, or no bind(2).
       if (code === "EAFNOSUPPORT" || code === "EPERM" || code === "EACCES") break;
       if (code !== "EADDRINUSE") throw error;

@@ -1,4 +1,5 @@
 import { ActivationError, adoptConnection, ExitStatus } from "../activation/index.ts";
+import { codeOf } from "../activation/error.ts";
 import { Greeter } from "./greeter.ts";
 
 /**
@@ -11,7 +12,7 @@ export async function greetOne(fd: number, greeting: string): Promise<void> {
   try {
     await Bun.write(Bun.file(fd), greeting);
   } catch (error) {
-    const code = error instanceof Error && "code" in error ? error.code : undefined;
+    const code = codeOf(error);
     // A reader that has gone away is as normal as a client that has.
     if (code === "EPIPE") return;
     if (code !== "EBADF") throw error;
