@@ -1,10 +1,7 @@
 import { misconfigured, quote } from "./error.ts";
 import { requireBun } from "./runtime.ts";
 
-/**
- * Removes a variable from `process.env` and returns what it was. A Worker gets a copy of the
- * environment, but what stands there is for the process, of which the main thread alone speaks.
- */
+/** Removes a variable from `process.env` and returns it. A Worker has only a copy, and gets none. */
 export function takeVariable(name: string): string | undefined {
   requireBun();
   if (!Bun.isMainThread) return undefined;
@@ -18,12 +15,7 @@ export function takeVariable(name: string): string | undefined {
  *
  * @throws {ActivationError} (78) for anything else, naming the variable and `what` it should hold.
  */
-export function parseDecimal(
-  name: string,
-  value: string,
-  what: string,
-  max = Number.MAX_SAFE_INTEGER,
-): number {
+export function parseDecimal(name: string, value: string, what: string, max = 2 ** 53 - 1): number {
   // No regular expression: the first one takes a start 60 µs longer.
   const number = Number(value);
   if (String(number) === value && Number.isInteger(number) && number > 0 && number <= max)
@@ -38,10 +30,7 @@ export function isOwnPid(name: string, value: string): boolean {
   return parseDecimal(name, value, "a process id", 0x7fffffff) === process.pid;
 }
 
-/**
- * Whether systemd passes a descriptor under this name: at most 255 printable ASCII characters, and
- * no colon.
- */
+/** Whether this is a `FileDescriptorName=`: at most 255 printable ASCII characters, and no colon. */
 export function isName(name: string): boolean {
   // No regular expression, as above.
   for (let at = 0; at < name.length; at++) {

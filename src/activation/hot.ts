@@ -2,11 +2,7 @@ import type { Passed } from "./listen-fds.ts";
 import { duplicate } from "./libc.ts";
 import type { Served } from "./serve.ts";
 
-/*
- * `bun --hot` evaluates every module anew in the same process. By then the environment has been
- * read and the descriptors are in use: what is needed again is kept here.
- */
-
+/** What is needed again when `bun --hot` evaluates every module anew in the same process. */
 interface Kept {
   /** What the environment said was passed, and the address for notifications. */
   found?: Passed;

@@ -91,11 +91,9 @@ export function acceptedFd(): number {
 }
 
 /**
- * Reads `LISTEN_PID`, `LISTEN_PIDFDID`, `LISTEN_FDS` and `LISTEN_FDNAMES`, and removes all four
- * whatever the outcome. It looks at no descriptor, and needs FFI only for `LISTEN_PIDFDID`, which
- * is checked if kernel and runtime know our own.
+ * Returns what the variables say was passed, or the reason why nothing was, and removes all four
+ * whatever the outcome. It looks at no descriptor.
  *
- * @returns A count and names, or the reason why there are none.
  * @throws {ActivationError} (78) if a variable is malformed.
  */
 export function takePassed(): Passed | { readonly reason: string } {
@@ -106,7 +104,7 @@ export function takePassed(): Passed | { readonly reason: string } {
 
   if (!Bun.isMainThread) return { reason: "this is a Worker, and only the main thread is asked" };
   if (pid === undefined)
-    return kept.found !== undefined && isHot()
+    return kept.found && isHot()
       ? { ...kept.found, again: true }
       : { reason: "LISTEN_PID is not set" };
   if (!isOwnPid("LISTEN_PID", pid)) {
@@ -115,7 +113,7 @@ export function takePassed(): Passed | { readonly reason: string } {
   }
 
   if (pidfd !== undefined) {
-    // A process id comes round again after a while; the id of a pidfd never does.
+    // Unlike a process id, this never comes round again. Not every kernel knows it.
     const forId = parseDecimal("LISTEN_PIDFDID", pidfd, "a pidfd id");
     const ownId = pidfdId();
     if (ownId !== undefined && forId !== ownId)
@@ -123,16 +121,14 @@ export function takePassed(): Passed | { readonly reason: string } {
   }
 
   if (fds === undefined) return { reason: "LISTEN_FDS is not set" };
-  // The kernel allows a process no more (fs.nr_open), unless somebody raised that.
+  // The kernel allows a process no more, unless somebody raised fs.nr_open.
   const count = parseDecimal("LISTEN_FDS", fds, "a count of descriptors", 1 << 20);
-  if (names === undefined) return (kept.found = { count, names });
-
-  const list = names.split(":");
-  if (list.length !== count)
+  const list = names?.split(":");
+  if (names !== undefined && list?.length !== count)
     throw misconfigured(
-      `LISTEN_FDNAMES ${quote(names)} holds ${list.length} name(s) where LISTEN_FDS is ${count}: ${REMEDY}`,
+      `LISTEN_FDNAMES ${quote(names)} holds ${list?.length} name(s) where LISTEN_FDS is ${count}: ${REMEDY}`,
     );
-  for (const name of list)
+  for (const name of list ?? [])
     if (!isName(name))
       throw misconfigured(`LISTEN_FDNAMES holds ${quote(name)}, which is not a name: ${REMEDY}`);
   return (kept.found = { count, names: list });
@@ -149,9 +145,8 @@ function inherit({ count, names, again }: Passed): PassedDescriptor[] {
   for (let index = 0; index < count; index++) {
     const fd = LISTEN_FDS_START + index;
     const closes = closesOnExec(fd);
-    // A passed descriptor cannot have close-on-exec set: it would not have survived exec. If 3 has
-    // it, nothing was passed, and Bun opened something there. Only 3 can be checked: Bun sets the
-    // flag on all that it inherits from 4 up.
+    // What came through exec has no close-on-exec: if 3 has it, Bun opened that. From 4 up this says
+    // nothing: Bun sets the flag on all that it inherits there.
     if (closes === undefined || (closes && fd === LISTEN_FDS_START && again !== true))
       throw misconfigured(
         `descriptor ${fd} is not open, though LISTEN_FDS is ${count}: ${

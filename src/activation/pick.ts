@@ -50,10 +50,8 @@ export function pick(
   const picked = Array.from(byName, ([name, fds]) => {
     const quantity = wanted[name];
     const single = quantity === "one" || quantity === "optional";
-    if (
-      (fds.length === 0 && (quantity === "one" || quantity === "some")) ||
-      (single && fds.length > 1)
-    )
+    const needed = quantity === "one" || quantity === "some";
+    if (fds.length === 0 ? needed : single && fds.length > 1)
       throw misconfigured(
         `${fds.length} descriptors are named ${quote(name)}, where ${quantity} is wanted: set FileDescriptorName=${name} in as many socket units`,
       );

@@ -1,4 +1,4 @@
-import type { BinaryType, Socket, SocketListener, SocketOptions, TLSOptions, udp } from "bun";
+import type { BinaryType, FdSocketOptions, Socket, SocketListener, SocketOptions, udp } from "bun";
 
 import { ActivationError, ExitStatus } from "./error.ts";
 
@@ -10,40 +10,32 @@ export interface Listener<Data = undefined> extends SocketListener<Data> {
 }
 
 /**
- * What Bun accepts and bun-types does not declare: descriptors that the process was handed. Each
- * is adopted: Bun makes it non-blocking and close-on-exec, and closes it in the end.
+ * What Bun accepts and bun-types does not declare: descriptors, which it makes non-blocking and
+ * close-on-exec, and closes in the end.
  */
 interface Runtime {
   /** Adopts a listening socket. Bun calls listen(2) on it, with its own backlog of 511. */
-  listen<Data>(
-    options: SocketOptions<Data> & {
-      fd?: number | undefined;
-      hostname?: string;
-      port?: number;
-      unix?: string;
-      tls?: TLSOptions | boolean;
-    },
-  ): Listener<Data> & {
+  listen<Data>(options: SocketOptions<Data> & { fd?: number | undefined }): Listener<Data> & {
     readonly fd: number;
     getsockname(address: { address?: string; port?: number }): void;
   };
 
   /** Adopts a connected socket. `open` runs before the promise resolves. */
-  connect<Data = undefined>(options: SocketOptions<Data> & { fd: number }): Promise<Socket<Data>>;
+  connect<Data = undefined>(options: FdSocketOptions<Data>): Promise<Socket<Data>>;
 
   /**
-   * Adopts a datagram socket over IPv4 or IPv6. Rejects, and leaves the descriptor alone, with
-   * ENOTSOCK if it is no socket and with EINVAL if it is a socket of another kind.
+   * Adopts a datagram socket over IP. Rejects, and leaves the descriptor alone, with ENOTSOCK if it
+   * is no socket, and with EINVAL if it is another one.
    */
   udpSocket<Data extends BinaryType = "buffer">(
     options: udp.SocketOptions<Data> & { fd?: number | undefined },
   ): Promise<udp.Socket<Data>>;
 
-  /** What the module bun:ffi is made of. Its `dlopen` returns an error instead of throwing it. */
+  /** What the module bun:ffi is made of. */
   readonly FFI: FFI | undefined;
 }
 
-/** The part of the module bun:ffi that is used. */
+/** The part of bun:ffi that is used: `dlopen` returns an error instead of throwing it. */
 export type FFI = Pick<typeof import("bun:ffi"), "ptr" | "read"> & {
   dlopen<Signatures extends Record<string, import("bun:ffi").FFIFunction>>(
     name: string,
@@ -51,13 +43,10 @@ export type FFI = Pick<typeof import("bun:ffi"), "ptr" | "read"> & {
   ): import("bun:ffi").Library<Signatures> | Error;
 };
 
-// The types of Bun itself stay as they are: who imports this module is not to see any of this.
+// Not added to Bun's own types, which are those of whoever imports this module.
 export const runtime = Bun as unknown as Runtime;
 
-/**
- * @throws {ActivationError} (71) if this Bun is older than 1.4.0. An older one ignores `fd`, and
- *   opens another port without a word, or lacks something else that is needed.
- */
+/** @throws {ActivationError} (71) if this Bun is older than 1.4.0, of which some ignore `fd`. */
 export function requireBun(version = Bun.version): void {
   // With one digit each, as here, text compares like numbers. The first call takes 12 µs: with split
   // it would take 25.

@@ -1,9 +1,8 @@
 import { log, LogLevel } from "./log.ts";
 
 /**
- * Warns if the process `pid`, to which the sockets were passed, is a wrapper around this one: one
- * that it descends from, as with `ExecStart=bun run start`, npm or a shell. Whoever falls back to a
- * port of their own then looks for the reason for long. Not for process 1, from which all descend.
+ * Warns if the process `pid`, to which the sockets were passed, is one that this one descends from,
+ * as with `ExecStart=bun run start`, npm or a shell. Not for process 1, from which all descend.
  */
 export function warnIfWrapped(pid: number): void {
   for (let ancestor = process.ppid; ancestor > 1;) {
