@@ -75,7 +75,7 @@ export function describe(fd: number): Descriptor {
   const socket = {
     kind: "socket",
     type: TYPES.get(type) ?? "other",
-    listening: isListening(fd),
+    listening: libc.socketOption(fd, layout.SO_ACCEPTCONN) === 1,
     connected: libc.hasPeer(fd),
   } as const;
   if (domain === layout.AF_UNIX)
@@ -83,25 +83,17 @@ export function describe(fd: number): Descriptor {
   // Some others have no getsockname(2).
   if (domain !== layout.AF_INET && domain !== layout.AF_INET6) return { ...socket, family: domain };
   const name = libc.socketName(fd);
-  return {
-    ...socket,
-    family: domain === layout.AF_INET ? "IPv4" : "IPv6",
-    address: layout.inetAddress(name),
-    port: layout.inetPort(name),
-  };
-}
-
-function isListening(fd: number): boolean {
-  return libc.socketOption(fd, layout.SO_ACCEPTCONN) === 1;
+  const family = domain === layout.AF_INET ? "IPv4" : "IPv6";
+  return { ...socket, family, address: layout.inetAddress(name), port: layout.inetPort(name) };
 }
 
 /** Whether a descriptor is a stream socket over IP or AF_UNIX that listens: all that a start asks. */
 export function isListeningStream(fd: number): boolean {
-  const { AF_UNIX, AF_INET, AF_INET6, SO_DOMAIN, SO_TYPE, SOCK_STREAM } = layout;
+  const families = [layout.AF_UNIX, layout.AF_INET, layout.AF_INET6];
   return (
-    libc.socketOption(fd, SO_TYPE) === SOCK_STREAM &&
-    isListening(fd) &&
-    [AF_UNIX, AF_INET, AF_INET6].includes(libc.socketOption(fd, SO_DOMAIN) ?? 0)
+    libc.socketOption(fd, layout.SO_TYPE) === layout.SOCK_STREAM &&
+    libc.socketOption(fd, layout.SO_ACCEPTCONN) === 1 &&
+    families.includes(libc.socketOption(fd, layout.SO_DOMAIN) ?? 0)
   );
 }
 

@@ -1,7 +1,4 @@
-/*
- * The byte layouts and constants of libc on 64-bit little-endian Linux, where Bun runs. Pure
- * functions: libc.ts makes the calls.
- */
+/* Byte layouts and constants of libc on 64-bit little-endian Linux, in pure functions. */
 
 export const AF_UNIX = 1;
 export const AF_INET = 2;
@@ -32,6 +29,9 @@ export const SOCKADDR_SIZE = 128;
 /** In bytes: a sun_path except the NUL that ends it, which libsystemd wants after a name too. */
 export const LONGEST_PATH = 107;
 
+/** The index of tcpi_segs_in, the segments received, in the 32-bit numbers of a struct tcp_info. */
+export const TCPI_SEGS_IN = 35;
+
 /** Returns the sun_path for a path, or for an abstract name after `@`. The kernel ends it itself. */
 export function sunPath(address: string): Uint8Array {
   const path = new TextEncoder().encode(address);
@@ -48,24 +48,19 @@ export function unixPath(sockaddr: Uint8Array): string {
 
 /** Returns the address of a sockaddr_in, or of a sockaddr_in6 with `%` and the number of its link. */
 export function inetAddress(sockaddr: Uint8Array): string {
-  const view = dataView(sockaddr);
-  if (view.getUint16(0, true) === AF_INET) return sockaddr.subarray(4, 8).join(".");
-  const groups = Array.from({ length: 8 }, (_, i) => view.getUint16(8 + 2 * i).toString(16));
-  const shortest = new URL(`http://[${groups.join(":")}]`).hostname.slice(1, -1);
-  const scope = view.getUint32(24, true);
+  if (sockaddr[0] === AF_INET) return sockaddr.subarray(4, 8).join(".");
+  const groups = sockaddr
+    .subarray(8, 24)
+    .toHex()
+    .replaceAll(/.{4}(?=.)/g, "$&:");
+  const shortest = new URL(`http://[${groups}]`).hostname.slice(1, -1);
+  const [scope = 0] = new Uint32Array(sockaddr.slice(24, 28).buffer);
   return scope === 0 ? shortest : `${shortest}%${scope}`;
 }
 
 /** Returns the port of a sockaddr_in or sockaddr_in6. */
 export function inetPort(sockaddr: Uint8Array): number {
-  return dataView(sockaddr).getUint16(2);
-}
-
-/** The size of a struct tcp_info up to tcpi_segs_in, the number of segments received. */
-export const TCP_INFO_SIZE = 144;
-
-export function segmentsReceived(tcpInfo: Uint8Array): number {
-  return dataView(tcpInfo).getUint32(140, true);
+  return Number.parseInt(sockaddr.subarray(2, 4).toHex(), 16);
 }
 
 /** Whether close-on-exec is set, by the text of proc_pid_fdinfo(5): `flags:`, in octal. */
@@ -83,8 +78,9 @@ export function epollEvent(events: number, data: bigint, arch = process.arch): U
   return new Uint8Array(event.buffer);
 }
 
-/** Returns a message of ancillary data, as cmsg(3) lays it out: a header, ints, and padding. */
+/** Returns a message of ancillary data, as cmsg(3) lays it out, or nothing if it has no values. */
 function controlMessage(type: number, values: readonly number[]): Uint8Array {
+  if (values.length === 0) return new Uint8Array();
   const HEADER = 16;
   const length = HEADER + 4 * values.length;
   const view = new DataView(new ArrayBuffer((length + 7) & ~7));
@@ -93,28 +89,12 @@ function controlMessage(type: number, values: readonly number[]): Uint8Array {
   return new Uint8Array(view.buffer);
 }
 
-/**
- * Returns the ancillary data of a datagram.
- *
- * @param fds Descriptors, which the receiver gets duplicates of.
- * @param sender The ids to send under: the kernel checks that we may.
- */
-export function controlMessages(
-  fds: readonly number[],
-  sender?: readonly [pid: number, uid: number, gid: number],
-): Uint8Array {
-  return Buffer.concat([
-    ...(fds.length > 0 ? [controlMessage(SCM_RIGHTS, fds)] : []),
-    ...(sender !== undefined ? [controlMessage(SCM_CREDENTIALS, sender)] : []),
-  ]);
+/** Returns the ancillary data of a datagram: descriptors, and the ids of process, user and group. */
+export function controlMessages(fds: readonly number[], sender: readonly number[] = []) {
+  return Buffer.concat([controlMessage(SCM_RIGHTS, fds), controlMessage(SCM_CREDENTIALS, sender)]);
 }
 
-/**
- * Returns a datagram to the sun_path `path` as sendmsg(2) takes it: a struct msghdr, and behind it
- * all that it points to.
- *
- * @param addressOf Returns the address of a buffer in memory.
- */
+/** Returns a datagram as sendmsg(2) takes it: a struct msghdr, and behind it all it points to. */
 export function datagram(
   path: Uint8Array,
   payload: Uint8Array,
@@ -127,8 +107,8 @@ export function datagram(
   const nameLength = 2 + path.length;
   const controlAt = name + nameLength;
   const payloadAt = controlAt + control.length;
-  // The header holds raw addresses into this buffer, so all parts live in one ArrayBuffer. Create
-  // it as an ArrayBuffer: Bun moves a plain Uint8Array when `.buffer` is first read.
+  // One buffer holds all parts, and their addresses. Bun would move that of a plain Uint8Array when
+  // `.buffer` is first read.
   const buffer = new ArrayBuffer(payloadAt + payload.length);
   const at = addressOf(buffer);
   const header = [at + name, nameLength, at + MSGHDR, 1, at + controlAt, control.length, 0];
@@ -139,8 +119,4 @@ export function datagram(
   bytes.set(control, controlAt);
   bytes.set(payload, payloadAt);
   return bytes;
-}
-
-function dataView({ buffer, byteOffset, byteLength }: Uint8Array): DataView {
-  return new DataView(buffer, byteOffset, byteLength);
 }

@@ -152,15 +152,13 @@ export function hasPeer(fd: number): boolean {
 
 /** Whether a TCP socket that has no peer now had one once: true if it ever received a segment. */
 export function wasConnected(fd: number): boolean {
-  const info = new Uint8Array(layout.TCP_INFO_SIZE);
+  const info = new Uint32Array(layout.TCPI_SEGS_IN + 1);
   // Of what has no TCP_INFO, by one of several errors, these stay zeros.
-  libc().getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, Uint32Array.of(info.length));
-  return layout.segmentsReceived(info) > 0;
+  libc().getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, Uint32Array.of(info.byteLength));
+  return info[layout.TCPI_SEGS_IN] !== 0;
 }
 
-/**
- * Replaces `onto` by a placeholder: a Unix stream socket with an abstract name chosen by the kernel.
- */
+/** Replaces `onto` by a placeholder: a Unix stream socket with a name that the kernel chose. */
 export function replaceByPlaceholder(onto: number): void {
   const fd = check("socket", libc().socket(layout.AF_UNIX, layout.SOCK_STREAM | SOCK_CLOEXEC, 0));
   try {
@@ -278,7 +276,7 @@ export function sendDatagram(
   pid?: number,
 ): void {
   const { getuid, getgid } = process;
-  const sender = pid === undefined ? undefined : ([pid, getuid?.() ?? 0, getgid?.() ?? 0] as const);
+  const sender = pid === undefined ? [] : [pid, getuid?.() ?? 0, getgid?.() ?? 0];
   const control = layout.controlMessages(fds, sender);
   const datagram = layout.datagram(path, payload, control, libc().address);
   check("sendmsg", libc().sendmsg(fd, datagram, MSG.NOSIGNAL | MSG.DONTWAIT));
