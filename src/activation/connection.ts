@@ -49,34 +49,23 @@ export async function adoptConnection(
 
 /** Reports whether `fd` is a socket, by the error of Bun when it adopts it for datagrams. */
 async function isSocket(fd: number): Promise<boolean> {
-  const notOpen = misconfigured(`descriptor ${fd} is not open: pass a connection on it`);
-  if (!isDescriptor(fd)) throw notOpen;
-  let code = "";
-  try {
-    (await runtime.udpSocket({ fd })).close();
-  } catch (error) {
-    code = codeOf(error);
-  }
-  if (code === "")
+  const adopt = async () => (await runtime.udpSocket({ fd })).close();
+  const code = isDescriptor(fd) ? await adopt().catch(codeOf) : "EBADF";
+  if (code === undefined)
     throw misconfigured(`descriptor ${fd} is a datagram socket, not a connection: pass one`);
-  if (code === "EBADF" || (code === "ENOTSOCK" && isOurOwn(fd))) throw notOpen;
+  if (code === "EBADF" || (code === "ENOTSOCK" && isOurOwn(fd)))
+    throw misconfigured(`descriptor ${fd} is not open: pass a connection on it`);
   return code !== "ENOTSOCK";
 }
 
-/**
- * Reports whether Bun itself opened this descriptor, on a number that was not passed: it sets
- * close-on-exec, and nothing that came through exec has that.
- */
+/** Reports whether Bun itself opened this descriptor: what came through exec has no close-on-exec. */
 function isOurOwn(fd: number): boolean {
   // Loaded by the call that needs it: node:fs takes 2 to 4 ms.
   const { readFileSync } = process.getBuiltinModule("node:fs");
   return hasCloseOnExec(readFileSync(`/proc/self/fdinfo/${fd}`, "latin1"));
 }
 
-/**
- * Reports whether a Unix socket is a stream socket: node:dgram rejects those with a message that
- * ends in ": PIPE".
- */
+/** Reports whether a Unix socket is a stream socket: for those, node:dgram's error ends in ": PIPE". */
 function isUnixStream(fd: number): boolean {
   // Loaded by the call that needs it: node:dgram takes 2 ms.
   const { createSocket } = process.getBuiltinModule("node:dgram");

@@ -1,9 +1,6 @@
 import { ActivationError, ExitStatus } from "./error.ts";
 import * as libc from "./libc.ts";
 
-/** How Bun's event loop watches a listening socket. */
-export type Watch = libc.Registration;
-
 /** The longest that a timer waits, in milliseconds: 25 days. With more it fires at once. */
 export const LONGEST_TIMER = 0x7fffffff;
 
@@ -11,55 +8,50 @@ export const LONGEST_TIMER = 0x7fffffff;
 const LOOK_AGAIN = 500;
 
 /** The watched sockets, by number, each with its identity: Bun closes a number without telling. */
-const watched = new Map<number, Watch & { readonly cookie: bigint | undefined }>();
+const watched = new Map<number, libc.Watch & { readonly cookie: bigint | undefined }>();
 let timer: NodeJS.Timeout | undefined;
 
 /**
- * Puts the listening socket `passed` in the place of the listening socket `fd` in Bun's event loop:
- * on the same number, and registered in the same epoll instance with the same data.
+ * Puts the listening socket `passed` in the place of the listening socket `fd` in Bun's event loop.
  *
  * @throws {ActivationError} (71) if no epoll instance of this process watches `fd`.
  */
-export function substitute(passed: number, fd: number): Watch {
+export function substitute(passed: number, fd: number): libc.Watch {
   const watch = registration(fd);
   // Bun accepts until it would block.
   libc.setNonBlocking(passed);
-  // The last reference to the old socket goes, and its registration with it.
+  // With the last reference to the old socket goes its registration.
   resume(watch, passed);
   return watch;
 }
 
 /** Watches a listening socket of Bun's own as a passed one. */
-export function adopt(fd: number): Watch {
+export function adopt(fd: number): libc.Watch {
   const watch = registration(fd);
   remember(watch);
   return watch;
 }
 
-/**
- * Stops accepting at once: called from a handler for a connection just accepted, no other follows.
- * (Without the watch alone Bun would accept whoever waits in the queue.)
- */
-export function pause(watch: Watch): void {
+/** Stops accepting at once: in the handler of a connection just accepted, it is the last one. */
+export function pause(watch: libc.Watch): void {
   libc.epollControl("delete", watch);
-  // accept4(2) fails on what is no socket, and this one is always there.
+  // Bun would still accept whoever is in the queue: accept4(2) fails on what is no socket.
   libc.replace(watch.epoll, watch.fd);
 }
 
 /** Accepts from `socket`, another descriptor of which was watched before. */
-export function resume(watch: Watch, socket: number): void {
+export function resume(watch: libc.Watch, socket: number): void {
   libc.replace(socket, watch.fd);
   libc.epollControl("add", watch);
   remember(watch);
 }
 
 /**
- * Bun watches level-triggered: with no descriptor free, accept4(2) fails, the socket is ready still,
- * and Bun asks again and again, with a whole processor. So it is watched edge-triggered: Bun accepts
- * until it would block, and is told of the next client. Whoever is left in the queue when a
- * descriptor comes free is found by looking again.
+ * Bun watches level-triggered: with no descriptor free, accept4(2) fails, the socket stays ready, and
+ * Bun asks again and again, with a whole processor. Edge-triggered, it asks when a client comes; who
+ * is left in the queue when a descriptor comes free is found by looking again.
  */
-function remember(watch: Watch): void {
+function remember(watch: libc.Watch): void {
   watched.set(watch.fd, { ...watch, cookie: libc.socketCookie(watch.fd) });
   timer ??= setInterval(lookAgain, LOOK_AGAIN).unref();
 }
@@ -75,10 +67,9 @@ function lookAgain(): void {
   timer = undefined;
 }
 
-function registration(fd: number): Watch {
+function registration(fd: number): libc.Watch {
   // A line of it in proc_pid_fdinfo(5): "tfd: %8d events: %8x data: %16llx ...".
   const target = `tfd: ${String(fd).padStart(8)} events: `;
-  // The event loop's is among the first that were free.
   for (let epoll = 0; epoll < libc.SEARCH_LIMIT; epoll++) {
     const text = libc.readProc(`/proc/self/fdinfo/${epoll}`);
     const at = text?.indexOf(target) ?? -1;

@@ -1,8 +1,6 @@
 import { misconfigured, quote } from "./error.ts";
 
-/*
- * An entry of the journal, as bytes and as a line. Pure functions: nothing is sent here.
- */
+/* An entry of the journal, as bytes and as a line, in pure functions. */
 
 /** One value of a field: a `Uint8Array` goes as it is, everything else as its text. */
 export type FieldValue = string | number | bigint | boolean | Uint8Array;
@@ -24,11 +22,12 @@ export interface LogFields {
 /** A field with one of its values. */
 export type Field = readonly [name: string, value: FieldValue];
 
+const TEXTUAL: readonly string[] = ["string", "number", "bigint", "boolean"];
+
 /**
  * Returns the fields one by one, a field of several values as often as it has values.
  *
- * @throws {ActivationError} (78) if a name or a value is not allowed. The types do not let
- *   either through, but not every caller is type-checked, nor every name known when it is.
+ * @throws {ActivationError} (78) if a name or a value is not allowed, by a caller without types.
  */
 export function listFields(fields: LogFields): Field[] {
   return Object.entries(fields).flatMap(([name, given]) => {
@@ -39,52 +38,38 @@ export function listFields(fields: LogFields): Field[] {
       );
     if (name === "MESSAGE" || name === "PRIORITY")
       throw misconfigured(`cannot log the field ${name}: give it as an argument of its own`);
-    return [given]
-      .flat()
-      .filter((value) => value !== undefined)
-      .map((value): Field => [name, checked(name, value)]);
+    const values = [given].flat().filter((value) => value !== undefined);
+    for (const value of values)
+      if (!(TEXTUAL.includes(typeof value) || value instanceof Uint8Array))
+        throw misconfigured(
+          `cannot log ${name}, whose value is of type ${typeof value}: give text, a number, a boolean or a Uint8Array`,
+        );
+    return values.map((value): Field => [name, value]);
   });
 }
 
-const TEXTUAL: readonly string[] = ["string", "number", "bigint", "boolean"];
-
-function checked(name: string, value: FieldValue): FieldValue {
-  if (TEXTUAL.includes(typeof value) || value instanceof Uint8Array) return value;
-  throw misconfigured(
-    `cannot log ${name}, whose value is of type ${typeof value}: give text, a number, a boolean or a Uint8Array`,
-  );
-}
-
 /**
- * Returns an entry as the journal's native protocol has it (JOURNAL_NATIVE_PROTOCOL): `NAME=value`
- * and a newline; or, if the value is bytes or has a newline in it, `NAME`, a newline, the length of
- * the value in eight bytes (little-endian), the value, and a newline.
+ * Returns an entry in the journal's native protocol (JOURNAL_NATIVE_PROTOCOL): lines of `NAME=value`;
+ * or `NAME`, a newline, the value's length in eight bytes, the value if it is bytes or has a newline.
  */
 export function serializeEntry(fields: readonly Field[]): Uint8Array {
-  const encoder = new TextEncoder();
   const parts = fields.flatMap(([name, value]) => {
-    if (!(value instanceof Uint8Array)) {
-      const text = String(value);
-      if (!text.includes("\n")) return encoder.encode(`${name}=${text}\n`);
-      value = encoder.encode(text);
-    }
-    const length = new DataView(new ArrayBuffer(8));
-    length.setBigUint64(0, BigInt(value.length), true);
-    return [encoder.encode(`${name}\n`), new Uint8Array(length.buffer), value, Uint8Array.of(10)];
+    const isBinary = value instanceof Uint8Array || String(value).includes("\n");
+    if (!isBinary) return Buffer.from(`${name}=${value}\n`);
+    const bytes = value instanceof Uint8Array ? value : Buffer.from(String(value));
+    const length = new Uint8Array(BigUint64Array.of(BigInt(bytes.length)).buffer);
+    return [Buffer.from(`${name}\n`), length, bytes, Buffer.from("\n")];
   });
   return Buffer.concat(parts);
 }
 
-/**
- * Returns an entry as one line for people: the message, then `NAME=value` for each field. Text with
- * a space in it, or with what JSON escapes, is quoted as in JSON; bytes are hexadecimal. Control
- * characters of the message become spaces.
- */
+/** Returns an entry as one line for people: the message, then `NAME=value` for each field. */
 export function entryLine(message: string, fields: readonly Field[]): string {
   const pairs = fields.map(([name, value]) => ` ${name}=${readable(value)}`);
   return (message + pairs.join("")).replaceAll(/[\x00-\x1f\x7f]+/g, " ");
 }
 
+/** Quotes text with a space, or with what JSON escapes, as in JSON; writes bytes as hexadecimal. */
 function readable(value: FieldValue): string {
   if (value instanceof Uint8Array) return Buffer.from(value).toString("hex");
   const text = String(value);

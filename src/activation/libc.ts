@@ -186,8 +186,8 @@ export function socketCookie(fd: number): bigint | undefined {
   return check("getsockopt", result, E.NOTSOCK, E.BADF) === undefined ? undefined : value[0];
 }
 
-/** A descriptor in an epoll instance: its events, but edge-triggered, and its data. */
-export interface Registration {
+/** How an epoll instance watches a descriptor: for its events, edge-triggered, and with its data. */
+export interface Watch {
   readonly epoll: number;
   readonly fd: number;
   readonly events: number;
@@ -195,7 +195,7 @@ export interface Registration {
 }
 
 /** epoll_ctl(2). `modify` reports a descriptor that is ready once more. */
-export function epollControl(operation: keyof typeof EPOLL_CTL, to: Registration): void {
+export function epollControl(operation: keyof typeof EPOLL_CTL, to: Watch): void {
   const event = layout.epollEvent(to.events, to.data);
   check("epoll_ctl", libc().epoll_ctl(to.epoll, EPOLL_CTL[operation], to.fd, event));
 }

@@ -1,7 +1,7 @@
 import type { SocketHandler, SocketListener, SocketOptions, TLSOptions } from "bun";
 
 import { misconfigured } from "./error.ts";
-import { pause, resume, type Watch } from "./event-loop.ts";
+import { pause, resume } from "./event-loop.ts";
 import * as libc from "./libc.ts";
 
 /** Counts the connections of a listener, which accepts while there are fewer than `most`. */
@@ -9,7 +9,7 @@ export class MaxConnections<Data> {
   readonly #most: number;
   readonly #isTls: boolean;
   #open = 0;
-  #listening: { readonly watch: Watch; readonly socket: number } | undefined;
+  #listening: { readonly watch: libc.Watch; readonly socket: number } | undefined;
 
   /** @throws {ActivationError} (78) unless `most` is a whole number from 1. */
   constructor(most: number, tls: TLSOptions | boolean | undefined) {
@@ -39,7 +39,7 @@ export class MaxConnections<Data> {
   }
 
   /** @param socket A descriptor of the listening socket, kept while that is not watched. */
-  apply(listener: SocketListener<Data>, watch: Watch, socket: number): void {
+  apply(listener: SocketListener<Data>, watch: libc.Watch, socket: number): void {
     this.#listening = { watch, socket };
     const { stop, reload } = listener;
     const define = (name: string | symbol, value: unknown) =>

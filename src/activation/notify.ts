@@ -74,10 +74,7 @@ export function notifyEnabled(): boolean {
   return notifySocket() !== undefined;
 }
 
-/**
- * Opens the socket that notifications are sent from, if there is somebody to notify, and keeps it:
- * when clients have taken all descriptors, notifications still get through. Close-on-exec.
- */
+/** Opens the socket for notifications, while there is a descriptor for it, if anyone is notified. */
 export function keepNotifySocket(): void {
   if (notifyEnabled()) kept.notify ??= datagramSocket();
 }
@@ -200,23 +197,18 @@ function isCount(value: unknown): boolean {
   return Number.isSafeInteger(value) && Number(value) >= 0;
 }
 
-function isPid(pid: number | undefined): boolean {
-  return pid !== undefined && Number.isInteger(pid) && pid > 0 && pid <= 0x7fffffff;
+function isPid(pid = 0): boolean {
+  return Number.isInteger(pid) && pid > 0 && pid <= 0x7fffffff;
 }
 
 function checkedPath(address: string): Uint8Array {
+  const found = `NOTIFY_SOCKET is ${quote(address)}`;
   if (address.startsWith("vsock"))
-    throw misconfigured(
-      `NOTIFY_SOCKET is ${quote(address)}: AF_VSOCK is not supported, use AF_UNIX`,
-    );
-  if (!address.startsWith("@") && !address.startsWith("/"))
-    throw misconfigured(
-      `NOTIFY_SOCKET is ${quote(address)}, not an absolute path or @name: set one`,
-    );
-  const length = Buffer.byteLength(address);
-  if (length < 2 || length > LONGEST_PATH)
-    throw misconfigured(
-      `NOTIFY_SOCKET is ${quote(address)}, ${length} bytes long: use 2 to ${LONGEST_PATH}`,
-    );
-  return sunPath(address);
+    throw misconfigured(`${found}: AF_VSOCK is not supported, use AF_UNIX`);
+  if (!/^[@/]/.test(address))
+    throw misconfigured(`${found}, not an absolute path or @name: set one`);
+  const path = sunPath(address);
+  if (path.length < 2 || path.length > LONGEST_PATH)
+    throw misconfigured(`${found}, ${path.length} bytes long: use 2 to ${LONGEST_PATH}`);
+  return path;
 }

@@ -2,7 +2,7 @@ import type { Serve, Server } from "bun";
 
 import { describe, type Descriptor, endpoint, isListeningStream } from "./describe.ts";
 import { codeOf, misconfigured } from "./error.ts";
-import { substitute, unexpectedRuntime, type Watch } from "./event-loop.ts";
+import { substitute, unexpectedRuntime } from "./event-loop.ts";
 import { isHot, kept, supersede } from "./hot.ts";
 import * as libc from "./libc.ts";
 import { overlay, requireListening } from "./listen.ts";
@@ -20,12 +20,12 @@ export interface Served {
   /** The options as the program gave them last, here or to `reload`. */
   options: object;
   /** How the event loop watches the passed socket, if there is one. */
-  readonly watch: Watch | undefined;
+  readonly watch: libc.Watch | undefined;
   /** The open WebSockets. */
   readonly sockets: Set<Closable>;
   /** What `reload` does to options before it hands them to Bun. */
   adapt: (options: object) => object;
-  readonly reload: (options: object) => void;
+  readonly reload: (options: object) => unknown;
   drained?: Promise<boolean>;
 }
 
@@ -77,7 +77,7 @@ export function serve<WebSocketData = undefined, Route extends string = never>(
 function adopt<WebSocketData, Route extends string>(
   passed: number,
   options: ServeOptions<WebSocketData, Route>,
-): [server: Server<WebSocketData>, watch?: Watch] {
+): [server: Server<WebSocketData>, watch?: libc.Watch] {
   requireListening(passed);
   // Before clients have taken all descriptors.
   keepNotifySocket();
@@ -106,10 +106,9 @@ function placeholder<WebSocketData, Route extends string>(
 ): { server: Server<WebSocketData>; at: string } {
   // By its id Bun knows a server again: by default its address, which is the same for all here.
   const identity = options.id === undefined && isHot() ? { id } : {};
-  const start = (address: { hostname: string; port: number } | { unix: string }) => {
-    const none = { fd: undefined, hostname: undefined, port: undefined, unix: undefined };
-    return Bun.serve(derive(options, { ...none, ...identity, ...address }));
-  };
+  const none = { fd: undefined, hostname: undefined, port: undefined, unix: undefined };
+  const start = (address: object) =>
+    Bun.serve(derive(options, { ...none, ...identity, ...address }));
   // Each address has ports of its own.
   for (let last = 1; isInternet && last < 255; last++)
     try {
@@ -168,15 +167,11 @@ function track<WebSocketData>(
       const adapted = recordSockets(served.adapt(options), served.sockets);
       Reflect.apply(native, server, [adapted]);
       served.options = options;
+      return server;
     },
   };
   kept.served.set(server, served);
-  return overlay(server, {
-    reload(options: object) {
-      served.reload(options);
-      return server;
-    },
-  });
+  return overlay(server, { reload: served.reload });
 }
 
 /** The same options, whose open WebSockets are in a set. */
