@@ -5,11 +5,11 @@ import { LONGEST_TIMER, pause } from "./event-loop.ts";
 import { kept } from "./hot.ts";
 import { derive, type Served } from "./serve.ts";
 
-/** How long a server takes to end, in milliseconds. */
+/** In milliseconds: how long a server takes to end. */
 export interface DrainOptions {
   /**
-   * How long clients are still served as before. Longer than the pause between two requests on a
-   * kept connection, it lets every client learn that the connection ends. Default: 1000.
+   * How long clients are still served as before: longer than they pause between two requests, so
+   * that each learns that its connection ends. Default: 1000.
    */
   readonly grace?: number;
   /** After how long what is left is cut off, counted from the call. Default: 10,000. */
@@ -26,15 +26,12 @@ const INTERVAL = 5;
  * `Connection: close`, and upgrades are answered with 503, while newcomers are still served. When
  * `grace` is over and the requests that were under way are answered, newcomers wait in the queue of
  * the passed socket, which is for the next process; whoever is still connected is answered;
- * WebSockets are closed with 1001; and the server stops.
+ * WebSockets are closed with 1001; and the server stops. Before the call a request costs nothing.
  *
- * Until the call a request costs nothing: the handlers are replaced by then (`server.reload`).
- *
- * Limitations: Bun lets nobody add a header to the answers of directory routes and HTML bundles, nor
- * to those of requests under way at the call: `grace` counts from the last of these again. A client
- * that pauses for longer than `grace` can meet the close (RFC 9112, 9.5), as can requests that a
- * client sent behind one whose answer says close (9.3.2). A server with no passed socket is reached
- * by nobody when it has stopped.
+ * Limitations: no header can be added to the answers of directory routes and HTML bundles, nor to
+ * those of requests under way at the call: `grace` counts from the last of these again. A client that
+ * pauses for longer than `grace` can meet the close (RFC 9112, 9.5), as can requests sent behind one
+ * whose answer says close (9.3.2). With no passed socket, nobody reaches a server that has stopped.
  *
  * @param server A server of `serve`. A second call for it returns the first one's promise.
  * @returns Whether nobody was cut off at `timeout`.
@@ -66,21 +63,17 @@ async function end(
   grace: number,
   deadline: number,
 ): Promise<boolean> {
-  /** Waits for some milliseconds, and until the deadline at most. */
-  const wait = (milliseconds: number) => {
-    const longest = Math.min(deadline - performance.now(), LONGEST_TIMER);
-    return Bun.sleep(Math.max(0, Math.min(milliseconds, longest)));
-  };
-  const isOver = () => performance.now() >= deadline;
+  const left = () => Math.max(0, deadline - performance.now());
+  const wait = (milliseconds: number) => Bun.sleep(Math.min(milliseconds, left(), LONGEST_TIMER));
 
   /** How many requests our handlers have. */
   let inHandlers = 0;
   served.adapt = (options) => withClose(options, (change) => (inHandlers += change));
   served.reload(served.options);
 
-  // All that were under way at the call, until each is answered: those that no handler of ours has.
+  // Those under way at the call, which no handler of ours has, until each is answered.
   let underWay = server.pendingRequests;
-  while (underWay > 0 && !isOver()) {
+  while (underWay > 0 && left() > 0) {
     await wait(INTERVAL);
     underWay = Math.min(underWay, server.pendingRequests - inHandlers);
   }
@@ -89,7 +82,7 @@ async function end(
   await wait(LINGER);
   // Closes the connections that are idle, and each other one when its request is answered.
   void server.stop();
-  while (server.pendingRequests > 0 && !isOver()) await wait(INTERVAL);
+  while (server.pendingRequests > 0 && left() > 0) await wait(INTERVAL);
   const complete = server.pendingRequests === 0;
   // Bun 1.4.0 closes them with 1006.
   for (const socket of served.sockets) socket.close(1001);
@@ -98,6 +91,9 @@ async function end(
   if (complete) await stopped;
   return complete;
 }
+
+/** Which of the options answer. */
+type Handlers = { routes?: object; fetch?: Function; error?: Function };
 
 /** The same options, but every answer says that the connection ends with it, and upgrades get 503. */
 function withClose(options: object, count: (change: 1 | -1) => void): object {
@@ -122,21 +118,13 @@ function withClose(options: object, count: (change: 1 | -1) => void): object {
       : value;
   };
   const { routes, fetch = notFound, error = failed }: Handlers = options;
-  const replaced = {
+  return derive(options, {
     ...(routes && { routes: mapped(Object.entries(routes), route) }),
     fetch: handler(fetch),
     async error(this: unknown, problem: unknown): Promise<unknown> {
       return close(await Reflect.apply(error, this, [problem]));
     },
-  };
-  return derive(options, replaced);
-}
-
-/** Which of the options answer. */
-interface Handlers {
-  readonly routes?: object;
-  readonly fetch?: Function;
-  readonly error?: Function;
+  });
 }
 
 function mapped(entries: readonly [string, unknown][], map: (value: unknown) => unknown): object {

@@ -1,4 +1,4 @@
-import type { SocketOptions, TCPSocketListenOptions, TLSOptions, UnixSocketOptions } from "bun";
+import type { FdSocketOptions, TCPSocketListenOptions, UnixSocketOptions } from "bun";
 
 import { describe, endpoint, isListeningStream, phrase } from "./describe.ts";
 import { misconfigured } from "./error.ts";
@@ -11,26 +11,22 @@ import { type Listener, requireBun, runtime } from "./runtime.ts";
 
 /** The options of `Bun.listen`, with a descriptor that wins over the address if there is one. */
 export type ListenOptions<Data = undefined> = (
-  | ((TCPSocketListenOptions<Data> | UnixSocketOptions<Data>) & {
-      readonly fd?: number | undefined;
-    })
-  | (SocketOptions<Data> & { readonly fd: number; readonly tls?: TLSOptions | boolean })
+  | ((TCPSocketListenOptions<Data> | UnixSocketOptions<Data>) & { fd?: number | undefined })
+  | FdSocketOptions<Data>
 ) & {
   /**
-   * The most connections open at once, those in a TLS handshake too. At that many it stops
-   * accepting, and whoever comes then waits in the socket's queue. Default: as many as there are
-   * descriptors. Handlers given to `socket.reload` are not counted, those of `listener.reload` are.
+   * The most connections open at once, those in a TLS handshake too: whoever comes then waits in the
+   * socket's queue. Default: as many as there are descriptors. Handlers given to `socket.reload` are
+   * not counted, those of `listener.reload` are.
    */
   readonly maxConnections?: number;
 };
 
 /**
  * `Bun.listen` with an `fd` that works: the number of a listening stream socket over IPv4, IPv6 or
- * AF_UNIX. The socket stays as it is: same backlog, no moment at which a client is turned away, and
- * open in systemd when `stop()` closes our copy. With no `fd` it is `Bun.listen`, unchanged.
- *
- * `Bun.listen({ fd })` alone calls listen(2) on the socket that systemd shares, and so makes its
- * backlog 511. Here Bun gets a placeholder under that number, which then gives way.
+ * AF_UNIX. The socket keeps its backlog, which `Bun.listen({ fd })` alone would make 511, no client
+ * is turned away, and it stays open in systemd when `stop()` closes our copy. With no `fd` it is
+ * `Bun.listen`, unchanged.
  *
  * Limitation: the socket is non-blocking from then on, for all who share it, after `stop()` too.
  * systemd sets the flag anew (`NonBlocking=`) for each process that it starts.
@@ -49,10 +45,9 @@ export type ListenOptions<Data = undefined> = (
 export function listen<Data = undefined>(options: ListenOptions<Data>): Listener<Data> {
   requireBun();
   const { maxConnections, ...own } = options;
+  const isTls = Boolean(options.tls);
   const bound =
-    maxConnections === undefined
-      ? undefined
-      : new MaxConnections<Data>(maxConnections, options.tls);
+    maxConnections === undefined ? undefined : new MaxConnections<Data>(maxConnections, isTls);
   const counted = bound ? { ...own, socket: bound.counting(own.socket) } : own;
   if (options.fd === undefined) {
     const listener = runtime.listen(counted);
@@ -60,9 +55,8 @@ export function listen<Data = undefined>(options: ListenOptions<Data>): Listener
     return listener;
   }
   requireListening(options.fd);
-  // Before clients have taken all descriptors.
-  keepNotifySocket();
   const fd = disposable(options.fd);
+  // Bun calls listen(2) on a placeholder, which then gives way.
   const passed = libc.duplicate(fd);
   let listener: ReturnType<typeof runtime.listen<Data>> | undefined;
   try {
@@ -89,12 +83,17 @@ export function listen<Data = undefined>(options: ListenOptions<Data>): Listener
   );
 }
 
-/** @throws {ActivationError} (78) unless `fd` is a stream socket over IP or AF_UNIX that listens. */
+/**
+ * Opens the socket for notifications too, before clients have taken all descriptors.
+ *
+ * @throws {ActivationError} (78) unless `fd` is a stream socket over IP or AF_UNIX that listens.
+ */
 export function requireListening(fd: number): void {
   if (!isListeningStream(fd))
     throw misconfigured(
       `descriptor ${fd} is ${phrase(describe(fd))}, not a listening stream socket over IP or AF_UNIX: pass one (Accept=no)`,
     );
+  keepNotifySocket();
 }
 
 /** Gives an object other properties, as Bun does: by its prototype, and values read-only. */

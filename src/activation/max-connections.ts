@@ -1,4 +1,4 @@
-import type { SocketHandler, SocketListener, SocketOptions, TLSOptions } from "bun";
+import type { SocketHandler, SocketListener, SocketOptions } from "bun";
 
 import { misconfigured } from "./error.ts";
 import { pause, resume } from "./event-loop.ts";
@@ -6,32 +6,31 @@ import * as libc from "./libc.ts";
 
 /** Counts the connections of a listener, which accepts while there are fewer than `most`. */
 export class MaxConnections<Data> {
-  readonly #most: number;
-  readonly #isTls: boolean;
   #open = 0;
   #listening: { readonly watch: libc.Watch; readonly socket: number } | undefined;
 
   /** @throws {ActivationError} (78) unless `most` is a whole number from 1. */
-  constructor(most: number, tls: TLSOptions | boolean | undefined) {
+  constructor(
+    readonly most: number,
+    readonly isTls: boolean,
+  ) {
     if (!(Number.isInteger(most) && most > 0))
       throw misconfigured(`maxConnections is ${most}: give a whole number from 1`);
-    this.#most = most;
-    this.#isTls = tls !== undefined && tls !== false;
   }
 
   /** The handlers, which count. */
   counting(handlers: SocketHandler<Data>): SocketHandler<Data> {
     // Over TLS with no such handler, Bun calls `open` only after the handshake.
-    const afterHandshake = this.#isTls && handlers.handshake === undefined;
+    const afterHandshake = this.isTls && handlers.handshake === undefined;
     return {
       ...handlers,
       ...(afterHandshake ? { handshake: (socket) => void handlers.open?.(socket) } : {}),
       open: (socket) => {
-        if (++this.#open === this.#most && this.#listening) pause(this.#listening.watch);
+        if (++this.#open === this.most && this.#listening) pause(this.#listening.watch);
         return afterHandshake ? undefined : handlers.open?.(socket);
       },
       close: (socket, error) => {
-        if (this.#open-- === this.#most && this.#listening)
+        if (this.#open-- === this.most && this.#listening)
           resume(this.#listening.watch, this.#listening.socket);
         return handlers.close?.(socket, error);
       },

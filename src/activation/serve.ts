@@ -6,7 +6,6 @@ import { substitute, unexpectedRuntime } from "./event-loop.ts";
 import { isHot, kept, supersede } from "./hot.ts";
 import * as libc from "./libc.ts";
 import { overlay, requireListening } from "./listen.ts";
-import { keepNotifySocket } from "./notify.ts";
 import { requireBun } from "./runtime.ts";
 
 /** The options of `Bun.serve`, with a descriptor that wins over the address if there is one. */
@@ -17,7 +16,7 @@ export type ServeOptions<WebSocketData = undefined, Route extends string = strin
 
 /** What `drain` has to know of a server. */
 export interface Served {
-  /** The options as the program gave them last, here or to `reload`. */
+  /** As the program gave them last, here or to `reload`. */
   options: object;
   /** How the event loop watches the passed socket, if there is one. */
   readonly watch: libc.Watch | undefined;
@@ -39,13 +38,10 @@ interface Closable {
  * the server reports the address of the passed socket as Bun would. The socket keeps its backlog,
  * and stays open in systemd when `stop()` closes our copy. With no `fd` it is `Bun.serve`, unchanged.
  *
- * Bun ignores `fd`: it listens on a placeholder, which gives way to the passed socket before the
- * event loop runs. The placeholder is on a free port of the loopback for a socket over IP, so that
- * `server.requestIP` works. If that is not allowed (`RestrictAddressFamilies=AF_UNIX`) it has an
- * abstract name, and `server.requestIP` returns null.
- *
  * Limitations: no HTTP/3, which needs a UDP socket. The socket is non-blocking from then on, for
  * all who share it, after `stop()` too: systemd sets the flag anew for each process that it starts.
+ * Bun listens on a placeholder, which then gives way. For a socket over IP, that is a free port of
+ * the loopback; if none is allowed (`RestrictAddressFamilies=AF_UNIX`), `server.requestIP` returns null.
  *
  * @param options As for `Bun.serve`. If `fd` is given, `hostname`, `port` and `unix` are ignored, and
  *   the number is closed: the server has the socket under another (under `bun --hot` it stays open).
@@ -79,8 +75,6 @@ function adopt<WebSocketData, Route extends string>(
   options: ServeOptions<WebSocketData, Route>,
 ): [server: Server<WebSocketData>, watch?: libc.Watch] {
   requireListening(passed);
-  // Before clients have taken all descriptors.
-  keepNotifySocket();
   const address = describe(passed);
   if (options.http3 === true)
     throw misconfigured("HTTP/3 needs a UDP socket, which cannot be passed: leave http3 out");
@@ -98,13 +92,13 @@ function adopt<WebSocketData, Route extends string>(
   }
 }
 
-/** A server that listens where nobody comes, and where that is, in the words of `endpoint`. */
+/** A server that listens where nobody comes, and that place as `endpoint` returns it. */
 function placeholder<WebSocketData, Route extends string>(
   options: ServeOptions<WebSocketData, Route>,
   isInternet: boolean,
   id: string,
 ): { server: Server<WebSocketData>; at: string } {
-  // By its id Bun knows a server again: by default its address, which is the same for all here.
+  // By this Bun knows a server again. Its default is the address, here the same for all.
   const identity = options.id === undefined && isHot() ? { id } : {};
   const none = { fd: undefined, hostname: undefined, port: undefined, unix: undefined };
   const start = (address: object) =>
@@ -154,7 +148,7 @@ function unixURL(path: string): URL {
   return new URL(`unix://${path.split("/").map(encodeURIComponent).join("/")}`);
 }
 
-/** Keeps what `drain` has to know: neither options nor WebSockets can be read from a server. */
+/** Keeps what `drain` has to know, and what cannot be read from a server. */
 function track<WebSocketData>(
   server: Server<WebSocketData>,
   start: Pick<Served, "options" | "watch" | "sockets">,
