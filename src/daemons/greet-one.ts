@@ -2,10 +2,7 @@ import { ActivationError, adoptConnection, ExitStatus } from "../activation/inde
 import { codeOf } from "../activation/error.ts";
 import { Greeter } from "./greeter.ts";
 
-/**
- * Greets the one connection of a process that was started for it; where the descriptor is no
- * socket, but a terminal, a pipe or a file, prints the greeting. The process ends with either.
- */
+/** Greets the one connection of a process, or prints the greeting to what is no socket. */
 export async function greetOne(fd: number, greeting: string): Promise<void> {
   const socket = await adoptConnection(fd, new Greeter(greeting).handlers);
   if (socket !== undefined) return;
@@ -13,7 +10,7 @@ export async function greetOne(fd: number, greeting: string): Promise<void> {
     await Bun.write(Bun.file(fd), greeting);
   } catch (error) {
     const code = codeOf(error);
-    // A reader that has gone away is as normal as a client that has.
+    // A reader that has gone is as normal as a client that has.
     if (code === "EPIPE") return;
     if (code !== "EBADF") throw error;
     const message = `descriptor ${fd} is not open for writing: pass a connection on it`;

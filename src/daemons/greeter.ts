@@ -4,10 +4,9 @@ import type { Socket, SocketHandler } from "bun";
 const DEADLINE = 5000;
 
 /**
- * The one way in which all three services treat a connection: the greeting, then FIN, then what
- * the client sends is read and dropped until its own end of file, or the deadline.
- *
- * Closing at once instead would reset the connection of a client that has sent anything.
+ * How all three services treat a connection: the greeting, then FIN, then what the client sends is
+ * dropped until its own end of file, or the deadline. To close at once would reset a client that has
+ * sent anything.
  */
 export class Greeter {
   /** When each open connection was greeted, oldest first. */
@@ -18,7 +17,7 @@ export class Greeter {
 
   constructor(
     readonly greeting: string,
-    readonly on: { readonly opened?: () => void; readonly idle?: () => void } = {},
+    readonly on: { readonly opened?: () => unknown; readonly idle?: () => unknown } = {},
   ) {}
 
   get open(): number {
@@ -29,14 +28,13 @@ export class Greeter {
     open: (socket) => {
       this.accepted++;
       this.#open.set(socket, performance.now());
-      // Fails where the client is gone, which the close that follows tells too.
+      // If the client is gone this fails, and the close follows.
       socket.write(this.greeting);
       socket.shutdown();
       if (!this.#sweeping) this.#sweepIn(DEADLINE);
       this.on.opened?.();
     },
-    // Required: without it Bun does not read, and never sees the client's end of file, at which it
-    // closes the connection, for this side has ended already.
+    // Without it Bun does not read, and never sees the client's end of file, at which it closes.
     data() {},
     close: (socket) => {
       this.#open.delete(socket);
@@ -44,7 +42,7 @@ export class Greeter {
     },
   };
 
-  /** One timer for all: it sleeps until the oldest connection is due, and is not armed per client. */
+  /** One timer for all, which sleeps until the oldest connection is due. */
   #sweepIn(milliseconds: number): void {
     this.#sweeping = true;
     setTimeout(() => {
@@ -54,7 +52,7 @@ export class Greeter {
         if (greeted > due) return this.#sweepIn(greeted - due);
         socket.terminate();
       }
-      // Bun itself keeps what a flood leaves for ten seconds and more. A collection takes 3 ms.
+      // Takes 3 ms. Bun itself keeps what a flood leaves for ten seconds and more.
       Bun.gc(true);
     }, milliseconds).unref();
   }

@@ -2,23 +2,21 @@ import { version } from "../../package.json";
 import { ActivationError, ExitStatus, messageOf } from "../activation/error.ts";
 import { LogLevel, logLine } from "../activation/log.ts";
 
+type Values = Readonly<Record<string, string | boolean | undefined>>;
+
 /** A daemon: what `--help` says of it, and what it does. */
-export interface Daemon {
+interface Daemon {
   readonly name: string;
-  /** What it does, in a sentence or two. */
   readonly about: string;
-  /** Its options, each of which takes a value: the text for `--help`, from the value's name on. */
+  /** Options that take a value: the text for `--help`, from the value's name on. */
   readonly options?: Readonly<Record<string, string>>;
-  /** @param values The options given. */
   readonly run: (values: Values) => unknown;
 }
-
-export type Values = Readonly<Record<string, string | boolean | undefined>>;
 
 /** Runs a daemon. Its errors end here: one line on stderr, and the exit status it maps to. */
 export async function run(daemon: Daemon): Promise<void> {
   try {
-    // Most runs have no arguments, and need not load what parses them.
+    // What parses arguments is loaded if there are any.
     await daemon.run(Bun.argv.length > 2 ? parse(daemon) : {});
   } catch (error) {
     logLine(LogLevel.error, `${daemon.name}: ${messageOf(error)}`);
@@ -35,9 +33,9 @@ function parse({ name, about, options = {} }: Daemon): Values {
   const { parseArgs } = process.getBuiltinModule("node:util");
   const strings = Object.keys(options).map((option) => [option, { type: "string" }] as const);
   const flag = { type: "boolean" } as const;
+  const config = { ...Object.fromEntries(strings), help: flag, version: flag };
   let values: Values;
   try {
-    const config = { ...Object.fromEntries(strings), help: flag, version: flag };
     ({ values } = parseArgs({ args: Bun.argv.slice(2), options: config }));
   } catch (error) {
     throw misused(messageOf(error));

@@ -18,18 +18,15 @@ import { freeDescriptors } from "../activation/libc.ts";
 import { Greeter } from "./greeter.ts";
 import { misused, run } from "./run.ts";
 
-/** In milliseconds: how often the status may change. */
-const STATUS_INTERVAL = 1000;
-
-/** In characters: how much of the status the addresses may take. */
-const LONGEST_LIST = 256;
-
-/** Descriptors that are left to the process itself, beside one for each socket. */
-const RESERVE = 16;
-
 const NAME = "socket-service";
 /** In seconds, as the option is given. */
 const IDLE_TIMEOUT = "30";
+/** In milliseconds: how often the status may change. */
+const STATUS_INTERVAL = 1000;
+/** In characters: how much of the status the addresses may take. */
+const LONGEST_LIST = 256;
+/** Descriptors that are left to the process itself, beside one for each socket. */
+const RESERVE = 16;
 
 await run({
   name: NAME,
@@ -44,9 +41,8 @@ function parseTimeout(seconds: string): number {
   if (seconds === "infinity") return Number.POSITIVE_INFINITY;
   const milliseconds = /^[0-9]+(\.[0-9]+)?$/.test(seconds) ? Number(seconds) * 1000 : 0;
   if (milliseconds > 0) return milliseconds;
-  throw misused(
-    `--idle-timeout is ${JSON.stringify(seconds)}, not a number of seconds above 0 or infinity`,
-  );
+  const given = JSON.stringify(seconds);
+  throw misused(`--idle-timeout is ${given}, not a number of seconds above 0 or infinity`);
 }
 
 function serve(idleTimeout: number): void {
@@ -58,9 +54,7 @@ function serve(idleTimeout: number): void {
   let reported = 0;
 
   const greeter = new Greeter("This is a test\n", {
-    opened: () => {
-      if (!reporting) report();
-    },
+    opened: () => reporting || report(),
     idle: () => {
       if (stopping) process.exit();
       idleSince = performance.now();
@@ -70,10 +64,8 @@ function serve(idleTimeout: number): void {
   const passed = requireListenFds();
   // The same for each socket: however many clients come to one, they leave the others theirs.
   const share = Math.trunc((freeDescriptors(LISTEN_FDS_START) - RESERVE) / passed.length) - 1;
-  const maxConnections = Math.max(share, 1);
-  const listeners = passed.map(({ fd }) =>
-    listen({ fd, socket: greeter.handlers, maxConnections }),
-  );
+  const options = { socket: greeter.handlers, maxConnections: Math.max(share, 1) };
+  const listeners = passed.map(({ fd }) => listen({ fd, ...options }));
   startWatchdog(warn);
   process.on("SIGTERM", stop);
   process.on("SIGINT", stop);
@@ -83,7 +75,7 @@ function serve(idleTimeout: number): void {
     if (notifyEnabled()) announce(warn);
   }, 0);
 
-  /** Says that it listens, again and again until it could be said: systemd waits for it. */
+  /** Says that it listens, again and again until that could be sent: systemd waits for it. */
   function announce(onError: (error: unknown) => void): void {
     if (stopping) return;
     try {
@@ -107,18 +99,20 @@ function serve(idleTimeout: number): void {
   /** One timer for any number of connections: when it fires, it looks how long there was none. */
   function watchIdle(milliseconds: number): void {
     watching = true;
-    const check = () => {
-      watching = false;
-      // While a connection is open, its end starts this again.
-      if (greeter.open > 0) return;
-      const left = idleSince + idleTimeout - performance.now();
-      if (left > 0) watchIdle(left);
-      else stop();
-    };
-    setTimeout(check, Math.min(milliseconds, LONGEST_TIMER));
+    setTimeout(
+      () => {
+        watching = false;
+        // While a connection is open, its end starts this again.
+        if (greeter.open > 0) return;
+        const left = idleSince + idleTimeout - performance.now();
+        if (left > 0) watchIdle(left);
+        else stop();
+      },
+      Math.min(milliseconds, LONGEST_TIMER),
+    );
   }
 
-  /** Tells how many were served, at once, and from then on once an interval while more come. */
+  /** Tells how many were served, at once and then once an interval while more come. */
   function report(): void {
     reporting = reported !== greeter.accepted;
     if (!reporting) return;
@@ -128,7 +122,7 @@ function serve(idleTimeout: number): void {
   }
 }
 
-/** Where sockets listen, in one line: "A, B and 58 more", for systemd reads only so much. */
+/** Where sockets listen: "A, B and 58 more", because systemd reads only so much. */
 function list(passed: readonly PassedDescriptor[]): string {
   let text = "";
   for (const [index, { fd }] of passed.entries()) {
@@ -141,7 +135,7 @@ function list(passed: readonly PassedDescriptor[]): string {
   return text;
 }
 
-/** A failure to notify is worth a line, and never stops the service. */
+/** Notifies. A failure is worth a line, and never stops the service. */
 function tell(notification: Notification): void {
   try {
     notify(notification);
