@@ -5,32 +5,28 @@ import { notifyEnabled, send } from "./notify.ts";
 import { runtime } from "./runtime.ts";
 
 /**
- * Waits until the service manager has handled all notifications sent so far, as
- * sd_notify_barrier(3) does, without blocking the event loop.
+ * Waits until the service manager has handled all notifications sent so far, like
+ * sd_notify_barrier(3), without blocking the event loop.
  *
- * @param timeout How long to wait at most, in milliseconds; more than 25 days, or `Infinity`, is for ever.
+ * @param timeout The longest wait, in milliseconds; more than 25 days, or `Infinity`, is for ever.
  * @returns Whether there was somebody to wait for: false if `NOTIFY_SOCKET` is not set.
  * @throws {ActivationError} as {@link notify} does, (78) if `timeout` is no such number, and (71, code
  *   `ETIMEDOUT`) if the time is over.
  */
 export async function notifyBarrier(timeout: number): Promise<boolean> {
+  const wanted = "give milliseconds from 0, or Infinity";
   if (!(typeof timeout === "number" && timeout >= 0))
-    throw misconfigured(
-      `cannot wait for a barrier within ${timeout}: give milliseconds from 0, or Infinity`,
-    );
+    throw misconfigured(`cannot wait for a barrier within ${timeout}: ${wanted}`);
   if (!notifyEnabled()) return false;
   // The manager closes the end that it receives when it handles this message: ours is closed then.
   const [ours, theirs] = socketPair();
   const handled = Promise.withResolvers<true>();
   // Bun adopts every connected pair.
-  const socket = await runtime.connect({
-    fd: ours,
-    socket: { data() {}, close: () => handled.resolve(true) },
-  });
-  const expire = () => {
-    const message = `the service manager did not come to a barrier within ${timeout} ms`;
-    handled.reject(new ActivationError(ExitStatus.systemCall, message, "ETIMEDOUT"));
-  };
+  const handlers = { data() {}, close: () => handled.resolve(true) };
+  const socket = await runtime.connect({ fd: ours, socket: handlers });
+  const late = `the service manager did not come to a barrier within ${timeout} ms`;
+  const expire = () =>
+    handled.reject(new ActivationError(ExitStatus.systemCall, late, "ETIMEDOUT"));
   const timer = timeout > LONGEST_TIMER ? undefined : setTimeout(expire, timeout);
   try {
     try {

@@ -44,7 +44,7 @@ export interface File {
     | "directory"
     | "regular file"
     | "message queue"
-    /** An anonymous one, such as an eventfd or an epoll instance. */
+    /** Such as an eventfd or an epoll instance. */
     | "other";
 }
 

@@ -10,10 +10,7 @@ export const ExitStatus = {
 
 export type ExitStatus = (typeof ExitStatus)[keyof typeof ExitStatus];
 
-/**
- * The one error that this module throws. Its message is one line that says what was found, what
- * was wanted and what to do.
- */
+/** The one error of this module. Its message, one line, says what was found, wanted, and to do. */
 export class ActivationError extends Error {
   override readonly name = "ActivationError";
 

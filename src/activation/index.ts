@@ -3,18 +3,15 @@
  *
  * What is passed goes this way, with the file of each step:
  *
- * 1. listen-fds.ts returns the descriptors that the environment names, and pick.ts those of a name.
- *    environment.ts reads a variable and removes it, hot.ts keeps what is needed again under
- *    `bun --hot`, and wrapper.ts warns if the descriptors are for an ancestor.
+ * 1. listen-fds.ts returns the descriptors that the environment names (environment.ts), pick.ts those
+ *    of a name. wrapper.ts warns if they are for an ancestor.
  * 2. describe.ts says what each descriptor is.
- * 3. serve.ts, listen.ts, udp.ts and connection.ts make a Bun server, listener or socket of it, with
- *    event-loop.ts, which puts it into Bun's event loop. max-connections.ts bounds a listener, and
- *    drain.ts ends a server.
+ * 3. serve.ts, listen.ts (with max-connections.ts), udp.ts and connection.ts make a Bun server,
+ *    listener or socket of it, and event-loop.ts puts it into Bun's event loop. drain.ts ends a server.
  *
- * The other way go notify.ts, barrier.ts and watchdog.ts, which tell the service manager, and log.ts
- * with journal.ts. Under all of them are libc.ts, the only file that calls libc, layout.ts, which
- * knows the bytes that libc takes, runtime.ts, which has what Bun accepts and does not declare, and
- * error.ts.
+ * The other way go notify.ts, barrier.ts, watchdog.ts, and log.ts with journal.ts. Under all of them:
+ * libc.ts calls libc, layout.ts knows its bytes, runtime.ts what Bun accepts and does not declare,
+ * hot.ts keeps what `bun --hot` needs again, error.ts.
  *
  * @example
  * ```ts

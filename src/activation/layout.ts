@@ -14,7 +14,7 @@ export const O_CLOEXEC = 0o2000000;
 
 /** The types of two file systems, as statfs(2) returns them. */
 export const MQUEUE_MAGIC = 0x19800202;
-export const PID_FS_MAGIC = 0x50494446;
+export const PID_FS_MAGIC = 0x50494446n;
 
 const SCM_RIGHTS = 1;
 const SCM_CREDENTIALS = 2;
@@ -32,7 +32,7 @@ export const LONGEST_PATH = 107;
 /** The index of tcpi_segs_in, the segments received, in the 32-bit numbers of a struct tcp_info. */
 export const TCPI_SEGS_IN = 35;
 
-/** Returns the sun_path for a path, or for an abstract name after `@`. The kernel ends it itself. */
+/** Returns the sun_path for a path, or for an abstract name after `@`. */
 export function sunPath(address: string): Uint8Array {
   const path = new TextEncoder().encode(address);
   if (address.startsWith("@")) path[0] = 0;

@@ -32,8 +32,7 @@ function load() {
   try {
     // The module bun:ffi is made of Bun.FFI, and loading it is most of the cost of using it.
     const { dlopen, ptr, read }: FFI = runtime.FFI ?? require("bun:ffi");
-    // By the name under which every glibc program has it mapped already: for a name that is not,
-    // Bun would look into the working directory too.
+    // So every glibc program has it mapped. For another name, Bun looks into the working directory.
     const library = dlopen("libc.so.6", {
       __errno_location: { args: [], returns: "ptr" },
       bind: { args: ["i32", "buffer", "u32"], returns: "i32" },
@@ -94,7 +93,7 @@ function check(call: string, result: number | bigint, ...expected: number[]): nu
   throw new ActivationError(ExitStatus.systemCall, `${call} failed, ${text} (${code})`, code);
 }
 
-/** Whether this can be the number of a descriptor: bun:ffi cuts others to 32 bits, 2^32 + 3 to 3. */
+/** Whether this can be a descriptor: bun:ffi cuts other numbers to 32 bits, 2^32 + 3 to 3. */
 export function isDescriptor(fd: number): boolean {
   return Number.isInteger(fd) && fd >= 0 && fd <= 0x7fffffff;
 }
@@ -103,7 +102,7 @@ export function close(fd: number): void {
   check("close", libc().close(fd));
 }
 
-/** Whether close-on-exec is set; undefined if the descriptor is not open, or is no number of one. */
+/** Whether close-on-exec is set; undefined if the descriptor is not open. */
 export function closesOnExec(fd: number): boolean | undefined {
   if (!isDescriptor(fd)) return undefined;
   const flags = check("fcntl", libc().fcntl(fd, F.GETFD, 0), E.BADF);
@@ -128,7 +127,7 @@ export function replace(fd: number, onto: number): void {
   check("dup3", libc().dup3(fd, onto, layout.O_CLOEXEC));
 }
 
-/** An option of layout.SOL_SOCKET that is an int; undefined for what is no socket, or not open. */
+/** An option of SOL_SOCKET that is an int; undefined for what is no socket, or not open. */
 export function socketOption(fd: number, option: number): number | undefined {
   if (!isDescriptor(fd)) return undefined;
   const value = new Int32Array(1);
@@ -160,7 +159,7 @@ export function wasConnected(fd: number): boolean {
 
 /** Replaces `onto` by a placeholder: a Unix stream socket with a name that the kernel chose. */
 export function replaceByPlaceholder(onto: number): void {
-  const fd = check("socket", libc().socket(layout.AF_UNIX, layout.SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const fd = unixSocket(layout.SOCK_STREAM);
   try {
     check("bind", libc().bind(fd, Uint16Array.of(layout.AF_UNIX), 2));
     replace(fd, onto);
@@ -169,13 +168,19 @@ export function replaceByPlaceholder(onto: number): void {
   }
 }
 
-/** The two ends of a connection over layout.AF_UNIX. */
+function unixSocket(type: number): number {
+  return check("socket", libc().socket(layout.AF_UNIX, type | SOCK_CLOEXEC, 0));
+}
+
+/** A socket for datagrams over AF_UNIX. */
+export function datagramSocket(): number {
+  return unixSocket(layout.SOCK_DGRAM);
+}
+
+/** The two ends of a connection over AF_UNIX. */
 export function socketPair(): [number, number] {
-  const ends = new Int32Array(2);
-  check(
-    "socketpair",
-    libc().socketpair(layout.AF_UNIX, layout.SOCK_STREAM | SOCK_CLOEXEC, 0, ends),
-  );
+  const [ends, type] = [new Int32Array(2), layout.SOCK_STREAM | SOCK_CLOEXEC];
+  check("socketpair", libc().socketpair(layout.AF_UNIX, type, 0, ends));
   return [ends[0] ?? -1, ends[1] ?? -1];
 }
 
@@ -200,7 +205,7 @@ export function epollControl(operation: keyof typeof EPOLL_CTL, to: Watch): void
   check("epoll_ctl", libc().epoll_ctl(to.epoll, EPOLL_CTL[operation], to.fd, event));
 }
 
-/** How many more descriptors this process may open. `fd` is any that is open. */
+/** How many more descriptors this process may open; `fd` is any that is open. */
 export function freeDescriptors(fd: number): number {
   const limit = new BigUint64Array(2);
   check("getrlimit", libc().getrlimit(RLIMIT_NOFILE, limit));
@@ -219,7 +224,7 @@ export function readProc(path: string): string | undefined {
     const page = new Uint8Array(4096);
     const decoder = new TextDecoder();
     for (let text = ""; ;) {
-      // A descriptor that another thread closes meanwhile has none any more.
+      // Another thread may have closed that descriptor meanwhile.
       const length = check("read", libc().read(fd, page, BigInt(page.length)), E.NOENT);
       if (length === undefined) return undefined;
       if (length === 0) return text;
@@ -244,29 +249,20 @@ export function pidfdId(): number | undefined {
   const fd = available() ? Number(libc().syscall(SYS_pidfd_open, process.pid, 0)) : -1;
   if (fd < 0) return undefined;
   try {
-    // Only on pidfs (Linux 6.9) has each process an inode of its own.
     const filesystem = new BigInt64Array(16);
     check("fstatfs", libc().fstatfs(fd, filesystem));
-    const [, id] = readProc(`/proc/self/fdinfo/${fd}`)?.split("ino:\t") ?? [];
-    return filesystem[0] === BigInt(layout.PID_FS_MAGIC) && id !== undefined
-      ? Number.parseInt(id, 10)
-      : undefined;
+    // Only on pidfs (Linux 6.9) has each process an inode of its own.
+    if (filesystem[0] !== layout.PID_FS_MAGIC) return undefined;
+    const [, id = ""] = readProc(`/proc/self/fdinfo/${fd}`)?.split("ino:\t") ?? [];
+    return Number.parseInt(id, 10);
   } finally {
     close(fd);
   }
 }
 
-/** A socket for datagrams over layout.AF_UNIX, close-on-exec. */
-export function datagramSocket(): number {
-  return check("socket", libc().socket(layout.AF_UNIX, layout.SOCK_DGRAM | SOCK_CLOEXEC, 0));
-}
-
 /**
- * Sends one datagram over layout.AF_UNIX from the socket `fd` to the sun_path `path`, or fails: it
- * does not wait for room in the queue of the receiver (EAGAIN).
- *
- * @param fds Descriptors, which the receiver gets duplicates of (SCM_RIGHTS).
- * @param pid The process to send for (SCM_CREDENTIALS).
+ * Sends one datagram from the socket `fd` to the sun_path `path`, with duplicates of `fds` and for
+ * the process `pid`. It does not wait for the receiver to have room (EAGAIN).
  */
 export function sendDatagram(
   fd: number,
@@ -282,7 +278,7 @@ export function sendDatagram(
   check("sendmsg", libc().sendmsg(fd, datagram, MSG.NOSIGNAL | MSG.DONTWAIT));
 }
 
-/** An empty file in memory, close-on-exec. */
+/** An empty file in memory. */
 export function memoryFile(name: string): number {
   // Not MFD_NOEXEC_SEAL: journald takes a file with a fifth seal for unsealed in systemd 252.
   const flags = MFD.CLOEXEC | MFD.ALLOW_SEALING;

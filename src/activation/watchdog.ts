@@ -36,6 +36,5 @@ export function startWatchdog(onError: (error: unknown) => void): NodeJS.Timeout
       onError(error);
     }
   };
-  const milliseconds = Math.min(interval / 2 / 1000, LONGEST_TIMER);
-  return setInterval(ping, milliseconds).unref();
+  return setInterval(ping, Math.min(interval / 2 / 1000, LONGEST_TIMER)).unref();
 }
