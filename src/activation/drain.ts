@@ -57,12 +57,7 @@ export function drain<WebSocketData>(
   return (served.drained ??= end(server, served, grace, performance.now() + timeout));
 }
 
-async function end(
-  server: Server<unknown>,
-  served: Served,
-  grace: number,
-  deadline: number,
-): Promise<boolean> {
+async function end(server: Server<unknown>, served: Served, grace: number, deadline: number) {
   const left = () => Math.max(0, deadline - performance.now());
   const wait = (milliseconds: number) => Bun.sleep(Math.min(milliseconds, left(), LONGEST_TIMER));
 

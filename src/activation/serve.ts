@@ -75,10 +75,14 @@ function adopt<WebSocketData, Route extends string>(
   options: ServeOptions<WebSocketData, Route>,
 ): [server: Server<WebSocketData>, watch?: libc.Watch] {
   requireListening(passed);
-  const address = describe(passed);
   if (options.http3 === true)
     throw misconfigured("HTTP/3 needs a UDP socket, which cannot be passed: leave http3 out");
-  const { server, at } = placeholder(options, "port" in address, `fd-${passed}`);
+  const address = describe(passed);
+  // By its id Bun knows a server again: by default its address, here the same for all.
+  const identity = options.id === undefined && isHot() ? { id: `fd-${passed}` } : {};
+  const none = { fd: undefined, hostname: undefined, port: undefined, unix: undefined };
+  const start = (where: object) => Bun.serve(derive(options, { ...none, ...identity, ...where }));
+  const [server, at] = placeholder("port" in address, start);
   if (kept.served.has(server)) return [server];
   try {
     const watch = substitute(passed, descriptorAt(at));
@@ -92,23 +96,14 @@ function adopt<WebSocketData, Route extends string>(
   }
 }
 
-/** A server that listens where nobody comes, and that place as `endpoint` returns it. */
-function placeholder<WebSocketData, Route extends string>(
-  options: ServeOptions<WebSocketData, Route>,
-  isInternet: boolean,
-  id: string,
-): { server: Server<WebSocketData>; at: string } {
-  // By this Bun knows a server again. Its default is the address, here the same for all.
-  const identity = options.id === undefined && isHot() ? { id } : {};
-  const none = { fd: undefined, hostname: undefined, port: undefined, unix: undefined };
-  const start = (address: object) =>
-    Bun.serve(derive(options, { ...none, ...identity, ...address }));
+/** Starts a server where nobody comes, and returns that place too, as `endpoint` has it. */
+function placeholder<T extends Server<unknown>>(isInternet: boolean, start: (at: object) => T) {
   // Each address has ports of its own.
   for (let last = 1; isInternet && last < 255; last++)
     try {
       const hostname = `127.0.0.${last}`;
       const server = start({ hostname, port: 0 });
-      return { server, at: `${hostname}:${server.port}` };
+      return [server, `${hostname}:${server.port}`] as const;
     } catch (error) {
       const code = codeOf(error);
       // A sandbox that allows no address family but AF_UNIX, or no bind(2).
@@ -116,7 +111,7 @@ function placeholder<WebSocketData, Route extends string>(
       if (code !== "EADDRINUSE") throw error;
     }
   const name = `bun-serve-${crypto.randomUUID()}`;
-  return { server: start({ unix: `\0${name}` }), at: `@${name}` };
+  return [start({ unix: `\0${name}` }), `@${name}`] as const;
 }
 
 /** The descriptor of the socket that listens at `address`. */
