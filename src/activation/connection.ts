@@ -7,9 +7,8 @@ import { available, isDescriptor, wasConnected } from "./libc.ts";
 import { requireBun, runtime } from "./runtime.ts";
 
 /**
- * Makes a Bun socket of a passed connection, half-open as `allowHalfOpen`: the peer's end of file
- * is an `end` event, after which the socket still writes. It opens no FFI library, except to explain
- * why nothing could be written.
+ * Makes a Bun socket of a passed connection, half-open: the peer's end of file is an `end` event,
+ * after which the socket still writes. It opens no FFI library, except to explain an error.
  *
  * @param fd A connected stream socket over IPv4, IPv6 or AF_UNIX.
  * @param handlers As in `Bun.connect`; `open` runs before the promise resolves.
@@ -31,8 +30,7 @@ export async function adoptConnection(
       ...handlers,
       open(socket) {
         try {
-          // An unconnected IP socket refuses the write, so it can be checked afterwards. A Unix
-          // datagram socket would send it, so check first.
+          // Unlike an unconnected IP socket, a Unix datagram socket would send: check that first.
           if (socket.localFamily === undefined && !isUnixStream(fd)) requireConnection(fd);
           handlers.open?.(socket);
           if (socket.bytesWritten === 0) requireConnection(fd);
@@ -79,7 +77,7 @@ function isUnixStream(fd: number): boolean {
 
 /** @throws {ActivationError} (78) unless `fd` is, or was until its peer reset it, a connection. */
 function requireConnection(fd: number): void {
-  // Without FFI the two look the same, and a client that resets is normal.
+  // Without FFI it looks like a client that has reset, which is normal.
   if (!available()) return;
   const descriptor = describe(fd);
   const isStream = descriptor.kind === "socket" && descriptor.type === "stream";

@@ -2,7 +2,7 @@ import { misconfigured } from "./error.ts";
 import * as layout from "./layout.ts";
 import * as libc from "./libc.ts";
 
-/** The type of a socket: of `SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_SEQPACKET` or another. */
+/** The type of a socket: `SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_SEQPACKET` or another. */
 export type SocketType = "stream" | "datagram" | "seqpacket" | "other";
 
 /** What all sockets have. */
@@ -59,8 +59,8 @@ const TYPES = new Map<number, SocketType>([
 
 /**
  * Returns what a descriptor is: all that sd_is_fifo(3), sd_is_socket(3), sd_is_socket_inet(3),
- * sd_is_socket_unix(3), sd_is_special(3) and sd_is_mq(3) answer, in one call. To compare paths
- * as sd_is_fifo(3) does, compare `node:fs`' `fstatSync` of the descriptor and `statSync` of yours.
+ * sd_is_socket_unix(3), sd_is_special(3) and sd_is_mq(3) answer. To compare paths as sd_is_fifo(3)
+ * does, compare `node:fs`' `fstatSync` of the descriptor and `statSync` of yours.
  *
  * @param fd The number of an open descriptor.
  * @throws {ActivationError} (78) if it is not open; (71) if a system call fails otherwise.

@@ -7,7 +7,7 @@ export const LONGEST_TIMER = 0x7fffffff;
 /** How often the event loop looks at every listening socket again, in milliseconds. */
 const LOOK_AGAIN = 500;
 
-/** The watched sockets, by number, each with its identity: Bun closes a number without telling. */
+/** The watched sockets, by number, with their cookies: Bun closes a number without telling. */
 const watched = new Map<number, libc.Watch & { readonly cookie: bigint | undefined }>();
 let timer: NodeJS.Timeout | undefined;
 
@@ -58,7 +58,7 @@ function remember(watch: libc.Watch): void {
 
 function lookAgain(): void {
   for (const [fd, watch] of watched) {
-    // Another file may have the number by now, whose registration must stay as it is.
+    // Another file may have the number by now.
     if (libc.socketCookie(fd) === watch.cookie) libc.epollControl("modify", watch);
     else watched.delete(fd);
   }
@@ -82,10 +82,8 @@ function registration(fd: number): libc.Watch {
   throw unexpectedRuntime(`does not watch descriptor ${fd} with epoll`);
 }
 
-/** The error for a runtime that is not as this module knows it, before it has served anybody. */
+/** The error for a runtime that is not as this module knows it. */
 export function unexpectedRuntime(what: string): ActivationError {
-  return new ActivationError(
-    ExitStatus.systemCall,
-    `Bun ${Bun.version} ${what} as expected: use the Bun that this was made for`,
-  );
+  const message = `Bun ${Bun.version} ${what} as expected: use the Bun that this was made for`;
+  return new ActivationError(ExitStatus.systemCall, message);
 }

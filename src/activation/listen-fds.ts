@@ -29,11 +29,10 @@ export interface Passed {
 const REMEDY = "start it from a socket unit or with systemd-socket-activate";
 
 /**
- * Returns the descriptors that the service manager passed, like sd_listen_fds_with_names(3), and
- * removes the `LISTEN_*` variables from `process.env`. It makes the descriptors close-on-exec.
- * A second call finds nothing (under `bun --hot` the same), and neither does a call in a Worker.
- *
- * `LISTEN_PID` has to name this process, and `LISTEN_PIDFDID` too if the kernel has pidfs.
+ * Returns the descriptors that the service manager passed to this process, by `LISTEN_PID` and (if
+ * the kernel has pidfs) `LISTEN_PIDFDID`, like sd_listen_fds_with_names(3). It removes the `LISTEN_*`
+ * variables from `process.env`, and makes the descriptors close-on-exec. A second call finds nothing
+ * (under `bun --hot` the same), and neither does a call in a Worker.
  *
  * @returns The descriptors in order, from 3 on; none if nothing was passed to this process.
  * @throws {ActivationError} (78) if a variable is malformed, there are not as many names as
@@ -60,8 +59,7 @@ export function requireListenFds(): PassedDescriptor[] {
 }
 
 /**
- * Returns the one descriptor that was passed, for a service that accepts one: listening or not, of
- * any name.
+ * Returns the one descriptor that was passed: listening or not, of any name.
  *
  * @returns Its number; undefined if nothing was passed to this process, as without systemd.
  * @throws {ActivationError} as {@link listenFds} does, and (78) if there are several.

@@ -5,7 +5,7 @@ import { misconfigured } from "./error.ts";
 import { adopt, substitute } from "./event-loop.ts";
 import { disposable, supersede } from "./hot.ts";
 import * as libc from "./libc.ts";
-import { MaxConnections } from "./max-connections.ts";
+import { bound } from "./max-connections.ts";
 import { keepNotifySocket } from "./notify.ts";
 import { type Listener, requireBun, runtime } from "./runtime.ts";
 
@@ -45,13 +45,12 @@ export type ListenOptions<Data = undefined> = (
 export function listen<Data = undefined>(options: ListenOptions<Data>): Listener<Data> {
   requireBun();
   const { maxConnections, ...own } = options;
-  const isTls = Boolean(options.tls);
-  const bound =
-    maxConnections === undefined ? undefined : new MaxConnections<Data>(maxConnections, isTls);
-  const counted = bound ? { ...own, socket: bound.counting(own.socket) } : own;
+  const isBound = maxConnections !== undefined;
+  const limit = isBound ? bound<Data>(maxConnections, Boolean(own.tls)) : undefined;
+  const counted = limit ? { ...own, socket: limit.counting(own.socket) } : own;
   if (options.fd === undefined) {
     const listener = runtime.listen(counted);
-    bound?.apply(listener, adopt(listener.fd), libc.duplicate(listener.fd));
+    limit?.apply(listener, adopt(listener.fd), libc.duplicate(listener.fd));
     return listener;
   }
   requireListening(options.fd);
@@ -63,8 +62,8 @@ export function listen<Data = undefined>(options: ListenOptions<Data>): Listener
     libc.replaceByPlaceholder(fd);
     listener = runtime.listen({ ...counted, fd });
     const watch = substitute(passed, fd);
-    if (bound === undefined) libc.close(passed);
-    else bound.apply(listener, watch, passed);
+    if (limit) limit.apply(listener, watch, passed);
+    else libc.close(passed);
   } catch (error) {
     listener?.stop();
     libc.replace(passed, fd);
@@ -76,11 +75,8 @@ export function listen<Data = undefined>(options: ListenOptions<Data>): Listener
   // Bun knows it if it is over IP: `describe` takes 0.2 ms of a cold start.
   const at: { address?: string; port?: number } = {};
   listener.getsockname(at);
-  const isInternet = at.port !== undefined;
-  return overlay(
-    listener,
-    isInternet ? { hostname: at.address, port: at.port } : { unix: endpoint(describe(fd)) },
-  );
+  const { address: hostname, port } = at;
+  return overlay(listener, port ? { hostname, port } : { unix: endpoint(describe(fd)) });
 }
 
 /**

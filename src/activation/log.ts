@@ -23,9 +23,8 @@ const JOURNAL_SOCKET = "/run/systemd/journal/socket";
 
 /**
  * Returns whether stderr is connected to the journal: whether `JOURNAL_STREAM`, which systemd sets,
- * names the device and inode of descriptor 2 (systemd.exec(5)). False if stderr was redirected
- * since, or is closed. With a logger of your own, it decides between a format for people and one
- * for the journal.
+ * names the device and inode of descriptor 2 (systemd.exec(5)). False if stderr was redirected since,
+ * or is closed. It tells a logger of your own whether to format for people or for the journal.
  */
 export function stderrIsJournal(): boolean {
   requireBun();
@@ -50,19 +49,18 @@ export function stderrIsJournal(): boolean {
  * waits: an entry for which the journal has no room is dropped.
  *
  * Elsewhere it is one line on stderr: the message, then ` NAME=value` for each field. Control
- * characters in it, newlines too, become spaces. If the journal cannot be reached by a socket of
- * our own (without FFI, as under `MemoryDenyWriteExecute=yes`, without a free descriptor, or
- * without `AF_UNIX`), it gets the same line, with `<level>` before it (sd-daemon(3)).
+ * characters, newlines too, become spaces. A journal that cannot be reached (without FFI, as under
+ * `MemoryDenyWriteExecute=yes`, without a free descriptor, or without `AF_UNIX`) gets that line on
+ * stderr, with `<level>` before it (sd-daemon(3)).
  *
- * Limitations: no code location (`CODE_FILE`), unless you give it as a field. A `SyslogIdentifier=`
- * in the unit is not known here: give `SYSLOG_IDENTIFIER`. The journal drops an entry of more than
- * 1,024 values, or 768 MB in one of them, and does not say so. It looks up the unit of an entry when
- * it reads it: if the process has ended by then, as it may if the journal is busy, the entry is
- * there, but not in `journalctl --unit`. A line waits for room if stderr blocks.
+ * Limitations: no code location and no `SyslogIdentifier=` of the unit: give `CODE_FILE` and
+ * `SYSLOG_IDENTIFIER` as fields. The journal drops an entry of more than 1,024 values, or 768 MB in
+ * one of them, and does not say so. It looks up the unit of an entry when it reads it: if the process
+ * has ended by then, the entry is not in `journalctl --unit`. A line waits for room if stderr blocks.
  *
  * @param level How serious it is: 0 to 7, smaller is worse.
  * @param message Text for people, of one or more lines.
- * @param fields What belongs to it, by name: see {@link LogFields}.
+ * @param fields What belongs to it, by name.
  * @returns Whether it was written: false if the journal had no room, or stderr is closed or full.
  * @throws {ActivationError} (78) if the level is none, a field's name is not allowed, or a value
  *   is of another type. Nothing else throws.
@@ -91,9 +89,8 @@ export function log(level: LogLevel, message: string, fields: LogFields = {}): b
 }
 
 /**
- * Writes an entry as a line to stderr, with `<level>` before it for the journal. For the last words
- * of a process: the journal knows the unit of its stderr, but has to look up that of the sender of
- * a datagram, and if it is busy the process is gone by then.
+ * Writes an entry as a line to stderr, with `<level>` before it for the journal, which knows the unit
+ * of that even if the process has ended.
  */
 export function logLine(level: LogLevel, message: string, fields: readonly Field[] = []): boolean {
   const { writeSync } = process.getBuiltinModule("node:fs");
@@ -102,7 +99,7 @@ export function logLine(level: LogLevel, message: string, fields: readonly Field
   try {
     return writeSync(2, line) === Buffer.byteLength(line);
   } catch {
-    // There is nowhere left to say it.
+    // There is nowhere left to say so.
     return false;
   }
 }
@@ -132,8 +129,8 @@ export function sendEntry(entry: Uint8Array, path = JOURNAL_SOCKET): boolean | u
 
 /** The name of the script, or of the executable that it was compiled to. */
 function programName(): string {
-  // In an executable Bun.main is /$bunfs/root/ and the name that it was built with. execPath is no
-  // better: it ends in " (deleted)" once an upgrade has replaced the file.
+  // In an executable, Bun.main has the name that it was built with, and execPath ends in " (deleted)"
+  // once an upgrade has replaced the file.
   const path = Bun.isStandaloneExecutable ? process.argv0 : Bun.main;
   return path.slice(path.lastIndexOf("/") + 1);
 }

@@ -4,54 +4,51 @@ import { misconfigured } from "./error.ts";
 import { pause, resume } from "./event-loop.ts";
 import * as libc from "./libc.ts";
 
-/** Counts the connections of a listener, which accepts while there are fewer than `most`. */
-export class MaxConnections<Data> {
-  #open = 0;
-  #listening: { readonly watch: libc.Watch; readonly socket: number } | undefined;
-
-  /** @throws {ActivationError} (78) unless `most` is a whole number from 1. */
-  constructor(
-    readonly most: number,
-    readonly isTls: boolean,
-  ) {
-    if (!(Number.isInteger(most) && most > 0))
-      throw misconfigured(`maxConnections is ${most}: give a whole number from 1`);
-  }
+/**
+ * Counts the connections of a listener, which accepts while there are fewer than `most`.
+ *
+ * @throws {ActivationError} (78) unless `most` is a whole number from 1.
+ */
+export function bound<Data>(most: number, isTls: boolean) {
+  if (!(Number.isInteger(most) && most > 0))
+    throw misconfigured(`maxConnections is ${most}: give a whole number from 1`);
+  let open = 0;
+  let listening: { readonly watch: libc.Watch; readonly socket: number } | undefined;
 
   /** The handlers, which count. */
-  counting(handlers: SocketHandler<Data>): SocketHandler<Data> {
+  function counting(handlers: SocketHandler<Data>): SocketHandler<Data> {
     // Over TLS with no such handler, Bun calls `open` only after the handshake.
-    const afterHandshake = this.isTls && handlers.handshake === undefined;
+    const afterHandshake = isTls && handlers.handshake === undefined;
     return {
       ...handlers,
       ...(afterHandshake ? { handshake: (socket) => void handlers.open?.(socket) } : {}),
-      open: (socket) => {
-        if (++this.#open === this.most && this.#listening) pause(this.#listening.watch);
+      open(socket) {
+        if (++open === most && listening) pause(listening.watch);
         return afterHandshake ? undefined : handlers.open?.(socket);
       },
-      close: (socket, error) => {
-        if (this.#open-- === this.most && this.#listening)
-          resume(this.#listening.watch, this.#listening.socket);
+      close(socket, error) {
+        if (open-- === most && listening) resume(listening.watch, listening.socket);
         return handlers.close?.(socket, error);
       },
     };
   }
 
   /** @param socket A descriptor of the listening socket, kept while that is not watched. */
-  apply(listener: SocketListener<Data>, watch: libc.Watch, socket: number): void {
-    this.#listening = { watch, socket };
+  function apply(listener: SocketListener<Data>, watch: libc.Watch, socket: number): void {
+    listening = { watch, socket };
     const { stop, reload } = listener;
     const define = (name: string | symbol, value: unknown) =>
       Object.defineProperty(listener, name, { value, configurable: true });
     const end = (closeActiveConnections?: boolean) => {
-      if (this.#listening !== undefined) libc.close(this.#listening.socket);
-      this.#listening = undefined;
+      if (listening) libc.close(listening.socket);
+      listening = undefined;
       stop.call(listener, closeActiveConnections);
     };
     define("stop", end);
     define(Symbol.dispose, () => end());
     define("reload", (options: Pick<SocketOptions<Data>, "socket">) =>
-      reload.call(listener, { ...options, socket: this.counting(options.socket) }),
+      reload.call(listener, { ...options, socket: counting(options.socket) }),
     );
   }
+  return { counting, apply };
 }

@@ -80,20 +80,19 @@ export function keepNotifySocket(): void {
 }
 
 /**
- * Notifies the service manager, as sd_notify(3), sd_pid_notify(3) and
- * sd_pid_notify_with_fds(3). `NOTIFY_SOCKET` leaves `process.env` at the first call, so that
- * children do not notify in our name. (Of those that `Bun.spawn` starts, only if it is given
- * `env: process.env`.)
+ * Notifies the service manager, as sd_notify(3), sd_pid_notify(3) and sd_pid_notify_with_fds(3).
+ * `NOTIFY_SOCKET` leaves `process.env` at the first call, so that children do not notify in our name
+ * (give `Bun.spawn` `env: process.env`).
  *
  * Limitations: the message is sent, not known to be handled: see {@link notifyBarrier}. If the
  * manager's queue is full, sending waits 100 milliseconds for room and then fails with `EAGAIN`,
  * where sd_notify(3) would wait for ever. `AF_VSOCK` addresses are refused.
  *
  * @returns Whether there was somebody to notify: false if `NOTIFY_SOCKET` is not set, or in a Worker.
- * @throws {ActivationError} (78) if a value cannot be sent (a newline in it would start the next
- *   assignment) or is no descriptor or process, a field lacks another that it needs, all of it is longer than
- *   the 4,096 bytes that systemd reads, or the address is malformed, too long or of another kind;
- *   (71) if sending fails, with `code` such as `ENOENT` or `ECONNREFUSED` (no receiver).
+ * @throws {ActivationError} (78) if a value cannot be sent or is no descriptor or process, a field
+ *   lacks another that it needs, all of it is longer than the 4,096 bytes that systemd reads, or the
+ *   address is malformed, too long or of another kind; (71) if sending fails, with `code` such as
+ *   `ENOENT` or `ECONNREFUSED` (no receiver).
  *
  * @example
  * ```ts
