@@ -1,5 +1,5 @@
 import { misconfigured } from "./error.ts";
-import * as layout from "./layout.ts";
+import { AF, inetAddress, inetPort, MQUEUE_MAGIC, SO, SOCK, unixPath } from "./layout.ts";
 import * as libc from "./libc.ts";
 
 /** The type of a socket: `SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_SEQPACKET` or another. */
@@ -52,9 +52,9 @@ export interface File {
 export type Descriptor = InetSocket | UnixSocket | OtherSocket | File;
 
 const TYPES = new Map<number, SocketType>([
-  [layout.SOCK_STREAM, "stream"],
-  [layout.SOCK_DGRAM, "datagram"],
-  [layout.SOCK_SEQPACKET, "seqpacket"],
+  [SOCK.STREAM, "stream"],
+  [SOCK.DGRAM, "datagram"],
+  [SOCK.SEQPACKET, "seqpacket"],
 ]);
 
 /**
@@ -68,32 +68,31 @@ const TYPES = new Map<number, SocketType>([
 export function describe(fd: number): Descriptor {
   if (libc.closesOnExec(fd) === undefined)
     throw misconfigured(`descriptor ${fd} is not open: pass one that is`);
-  const type = libc.socketOption(fd, layout.SO_TYPE);
+  const type = libc.socketOption(fd, SO.TYPE);
   if (type === undefined) return { kind: fileKind(fd) };
 
-  const domain = libc.socketOption(fd, layout.SO_DOMAIN) ?? 0;
+  const domain = libc.socketOption(fd, SO.DOMAIN) ?? 0;
   const socket = {
     kind: "socket",
     type: TYPES.get(type) ?? "other",
-    listening: libc.socketOption(fd, layout.SO_ACCEPTCONN) === 1,
+    listening: libc.socketOption(fd, SO.ACCEPTCONN) === 1,
     connected: libc.hasPeer(fd),
   } as const;
-  if (domain === layout.AF_UNIX)
-    return { ...socket, family: "Unix", path: layout.unixPath(libc.socketName(fd)) };
+  if (domain === AF.UNIX) return { ...socket, family: "Unix", path: unixPath(libc.socketName(fd)) };
   // Some others have no getsockname(2).
-  if (domain !== layout.AF_INET && domain !== layout.AF_INET6) return { ...socket, family: domain };
+  if (domain !== AF.INET && domain !== AF.INET6) return { ...socket, family: domain };
   const name = libc.socketName(fd);
-  const family = domain === layout.AF_INET ? "IPv4" : "IPv6";
-  return { ...socket, family, address: layout.inetAddress(name), port: layout.inetPort(name) };
+  const family = domain === AF.INET ? "IPv4" : "IPv6";
+  return { ...socket, family, address: inetAddress(name), port: inetPort(name) };
 }
 
 /** Whether a descriptor is a stream socket over IP or AF_UNIX that listens: all that a start asks. */
 export function isListeningStream(fd: number): boolean {
-  const families = [layout.AF_UNIX, layout.AF_INET, layout.AF_INET6];
+  const families = [AF.UNIX, AF.INET, AF.INET6];
   return (
-    libc.socketOption(fd, layout.SO_TYPE) === layout.SOCK_STREAM &&
-    libc.socketOption(fd, layout.SO_ACCEPTCONN) === 1 &&
-    families.includes(libc.socketOption(fd, layout.SO_DOMAIN) ?? 0)
+    libc.socketOption(fd, SO.TYPE) === SOCK.STREAM &&
+    libc.socketOption(fd, SO.ACCEPTCONN) === 1 &&
+    families.includes(libc.socketOption(fd, SO.DOMAIN) ?? 0)
   );
 }
 
@@ -124,6 +123,6 @@ function fileKind(fd: number): File["kind"] {
   if (stat.isBlockDevice()) return "block device";
   if (stat.isDirectory()) return "directory";
   if (!stat.isFile()) return "other";
-  const isQueue = statfsSync(`/proc/self/fd/${fd}`).type === layout.MQUEUE_MAGIC;
+  const isQueue = statfsSync(`/proc/self/fd/${fd}`).type === MQUEUE_MAGIC;
   return isQueue ? "message queue" : "regular file";
 }

@@ -45,8 +45,8 @@ const INTERVAL = 5;
  * });
  * ```
  */
-export function drain<WebSocketData>(
-  server: Server<WebSocketData>,
+export function drain(
+  server: Server<unknown>,
   { grace = 1000, timeout = 10_000 }: DrainOptions = {},
 ): Promise<boolean> {
   const served = kept.served.get(server);

@@ -25,29 +25,14 @@
  */
 
 // What was passed
-export {
-  listenFds,
-  requireListenFds,
-  passedFd,
-  acceptedFd,
-  type PassedDescriptor,
-  LISTEN_FDS_START,
-} from "./listen-fds.ts";
+export { listenFds, requireListenFds, passedFd, acceptedFd } from "./listen-fds.ts";
+export { type PassedDescriptor, LISTEN_FDS_START } from "./listen-fds.ts";
 export { pick, type Quantity, type Picked } from "./pick.ts";
 
 // What a descriptor is
-export {
-  describe,
-  type Descriptor,
-  type InetSocket,
-  type UnixSocket,
-  type OtherSocket,
-  type AnySocket,
-  type SocketType,
-  type File,
-  endpoint,
-  phrase,
-} from "./describe.ts";
+export { describe, endpoint, phrase } from "./describe.ts";
+export type { Descriptor, InetSocket, UnixSocket, OtherSocket } from "./describe.ts";
+export type { AnySocket, SocketType, File } from "./describe.ts";
 
 // Bun on a descriptor
 export { serve, type ServeOptions } from "./serve.ts";

@@ -1,23 +1,16 @@
 /* Byte layouts and constants of libc on 64-bit little-endian Linux, in pure functions. */
 
-export const AF_UNIX = 1;
-export const AF_INET = 2;
-export const AF_INET6 = 10;
-export const SOCK_STREAM = 1;
-export const SOCK_DGRAM = 2;
-export const SOCK_SEQPACKET = 5;
+export const AF = { UNIX: 1, INET: 2, INET6: 10 };
+export const SOCK = { STREAM: 1, DGRAM: 2, SEQPACKET: 5, CLOEXEC: 0o2000000 };
+export const SO = { TYPE: 3, ACCEPTCONN: 30, DOMAIN: 39, COOKIE: 57 };
 export const SOL_SOCKET = 1;
-export const SO_TYPE = 3;
-export const SO_ACCEPTCONN = 30;
-export const SO_DOMAIN = 39;
 export const O_CLOEXEC = 0o2000000;
 
 /** The types of two file systems, as statfs(2) returns them. */
 export const MQUEUE_MAGIC = 0x19800202;
 export const PID_FS_MAGIC = 0x50494446n;
 
-const SCM_RIGHTS = 1;
-const SCM_CREDENTIALS = 2;
+const SCM = { RIGHTS: 1, CREDENTIALS: 2 };
 const EPOLLET = 0x80000000;
 
 /** The most descriptors that the kernel sends at once (unix(7)). */
@@ -48,7 +41,7 @@ export function unixPath(sockaddr: Uint8Array): string {
 
 /** Returns the address of a sockaddr_in, or of a sockaddr_in6 with `%` and the number of its link. */
 export function inetAddress(sockaddr: Uint8Array): string {
-  if (sockaddr[0] === AF_INET) return sockaddr.subarray(4, 8).join(".");
+  if (sockaddr[0] === AF.INET) return sockaddr.subarray(4, 8).join(".");
   const groups = sockaddr
     .subarray(8, 24)
     .toHex()
@@ -91,7 +84,7 @@ function controlMessage(type: number, values: readonly number[]): Uint8Array {
 
 /** Returns the ancillary data of a datagram: descriptors, and the ids of process, user and group. */
 export function controlMessages(fds: readonly number[], sender: readonly number[] = []) {
-  return Buffer.concat([controlMessage(SCM_RIGHTS, fds), controlMessage(SCM_CREDENTIALS, sender)]);
+  return Buffer.concat([controlMessage(SCM.RIGHTS, fds), controlMessage(SCM.CREDENTIALS, sender)]);
 }
 
 /** Returns a datagram as sendmsg(2) takes it: a struct msghdr, and behind it all it points to. */
@@ -115,7 +108,7 @@ export function datagram(
   const iovec = [at + payloadAt, payload.length];
   new BigUint64Array(buffer, 0, name / 8).set([...header, ...iovec].map(BigInt));
   const bytes = new Uint8Array(buffer);
-  bytes.set([AF_UNIX, 0, ...path], name);
+  bytes.set([AF.UNIX, 0, ...path], name);
   bytes.set(control, controlAt);
   bytes.set(payload, payloadAt);
   return bytes;

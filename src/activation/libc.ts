@@ -1,5 +1,6 @@
 import { ActivationError, ExitStatus, messageOf } from "./error.ts";
 import * as layout from "./layout.ts";
+import { AF, O_CLOEXEC, SO, SOCK, SOL_SOCKET } from "./layout.ts";
 import { type FFI, requireBun, runtime } from "./runtime.ts";
 
 /*
@@ -10,9 +11,7 @@ import { type FFI, requireBun, runtime } from "./runtime.ts";
 /** How far a search for a descriptor of Bun's goes, which is among the first that it opened. */
 export const SEARCH_LIMIT = 1 << 16;
 
-const SOCK_CLOEXEC = 0o2000000;
 const O_NONBLOCK = 0o4000;
-const SO_COOKIE = 57;
 const IPPROTO_TCP = 6;
 const TCP_INFO = 11;
 const F = { GETFD: 1, SETFD: 2, GETFL: 3, SETFL: 4, DUPFD_CLOEXEC: 1030, ADD_SEALS: 1033 };
@@ -124,14 +123,14 @@ export function duplicate(fd: number): number {
 
 /** dup3(2): makes `onto` refer to the same open file as `fd`, closing what it referred to before. */
 export function replace(fd: number, onto: number): void {
-  check("dup3", libc().dup3(fd, onto, layout.O_CLOEXEC));
+  check("dup3", libc().dup3(fd, onto, O_CLOEXEC));
 }
 
 /** An option of SOL_SOCKET that is an int; undefined for what is no socket, or not open. */
 export function socketOption(fd: number, option: number): number | undefined {
   if (!isDescriptor(fd)) return undefined;
   const value = new Int32Array(1);
-  const result = libc().getsockopt(fd, layout.SOL_SOCKET, option, value, Uint32Array.of(4));
+  const result = libc().getsockopt(fd, SOL_SOCKET, option, value, Uint32Array.of(4));
   return check("getsockopt", result, E.NOTSOCK, E.BADF) === undefined ? undefined : value[0];
 }
 
@@ -159,9 +158,9 @@ export function wasConnected(fd: number): boolean {
 
 /** Replaces `onto` by a placeholder: a Unix stream socket with a name that the kernel chose. */
 export function replaceByPlaceholder(onto: number): void {
-  const fd = unixSocket(layout.SOCK_STREAM);
+  const fd = unixSocket(SOCK.STREAM);
   try {
-    check("bind", libc().bind(fd, Uint16Array.of(layout.AF_UNIX), 2));
+    check("bind", libc().bind(fd, Uint16Array.of(AF.UNIX), 2));
     replace(fd, onto);
   } finally {
     close(fd);
@@ -169,25 +168,25 @@ export function replaceByPlaceholder(onto: number): void {
 }
 
 function unixSocket(type: number): number {
-  return check("socket", libc().socket(layout.AF_UNIX, type | SOCK_CLOEXEC, 0));
+  return check("socket", libc().socket(AF.UNIX, type | SOCK.CLOEXEC, 0));
 }
 
 /** A socket for datagrams over AF_UNIX. */
 export function datagramSocket(): number {
-  return unixSocket(layout.SOCK_DGRAM);
+  return unixSocket(SOCK.DGRAM);
 }
 
 /** The two ends of a connection over AF_UNIX. */
 export function socketPair(): [number, number] {
-  const [ends, type] = [new Int32Array(2), layout.SOCK_STREAM | SOCK_CLOEXEC];
-  check("socketpair", libc().socketpair(layout.AF_UNIX, type, 0, ends));
+  const [ends, type] = [new Int32Array(2), SOCK.STREAM | SOCK.CLOEXEC];
+  check("socketpair", libc().socketpair(AF.UNIX, type, 0, ends));
   return [ends[0] ?? -1, ends[1] ?? -1];
 }
 
 /** A number that no other socket has had since boot; undefined for what is no socket, or not open. */
 export function socketCookie(fd: number): bigint | undefined {
   const value = new BigUint64Array(1);
-  const result = libc().getsockopt(fd, layout.SOL_SOCKET, SO_COOKIE, value, Uint32Array.of(8));
+  const result = libc().getsockopt(fd, SOL_SOCKET, SO.COOKIE, value, Uint32Array.of(8));
   return check("getsockopt", result, E.NOTSOCK, E.BADF) === undefined ? undefined : value[0];
 }
 
@@ -218,7 +217,7 @@ export function freeDescriptors(fd: number): number {
 /** The text of a file of /proc, or undefined if there is none of that name. */
 export function readProc(path: string): string | undefined {
   const name = new TextEncoder().encode(`${path}\0`);
-  const fd = check("open", libc().open(name, layout.O_CLOEXEC), E.NOENT);
+  const fd = check("open", libc().open(name, O_CLOEXEC), E.NOENT);
   if (fd === undefined) return undefined;
   try {
     const page = new Uint8Array(4096);

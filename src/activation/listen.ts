@@ -45,8 +45,7 @@ export type ListenOptions<Data = undefined> = (
 export function listen<Data = undefined>(options: ListenOptions<Data>): Listener<Data> {
   requireBun();
   const { maxConnections, ...own } = options;
-  const isBound = maxConnections !== undefined;
-  const limit = isBound ? bound<Data>(maxConnections, Boolean(own.tls)) : undefined;
+  const limit = maxConnections === undefined ? undefined : bound<Data>(maxConnections, own.tls);
   const counted = limit ? { ...own, socket: limit.counting(own.socket) } : own;
   if (options.fd === undefined) {
     const listener = runtime.listen(counted);

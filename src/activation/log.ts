@@ -76,13 +76,10 @@ export function log(level: LogLevel, message: string, fields: LogFields = {}): b
     throw misconfigured(`cannot log at level ${level}: give one of LogLevel, 0 to 7`);
   const given = listFields(fields);
   if (stderrIsJournal()) {
-    const own: Field[] = [
-      ["MESSAGE", message],
-      ["PRIORITY", level],
-    ];
-    if (!given.some(([name]) => name === "SYSLOG_IDENTIFIER"))
-      own.push(["SYSLOG_IDENTIFIER", programName()]);
-    const written = sendEntry(serializeEntry([...own, ...given]));
+    const isNamed = given.some(([name]) => name === "SYSLOG_IDENTIFIER");
+    const name: Field[] = isNamed ? [] : [["SYSLOG_IDENTIFIER", programName()]];
+    const entry = serializeEntry([["MESSAGE", message], ["PRIORITY", level], ...name, ...given]);
+    const written = sendEntry(entry);
     if (written !== undefined) return written;
   }
   return logLine(level, message, given);

@@ -9,7 +9,7 @@ import * as libc from "./libc.ts";
  *
  * @throws {ActivationError} (78) unless `most` is a whole number from 1.
  */
-export function bound<Data>(most: number, isTls: boolean) {
+export function bound<Data>(most: number, tls: unknown) {
   if (!(Number.isInteger(most) && most > 0))
     throw misconfigured(`maxConnections is ${most}: give a whole number from 1`);
   let open = 0;
@@ -18,7 +18,7 @@ export function bound<Data>(most: number, isTls: boolean) {
   /** The handlers, which count. */
   function counting(handlers: SocketHandler<Data>): SocketHandler<Data> {
     // Over TLS with no such handler, Bun calls `open` only after the handshake.
-    const afterHandshake = isTls && handlers.handshake === undefined;
+    const afterHandshake = Boolean(tls) && handlers.handshake === undefined;
     return {
       ...handlers,
       ...(afterHandshake ? { handshake: (socket) => void handlers.open?.(socket) } : {}),

@@ -9,10 +9,9 @@ import { overlay, requireListening } from "./listen.ts";
 import { requireBun } from "./runtime.ts";
 
 /** The options of `Bun.serve`, with a descriptor that wins over the address if there is one. */
-export type ServeOptions<WebSocketData = undefined, Route extends string = string> = Serve.Options<
-  WebSocketData,
-  Route
-> & { readonly fd?: number | undefined };
+export type ServeOptions<Data = undefined, Route extends string = string> = {
+  readonly fd?: number | undefined;
+} & Serve.Options<Data, Route>;
 
 /** What `drain` has to know of a server. */
 export interface Served {
@@ -54,14 +53,14 @@ interface Closable {
  * serve({ fd: passedFd(), port: 4000, fetch: () => new Response("Hello\n") });
  * ```
  */
-export function serve<WebSocketData = undefined, Route extends string = never>(
-  options: ServeOptions<WebSocketData, Route>,
-): Server<WebSocketData> {
+export function serve<Data = undefined, Route extends string = never>(
+  options: ServeOptions<Data, Route>,
+): Server<Data> {
   requireBun();
   const sockets = new Set<Closable>();
   const recording = recordSockets(options, sockets);
-  const [server, watch] =
-    options.fd === undefined ? [Bun.serve(recording)] : adopt(options.fd, recording);
+  const { fd } = options;
+  const [server, watch] = fd === undefined ? [Bun.serve(recording)] : adopt(fd, recording);
   const known = kept.served.get(server);
   if (known === undefined) return track(server, { options, watch, sockets });
   // Under `bun --hot` an earlier evaluation made it, and Bun has reloaded it.
@@ -70,10 +69,7 @@ export function serve<WebSocketData = undefined, Route extends string = never>(
   return server;
 }
 
-function adopt<WebSocketData, Route extends string>(
-  passed: number,
-  options: ServeOptions<WebSocketData, Route>,
-): [server: Server<WebSocketData>, watch?: libc.Watch] {
+function adopt<Data, Route extends string>(passed: number, options: ServeOptions<Data, Route>) {
   requireListening(passed);
   if (options.http3 === true)
     throw misconfigured("HTTP/3 needs a UDP socket, which cannot be passed: leave http3 out");
@@ -83,13 +79,13 @@ function adopt<WebSocketData, Route extends string>(
   const none = { fd: undefined, hostname: undefined, port: undefined, unix: undefined };
   const start = (where: object) => Bun.serve(derive(options, { ...none, ...identity, ...where }));
   const [server, at] = placeholder("port" in address, start);
-  if (kept.served.has(server)) return [server];
+  if (kept.served.has(server)) return [server, undefined] as const;
   try {
     const watch = substitute(passed, descriptorAt(at));
     if (!isHot()) libc.close(passed);
     overlay(server, reported(server, address));
     supersede(passed, server, () => void server.stop());
-    return [server, watch];
+    return [server, watch] as const;
   } catch (error) {
     void server.stop(true);
     throw error;
@@ -144,10 +140,7 @@ function unixURL(path: string): URL {
 }
 
 /** Keeps what `drain` has to know, and what cannot be read from a server. */
-function track<WebSocketData>(
-  server: Server<WebSocketData>,
-  start: Pick<Served, "options" | "watch" | "sockets">,
-): Server<WebSocketData> {
+function track<Data>(server: Server<Data>, start: Pick<Served, "options" | "watch" | "sockets">) {
   const native = server.reload;
   const served: Served = {
     ...start,
