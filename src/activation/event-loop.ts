@@ -3,10 +3,8 @@ import * as libc from "./libc.ts";
 
 /** The longest that a timer waits, in milliseconds: 25 days. With more it fires at once. */
 export const LONGEST_TIMER = 0x7fffffff;
-
 /** How often the event loop looks at every listening socket again, in milliseconds. */
 const LOOK_AGAIN = 500;
-
 /** The watched sockets, by number, with their cookies: Bun closes a number without telling. */
 const watched = new Map<number, libc.Watch & { readonly cookie: bigint | undefined }>();
 let timer: NodeJS.Timeout | undefined;

@@ -12,16 +12,12 @@ export const PID_FS_MAGIC = 0x50494446n;
 
 const SCM = { RIGHTS: 1, CREDENTIALS: 2 };
 const EPOLLET = 0x80000000;
-
 /** The most descriptors that the kernel sends at once (unix(7)). */
 export const SCM_MAX_FD = 253;
-
 /** The size of a sockaddr_storage, which holds an address of any family. */
 export const SOCKADDR_SIZE = 128;
-
 /** In bytes: a sun_path except the NUL that ends it, which libsystemd wants after a name too. */
 export const LONGEST_PATH = 107;
-
 /** The index of tcpi_segs_in, the segments received, in the 32-bit numbers of a struct tcp_info. */
 export const TCPI_SEGS_IN = 35;
 

@@ -60,7 +60,6 @@ export interface NotifyOptions {
 
 /** In bytes: systemd reads no more of a notification, and drops a longer one whole. */
 const LONGEST_NOTIFICATION = 4096;
-
 /** How long to wait for room in the queue of the service manager, in milliseconds. */
 const SEND_TIMEOUT = 100;
 

@@ -5,17 +5,13 @@ import { log, LogLevel } from "./log.ts";
  * as with `ExecStart=bun run start`, npm or a shell. Not for process 1, from which all descend.
  */
 export function warnIfWrapped(pid: number): void {
-  for (let ancestor = process.ppid; ancestor > 1;) {
-    const { name, parent } = stat(ancestor);
-    if (ancestor === pid) {
-      const message =
-        `the passed sockets are for process ${pid} (${name}), which started this one, ${process.pid}, ` +
-        "and are not taken: make ExecStart= the program itself, or put exec before it in the shell";
-      log(LogLevel.warning, message);
-      return;
-    }
-    ancestor = parent;
-  }
+  let ancestor = process.ppid;
+  while (ancestor > 1 && ancestor !== pid) ancestor = stat(ancestor).parent;
+  if (pid === 1 || ancestor !== pid) return;
+  const message =
+    `the passed sockets are for process ${pid} (${stat(pid).name}), which started this one, ${process.pid}, ` +
+    "and are not taken: make ExecStart= the program itself, or put exec before it in the shell";
+  log(LogLevel.warning, message);
 }
 
 /** The name of a process and the id of its parent: 0 if it has none, or is hidden, or has ended. */

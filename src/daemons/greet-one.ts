@@ -1,5 +1,5 @@
-import { ActivationError, adoptConnection, ExitStatus } from "../activation/index.ts";
-import { codeOf } from "../activation/error.ts";
+import { adoptConnection } from "../activation/index.ts";
+import { codeOf, misconfigured } from "../activation/error.ts";
 import { Greeter } from "./greeter.ts";
 
 /** Greets the one connection of a process, or prints the greeting to what is no socket. */
@@ -13,7 +13,6 @@ export async function greetOne(fd: number, greeting: string): Promise<void> {
     // A reader that has gone is as normal as a client that has.
     if (code === "EPIPE") return;
     if (code !== "EBADF") throw error;
-    const message = `descriptor ${fd} is not open for writing: pass a connection on it`;
-    throw new ActivationError(ExitStatus.configuration, message);
+    throw misconfigured(`descriptor ${fd} is not open for writing: pass a connection on it`);
   }
 }

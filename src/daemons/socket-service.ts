@@ -99,17 +99,15 @@ function serve(idleTimeout: number): void {
   /** One timer for any number of connections: when it fires, it looks how long there was none. */
   function watchIdle(milliseconds: number): void {
     watching = true;
-    setTimeout(
-      () => {
-        watching = false;
-        // While a connection is open, its end starts this again.
-        if (greeter.open > 0) return;
-        const left = idleSince + idleTimeout - performance.now();
-        if (left > 0) watchIdle(left);
-        else stop();
-      },
-      Math.min(milliseconds, LONGEST_TIMER),
-    );
+    const check = () => {
+      watching = false;
+      // While a connection is open, its end starts this again.
+      if (greeter.open > 0) return;
+      const left = idleSince + idleTimeout - performance.now();
+      if (left > 0) watchIdle(left);
+      else stop();
+    };
+    setTimeout(check, Math.min(milliseconds, LONGEST_TIMER));
   }
 
   /** Tells how many were served, at once and then once an interval while more come. */
