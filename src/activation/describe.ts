@@ -51,11 +51,11 @@ export interface File {
 /** What a descriptor is: a union that narrows by `kind`, and for a socket by `family`. */
 export type Descriptor = InetSocket | UnixSocket | OtherSocket | File;
 
-const TYPES = new Map<number, SocketType>([
-  [SOCK.STREAM, "stream"],
-  [SOCK.DGRAM, "datagram"],
-  [SOCK.SEQPACKET, "seqpacket"],
-]);
+const TYPES: Readonly<Record<number, SocketType>> = {
+  [SOCK.STREAM]: "stream",
+  [SOCK.DGRAM]: "datagram",
+  [SOCK.SEQPACKET]: "seqpacket",
+};
 
 /**
  * Returns what a descriptor is: all that sd_is_fifo(3), sd_is_socket(3), sd_is_socket_inet(3),
@@ -74,7 +74,7 @@ export function describe(fd: number): Descriptor {
   const domain = libc.socketOption(fd, SO.DOMAIN) ?? 0;
   const socket = {
     kind: "socket",
-    type: TYPES.get(type) ?? "other",
+    type: TYPES[type] ?? "other",
     listening: libc.socketOption(fd, SO.ACCEPTCONN) === 1,
     connected: libc.hasPeer(fd),
   } as const;
