@@ -80,9 +80,9 @@ function registration(fd: number): libc.Watch {
     if (text === undefined || at < 0) continue;
     const columns = text.slice(at + target.length);
     if (columns.slice(8, 15) !== " data: ") break;
-    const events = Number(`0x${columns.slice(0, 8).trim()}`);
     eventLoop = epoll;
-    return { fd, epoll, events, data: BigInt(`0x${columns.slice(15, 31).trim()}`) };
+    const hex = (from: number) => Number.parseInt(columns.slice(from, from + 8), 16) || 0;
+    return { fd, epoll, events: hex(0), data: [hex(23), hex(15)] };
   }
   throw unexpectedRuntime(`does not watch descriptor ${fd} with epoll`);
 }

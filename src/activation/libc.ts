@@ -130,21 +130,21 @@ export function replace(fd: number, onto: number): void {
 export function socketOption(fd: number, option: number): number | undefined {
   if (!isDescriptor(fd)) return undefined;
   const value = new Int32Array(1);
-  const result = libc().getsockopt(fd, SOL_SOCKET, option, value, Uint32Array.of(4));
+  const result = libc().getsockopt(fd, SOL_SOCKET, option, value, new Uint32Array([4]));
   return check("getsockopt", result, E.NOTSOCK, E.BADF) === undefined ? undefined : value[0];
 }
 
 /** The local address of a socket, as the bytes of a sockaddr. */
 export function socketName(fd: number): Uint8Array {
   const address = new Uint8Array(layout.SOCKADDR_SIZE);
-  const length = Uint32Array.of(layout.SOCKADDR_SIZE);
+  const length = new Uint32Array([layout.SOCKADDR_SIZE]);
   check("getsockname", libc().getsockname(fd, address, length));
   return address.subarray(0, length[0]);
 }
 
 /** Whether a socket has a peer. One that the peer has reset has none, some families never do. */
 export function hasPeer(fd: number): boolean {
-  const length = Uint32Array.of(layout.SOCKADDR_SIZE);
+  const length = new Uint32Array([layout.SOCKADDR_SIZE]);
   return libc().getpeername(fd, new Uint8Array(layout.SOCKADDR_SIZE), length) === 0;
 }
 
@@ -152,7 +152,7 @@ export function hasPeer(fd: number): boolean {
 export function wasConnected(fd: number): boolean {
   const info = new Uint32Array(layout.TCPI_SEGS_IN + 1);
   // Of what has no TCP_INFO, by one of several errors, these stay zeros.
-  libc().getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, Uint32Array.of(info.byteLength));
+  libc().getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, new Uint32Array([info.byteLength]));
   return info[layout.TCPI_SEGS_IN] !== 0;
 }
 
@@ -160,7 +160,7 @@ export function wasConnected(fd: number): boolean {
 export function replaceByPlaceholder(onto: number): void {
   const fd = unixSocket(SOCK.STREAM);
   try {
-    check("bind", libc().bind(fd, Uint16Array.of(AF.UNIX), 2));
+    check("bind", libc().bind(fd, new Uint16Array([AF.UNIX]), 2));
     replace(fd, onto);
   } finally {
     close(fd);
@@ -186,7 +186,7 @@ export function socketPair(): [number, number] {
 /** A number that no other socket has had since boot; undefined for what is no socket, or not open. */
 export function socketCookie(fd: number): bigint | undefined {
   const value = new BigUint64Array(1);
-  const result = libc().getsockopt(fd, SOL_SOCKET, SO.COOKIE, value, Uint32Array.of(8));
+  const result = libc().getsockopt(fd, SOL_SOCKET, SO.COOKIE, value, new Uint32Array([8]));
   return check("getsockopt", result, E.NOTSOCK, E.BADF) === undefined ? undefined : value[0];
 }
 
@@ -195,7 +195,7 @@ export interface Watch {
   readonly epoll: number;
   readonly fd: number;
   readonly events: number;
-  readonly data: bigint;
+  readonly data: layout.EpollData;
 }
 
 /** epoll_ctl(2). `modify` reports a descriptor that is ready once more. */
@@ -206,12 +206,13 @@ export function epollControl(operation: keyof typeof EPOLL_CTL, to: Watch): void
 
 /** How many more descriptors this process may open; `fd` is any that is open. */
 export function freeDescriptors(fd: number): number {
-  const limit = new BigUint64Array(2);
+  // Only the low half of each number: the kernel allows less than 2^31 (fs.nr_open).
+  const limit = new Uint32Array(4);
   check("getrlimit", libc().getrlimit(RLIMIT_NOFILE, limit));
   // The kernel assigns the lowest number that is free: all below are taken.
   const lowest = duplicate(fd);
   close(lowest);
-  return Number(limit[0]) - lowest;
+  return (limit[0] ?? 0) - lowest;
 }
 
 /** The text of a file of /proc, or undefined if there is none of that name. */
