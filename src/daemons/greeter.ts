@@ -3,6 +3,9 @@ import type { Socket, SocketHandler } from "bun";
 /** How long a connection may stay open after the greeting, in milliseconds. */
 const DEADLINE = 5000;
 
+/** Milliseconds since the start. `performance.now()` takes 30 µs until the first byte. */
+const now = () => Bun.nanoseconds() / 1e6;
+
 /**
  * How all three services treat a connection: the greeting, then FIN, then what the client sends is
  * dropped until its own end of file, or the deadline. To close at once would reset a client that has
@@ -27,7 +30,7 @@ export class Greeter {
   readonly handlers: SocketHandler<undefined> = {
     open: (socket) => {
       this.accepted++;
-      this.#open.set(socket, performance.now());
+      this.#open.set(socket, now());
       // If the client is gone this fails, and the close follows.
       socket.write(this.greeting);
       socket.shutdown();
@@ -47,7 +50,7 @@ export class Greeter {
     this.#sweeping = true;
     setTimeout(() => {
       this.#sweeping = false;
-      const due = performance.now() - DEADLINE;
+      const due = now() - DEADLINE;
       for (const [socket, greeted] of this.#open) {
         if (greeted > due) return this.#sweepIn(greeted - due);
         socket.terminate();
