@@ -4,13 +4,15 @@
  *
  *   bun test/bench/run.ts [--quick] [--only 1,3] [--json FILE]
  *
+ * Every sample is in FILE (dist/bench/results.json) afterwards, and the pictures are beside it.
+ *
  * Parts: 1 cold activation, 2 the same through a booted systemd (root), 3 warm throughput,
  * 4 a process per connection, 5 memory, 6 size and build time. `--quick` is for trying things out:
  * half a minute, and too few runs to quote.
  */
 import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
 import { cpus, release, totalmem } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 
 import {
@@ -27,21 +29,22 @@ import {
   styles,
 } from "./contenders.ts";
 import { lines } from "../support/lines.ts";
+import { draw, type Results } from "./draw.ts";
 import { columns, Figures, plot, ratio, show, tables } from "./figures.ts";
 import { throughSystemd } from "./systemd.ts";
 
+// Here, and not with temporary files, for the booted systemd: it sees this checkout, but not those.
+const dist = join(import.meta.dir, "../../dist");
 const { values: options } = parseArgs({
   options: {
     quick: { type: "boolean", default: false },
     only: { type: "string", default: "1,2,3,4,5,6" },
-    json: { type: "string" },
+    json: { type: "string", default: join(dist, "bench/results.json") },
   },
 });
 const parts = new Set(options.only.split(",").map(Number));
 const pick = (full: number, quick: number): number => (options.quick ? quick : full);
 
-// Here, and not with temporary files, for the booted systemd: it sees this checkout, but not those.
-const dist = join(import.meta.dir, "../../dist");
 mkdirSync(dist, { recursive: true });
 const directory = mkdtempSync(join(dist, "bench-"));
 chmodSync(directory, 0o755);
@@ -394,7 +397,9 @@ console.log(`\nfigures: median (10th - 99th percentile)\n\n${tables(figures)}`);
 for (const style of styles)
   if (figures.all.some(({ group }) => group === `cold, ${services[style]}`))
     console.log(`\n${plot(figures, `cold, ${services[style]}`, "first byte ms")}`);
-if (options.json !== undefined) {
-  const results = { date: new Date(), machine, seconds, notes, ratios: rows, figures: figures.all };
-  await Bun.write(options.json, `${JSON.stringify(results, undefined, 2)}\n`);
-}
+const date = new Date().toISOString();
+const results: Results = { date, machine, seconds, notes, ratios: rows, figures: figures.all };
+await Bun.write(options.json, `${JSON.stringify(results, undefined, 2)}\n`);
+const pictures = draw(results);
+for (const [name, picture] of pictures) await Bun.write(join(dirname(options.json), name), picture);
+console.log(`\nwritten: ${[options.json, ...pictures.keys()].join(", ")}`);

@@ -1,0 +1,184 @@
+/**
+ * Puts the results of a run where they are read: the pictures of the README.
+ *
+ *   bun test/bench/draw.ts dist/bench/results.json
+ */
+import { join } from "node:path";
+
+import { bunFloor, ours, services } from "./contenders.ts";
+import { type Figure, median, percentile } from "./figures.ts";
+
+/** What a run writes as JSON. */
+export interface Results {
+  /** ISO 8601. */
+  readonly date: string;
+  readonly machine: string;
+  readonly seconds: number;
+  /** What was not measured, and why. */
+  readonly notes: readonly string[];
+  /** What is compared, the ratio, its middle half, the runs, the aim, whether it is met. */
+  readonly ratios: readonly (readonly string[])[];
+  readonly figures: readonly Figure[];
+}
+
+interface Picture {
+  readonly title: string;
+  /** Bars side by side, each column with a scale of its own. */
+  readonly columns: readonly { readonly metric: string; readonly title?: string }[];
+  /** Bars one below the other. */
+  readonly blocks: readonly { readonly group: string; readonly title?: string }[];
+}
+
+const PICTURES: Record<string, Picture> = {
+  "start.svg": {
+    title: "Start: milliseconds from connect to first byte",
+    columns: [{ metric: "first byte ms" }],
+    blocks: [{ group: `cold, ${services.listen}` }],
+  },
+  "restarts.svg": {
+    title: "12 restarts of an HTTP server, 64 connections",
+    columns: [
+      { metric: "requests lost", title: "requests lost" },
+      { metric: "longest wait ms", title: "longest wait, ms" },
+    ],
+    blocks: [
+      { group: "restarts, pause 0", title: "no pause between requests" },
+      { group: "restarts, pause to 200 ms", title: "pauses of up to 200 ms" },
+    ],
+  },
+};
+
+/** For somebody who has read nothing else. */
+const NAMES: Record<string, string> = {
+  [ours]: services.listen,
+  [bunFloor]: "smallest Bun program",
+};
+const HIGHLIGHTED = new Set([ours, "drain"]);
+/** It does not do the job: a floor for those who read the tables. */
+const LEFT_OUT = "C write-only";
+
+// One picture is for light pages and dark ones, because an <img> does not follow the page everywhere:
+// both colours have a contrast of 4.5 on white and on black.
+const GREY = "#767676";
+const BLUE = "#1976d2";
+/** Units of the picture: about pixels, in a README's column. */
+const WIDTH = 840;
+const [TEXT, SMALL] = [22, 18];
+const [ROW, BAR, GAP] = [34, 20, 8];
+const BOLD = ' font-weight="bold"';
+const SMALLER = ` font-size="${SMALL}"`;
+
+const nameOf = (who: string): string => NAMES[who] ?? who;
+/** Two significant digits of what is small; no decimals from 10 on. */
+const label = (value: number): string =>
+  value < 10 ? `${Number(value.toPrecision(2))}` : Math.round(value).toLocaleString("en");
+const day = (date: string): string =>
+  new Date(date).toLocaleDateString("en-GB", { dateStyle: "long", timeZone: "UTC" });
+/** At most: 0.62 of the height for each character, in the widest of the usual fonts. */
+const widthOf = (text: string): number => text.length * TEXT * 0.62;
+const round = (coordinate: number): number => Number(coordinate.toFixed(1));
+
+/** SVG by the name of its file, of each picture for which there are figures. */
+export function draw(results: Results): Map<string, string> {
+  const drawn = new Map<string, string>();
+  for (const [file, picture] of Object.entries(PICTURES)) {
+    const figures = results.figures.filter(
+      ({ group, metric, who }) =>
+        picture.blocks.some((block) => block.group === group) &&
+        picture.columns.some((column) => column.metric === metric) &&
+        who !== LEFT_OUT,
+    );
+    if (figures.length > 0) drawn.set(file, svg(picture, figures, results));
+  }
+  return drawn;
+}
+
+function svg({ title, columns, blocks }: Picture, figures: Figure[], results: Results): string {
+  const find = (group = "", metric = "", who: string): Figure | undefined =>
+    figures.find((f) => f.group === group && f.metric === metric && f.who === who);
+
+  // The best of the first bars comes first, everywhere.
+  const rank = (who: string): number =>
+    median(find(blocks[0]?.group, columns[0]?.metric, who)?.samples ?? [Infinity]);
+  const everybody = [...new Set(figures.map(({ who }) => who))].sort((a, b) => rank(a) - rank(b));
+  const left = Math.max(...everybody.map((who) => widthOf(nameOf(who)))) + 2 * GAP;
+  const width = (WIDTH - left) / columns.length;
+  const axes = columns.map(({ metric, title = "" }, i) => {
+    const all = figures.filter((figure) => figure.metric === metric);
+    const room = Math.max(...all.map(({ samples }) => widthOf(label(median(samples))))) + 2 * GAP;
+    const longest = Math.max(...all.map(({ samples }) => percentile(samples, 0.9)));
+    return { metric, title, x: round(left + i * width), scale: (width - room) / (longest || 1) };
+  });
+
+  const shapes = [text(0, TEXT, title, BOLD)];
+  const descriptions: string[] = [];
+  let y = TEXT + 2 * GAP;
+  for (const block of blocks) {
+    if (block.title !== undefined) {
+      shapes.push(text(0, (y += ROW), block.title));
+      y += SMALL + GAP;
+      shapes.push(...axes.map(({ x, title }) => text(x, y, title, SMALLER)));
+      y += GAP;
+    }
+    const top = y;
+    const described: string[] = [];
+    for (const who of everybody) {
+      const highlighted = HIGHLIGHTED.has(who);
+      const style = highlighted ? ` fill="${BLUE}"${BOLD}` : "";
+      const baseline = y + 24;
+      shapes.push(text(left - GAP, baseline, nameOf(who), ` text-anchor="end"${style}`));
+      const values = axes.map(({ metric, x, scale }) => {
+        const samples = find(block.group, metric, who)?.samples;
+        if (samples === undefined) return "-";
+        const at = (p: number): number => round(x + scale * percentile(samples, p));
+        const value = label(median(samples));
+        shapes.push(bar(x, y, [at(0.1), at(0.5), at(0.9)], highlighted ? BLUE : GREY));
+        shapes.push(text(at(0.9) + GAP, baseline, value, style));
+        return value;
+      });
+      described.push(`${nameOf(who)} ${values.join(" and ")}`);
+      y += ROW;
+    }
+    shapes.push(...axes.map(({ x }) => `<path d="M${x} ${top}V${y}" stroke="${GREY}"/>`));
+    descriptions.push(`${block.title ?? ""} ${described.join(", ")}.`.trim());
+  }
+  y += GAP;
+  for (const line of source(figures, results)) shapes.push(text(0, (y += 26), line, SMALLER));
+  const height = y + GAP;
+  return `<svg xmlns="http://www.w3.org/2000/svg" role="img"
+  width="${WIDTH}" height="${height}" viewBox="0 0 ${WIDTH} ${height}"
+  font-family="system-ui, sans-serif" font-size="${TEXT}" fill="${GREY}" stroke-width="2">
+<title>${Bun.escapeHTML(title)}</title>
+<desc>${Bun.escapeHTML(descriptions.join(" "))}</desc>
+${shapes.join("\n")}
+</svg>
+`;
+}
+
+const text = (x: number, y: number, content: string, more = ""): string =>
+  `<text x="${round(x)}" y="${y}"${more}>${Bun.escapeHTML(content)}</text>`;
+
+/** A bar that ends at the median, and over it the spread, if there is one. */
+function bar(x: number, y: number, [low, middle, high]: [number, number, number], colour: string) {
+  const place = `x="${x}" y="${y + (ROW - BAR) / 2}" width="${round(middle - x)}" height="${BAR}"`;
+  const rectangle = `<rect ${place} fill="${colour}" fill-opacity="0.5"/>`;
+  const spread = `<path d="M${low} ${y + 12}v10m0-5H${high}m0-5v10" stroke="${colour}"/>`;
+  return high > low ? `${rectangle}${spread}` : rectangle;
+}
+
+/** The lines below a picture. */
+function source(figures: readonly Figure[], { date, machine }: Results): string[] {
+  const runs = Math.max(...figures.map(({ samples }) => samples.length));
+  const bars = `Bars: median of ${runs}; lines: from the 10th to the 90th percentile.`;
+  const sentences = [...(runs > 1 ? [bars] : []), `${day(date)}, ${machine}.`];
+  // As many characters as fit.
+  return sentences.flatMap((sentence) => sentence.match(/\S.{0,85}(?= |$)/g) ?? []);
+}
+
+if (import.meta.main) {
+  const file = process.argv[2];
+  if (file === undefined) throw new Error("which results? bun test/bench/draw.ts FILE");
+  const results: Results = await Bun.file(file).json();
+  for (const [name, picture] of draw(results))
+    await Bun.write(join(import.meta.dir, name), picture);
+}
