@@ -1,6 +1,7 @@
 import { expect, test } from "bun:test";
+import { join } from "node:path";
 
-import { draw, type Results } from "./draw.ts";
+import { draw, type Results, withTables } from "./draw.ts";
 
 const restarts = ["restarts, pause 0", "restarts, pause to 200 ms"];
 const results: Results = {
@@ -64,4 +65,11 @@ test("who cannot see a picture is told its values", () => {
 
 test("a run without figures of a picture draws none", () => {
   expect(draw({ ...results, figures: [] }).size).toBe(0);
+});
+
+test("the page has a place for the tables, where a run takes that of the run before", async () => {
+  const page = await Bun.file(join(import.meta.dir, "README.md")).text();
+  const written = withTables(page, results);
+  expect(written).toContain("| cold: socket-service over Bun floor | 1.22     | 1.20 - 1.25 |");
+  expect(withTables(written, results)).toBe(written);
 });

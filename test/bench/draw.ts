@@ -1,5 +1,6 @@
 /**
- * Puts the results of a run where they are read: the pictures of the README.
+ * Puts the results of a run where they are read: the pictures of the README, and the tables of the
+ * benchmarks' page, so that nobody copies a figure by hand.
  *
  *   bun test/bench/draw.ts dist/bench/results.json
  */
@@ -175,10 +176,65 @@ function source(figures: readonly Figure[], { date, machine }: Results): string[
   return sentences.flatMap((sentence) => sentence.match(/\S.{0,85}(?= |$)/g) ?? []);
 }
 
+/** The columns of the page's second table: title, group and metric. */
+const MEDIANS: readonly (readonly [title: string, group: string, metric: string])[] = [
+  ["listening, ms", `cold, ${services.listen}`, "first byte ms"],
+  ["accepted", `cold, ${services.accepted}`, "first byte ms"],
+  ["inet", `cold, ${services.inet}`, "first byte ms"],
+  ["64 clients", "warm, 64 at a time", "connections/s"],
+  ["1,024", "warm, 1024 at a time", "connections/s"],
+  ["100 processes", `memory, 100 of ${services.accepted} at once`, "MiB, all together"],
+];
+
+/** The tables of the benchmarks' page, in Markdown: every ratio, and medians of each contender. */
+export function tables({ date, machine, seconds, notes, ratios, figures }: Results): string {
+  const medians = [...new Set(figures.map(({ who }) => who))].map((who) => [
+    nameOf(who),
+    ...MEDIANS.map(([, group, metric]) => {
+      const one = figures.find((f) => f.who === who && f.group === group && f.metric === metric);
+      return one === undefined ? "" : label(median(one.samples));
+    }),
+  ]);
+  return [
+    `One run of ${seconds.toFixed(0)} s, ${day(date)}: ${machine}.`,
+    table([["", "measured", "middle half", "runs", "aim", "met"], ...ratios]),
+    `Medians: milliseconds to the first byte of each service; connections a second; MiB of a hundred
+\`${services.accepted}\` at once.`,
+    table([
+      ["", ...MEDIANS.map(([title]) => title)],
+      ...medians.filter((cells) => cells.some((cell, i) => i > 0 && cell !== "")),
+    ]),
+    ...notes.map((note) => `Not measured: ${note}.`),
+  ].join("\n\n");
+}
+
+/** A table in Markdown, as the formatter leaves it. */
+function table(rows: readonly (readonly string[])[]): string {
+  const widths = (rows[0] ?? []).map((_, i) =>
+    Math.max(3, ...rows.map((row) => row[i]?.length ?? 0)),
+  );
+  const line = (cells: readonly string[]): string =>
+    `| ${widths.map((width, i) => (cells[i] ?? "").padEnd(width)).join(" | ")} |`;
+  const [head = [], ...body] = rows;
+  return [head, widths.map((width) => "-".repeat(width)), ...body].map(line).join("\n");
+}
+
+const BEGIN = "<!-- From here on: the results of one run, put here by test/bench/draw.ts. -->";
+const END = "<!-- To here. -->";
+
+/** @throws {Error} if the page has no place for the tables. */
+export function withTables(page: string, results: Results): string {
+  const [before, after] = [page.indexOf(BEGIN), page.indexOf(END)];
+  if (before < 0 || after < before) throw new Error("the page has no place for the tables");
+  return `${page.slice(0, before)}${BEGIN}\n\n${tables(results)}\n\n${page.slice(after)}`;
+}
+
 if (import.meta.main) {
   const file = process.argv[2];
   if (file === undefined) throw new Error("which results? bun test/bench/draw.ts FILE");
   const results: Results = await Bun.file(file).json();
   for (const [name, picture] of draw(results))
     await Bun.write(join(import.meta.dir, name), picture);
+  const page = Bun.file(join(import.meta.dir, "README.md"));
+  await page.write(withTables(await page.text(), results));
 }
