@@ -88,7 +88,7 @@ async function end(server: Server<unknown>, served: Served, grace: number, deadl
 }
 
 /** Which of the options answer. */
-type Handlers = { routes?: object; fetch?: Function; error?: Function };
+type Handlers = { routes?: object; fetch?: Function | null; error?: Function | null };
 
 /** The same options, but every answer says that the connection ends with it, and upgrades get 503. */
 function withClose(options: object, count: (change: 1 | -1) => void): object {
@@ -112,12 +112,12 @@ function withClose(options: object, count: (change: 1 | -1) => void): object {
       ? mapped(byMethod, route)
       : value;
   };
-  const { routes, fetch = notFound, error = failed }: Handlers = options;
+  const { routes, fetch, error }: Handlers = options;
   return derive(options, {
     ...(routes && { routes: mapped(Object.entries(routes), route) }),
-    fetch: handler(fetch),
+    fetch: handler(fetch ?? notFound),
     async error(this: unknown, problem: unknown): Promise<unknown> {
-      return close(await Reflect.apply(error, this, [problem]));
+      return close(await Reflect.apply(error ?? failed, this, [problem]));
     },
   });
 }

@@ -158,8 +158,9 @@ function track<Data>(server: Server<Data>, start: Pick<Served, "options" | "watc
 
 /** The same options, whose open WebSockets are in a set. */
 function recordSockets<Options extends object>(options: Options, sockets: Set<Closable>): Options {
-  const { websocket }: { websocket?: { open?: Function; close?: Function } } = options;
-  if (websocket === undefined) return options;
+  const { websocket }: { websocket?: { open?: Function; close?: Function } | null } = options;
+  // Build tools write null, which Bun takes. What it does not take, it refuses better than we would.
+  if (typeof websocket !== "object" || websocket === null) return options;
   const { open, close } = websocket;
   const handlers = {
     open(socket: Closable): unknown {

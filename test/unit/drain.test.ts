@@ -196,12 +196,16 @@ test("every kind of answer carries it: routes, files, streams, errors, what is n
   rmSync(directory, { recursive: true });
 });
 
-test("without fetch and error, what Bun answers itself carries it too", async () => {
+test.each([
+  ["without", {}],
+  // As a framework's build leaves them.
+  ["with null for", JSON.parse(`{ "fetch": null, "error": null, "websocket": null }`)],
+])("%s fetch and error, what Bun answers itself carries it too", async (_, absent) => {
   using it = listening("IPv4");
   const fails = () => {
     throw new Error("on purpose");
   };
-  const server = serve({ fd: it.fd, development: false, routes: { "/fails": fails } });
+  const server = serve({ ...absent, fd: it.fd, development: false, routes: { "/fails": fails } });
   const drained = drain(server, { grace: 100 });
   expect(await (await Kept.to(it.to)).ask("/none")).toEqual({
     status: 404,
