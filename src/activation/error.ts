@@ -10,7 +10,7 @@ export const ExitStatus = {
 
 export type ExitStatus = (typeof ExitStatus)[keyof typeof ExitStatus];
 
-/** The one error of this module. Its message, one line, says what was found, wanted, and to do. */
+/** The one error of this module. In one line: what was found, what was wanted, what to do. */
 export class ActivationError extends Error {
   override readonly name = "ActivationError";
 

@@ -24,6 +24,7 @@ const EPOLL_CTL = { add: 1, delete: 2, modify: 3 };
 const RLIMIT_NOFILE = 7;
 const CLOCK_MONOTONIC = 1;
 const SYS_pidfd_open = 434;
+/** Of errno(3). */
 const E = { NOENT: 2, BADF: 9, NOTSOCK: 88 };
 
 function load() {
