@@ -56,14 +56,14 @@ async function isSocket(fd: number): Promise<boolean> {
   return code !== "ENOTSOCK";
 }
 
-/** Reports whether Bun itself opened this descriptor: what came through exec has no close-on-exec. */
+/** Reports whether Bun itself opened this: what came through exec has no close-on-exec. */
 function isOurOwn(fd: number): boolean {
   // Loaded by the call that needs it: node:fs takes 2 to 4 ms.
   const { readFileSync } = process.getBuiltinModule("node:fs");
   return hasCloseOnExec(readFileSync(`/proc/self/fdinfo/${fd}`, "latin1"));
 }
 
-/** Reports whether a Unix socket is a stream socket: for those, node:dgram's error ends in ": PIPE". */
+/** Reports whether a Unix socket is a stream socket: node:dgram's error then ends in ": PIPE". */
 function isUnixStream(fd: number): boolean {
   // Loaded by the call that needs it: node:dgram takes 2 ms.
   const { createSocket } = process.getBuiltinModule("node:dgram");

@@ -1,7 +1,7 @@
 import { misconfigured, quote } from "./error.ts";
 import { requireBun } from "./runtime.ts";
 
-/** Removes a variable from `process.env` and returns it. A Worker has only a copy, and gets none. */
+/** Removes a variable from `process.env` and returns it. A Worker, with its copy, gets none. */
 export function takeVariable(name: string): string | undefined {
   requireBun();
   if (!Bun.isMainThread) return undefined;

@@ -7,7 +7,7 @@
  *    of a name. wrapper.ts warns if they are for an ancestor.
  * 2. describe.ts says what each descriptor is.
  * 3. serve.ts, listen.ts (with max-connections.ts), udp.ts and connection.ts make a Bun server,
- *    listener or socket of it, and event-loop.ts puts it into Bun's event loop. drain.ts ends a server.
+ *    listener or socket of it, event-loop.ts puts it into Bun's event loop, drain.ts ends a server.
  *
  * The other way go notify.ts, barrier.ts, watchdog.ts, and log.ts with journal.ts. Under all of them:
  * libc.ts calls libc, layout.ts knows its bytes, runtime.ts what Bun accepts and does not declare,

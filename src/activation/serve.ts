@@ -39,8 +39,8 @@ interface Closable {
  *
  * Limitations: no HTTP/3, which needs a UDP socket. The socket is non-blocking from then on, for
  * all who share it, after `stop()` too: systemd sets the flag anew for each process that it starts.
- * Bun listens on a placeholder, which then gives way. For a socket over IP, that is a free port of
- * the loopback; if none is allowed (`RestrictAddressFamilies=AF_UNIX`), `server.requestIP` returns null.
+ * Bun listens on a placeholder, which then gives way: for a socket over IP, a free port of the
+ * loopback. If none is allowed (`RestrictAddressFamilies=AF_UNIX`), `server.requestIP` returns null.
  *
  * @param options As for `Bun.serve`. If `fd` is given, `hostname`, `port` and `unix` are ignored, and
  *   the number is closed: the server has the socket under another (under `bun --hot` it stays open).
