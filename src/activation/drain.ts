@@ -1,8 +1,10 @@
 import type { Server } from "bun";
 
+import { describe } from "./describe.ts";
 import { misconfigured } from "./error.ts";
 import { LONGEST_TIMER, pause } from "./event-loop.ts";
 import { kept } from "./hot.ts";
+import * as libc from "./libc.ts";
 import { derive, type Served } from "./serve.ts";
 
 /** In milliseconds: how long a server takes to end. */
@@ -16,8 +18,11 @@ export interface DrainOptions {
   readonly timeout?: number;
 }
 
-/** How long the last to be accepted have for their first request. Newcomers wait that long. */
-const LINGER = 50;
+/**
+ * How long the last to be accepted have for their first request, and the longest if one of them has
+ * sent nothing by then. Newcomers wait that long.
+ */
+const LINGER = { SHORTEST: 50, LONGEST: 200 } as const;
 /** How often to look for requests under way: Bun does not report their end. */
 const INTERVAL = 5;
 
@@ -73,8 +78,13 @@ async function end(server: Server<unknown>, served: Served, grace: number, deadl
     underWay = Math.min(underWay, server.pendingRequests - inHandlers);
   }
   await wait(grace);
+  // A server that has given up its socket does not know it any more.
+  const port = served.watch && server.port;
   if (served.watch !== undefined) pause(served.watch);
-  await wait(LINGER);
+  const linger = performance.now() + Math.min(LINGER.LONGEST, left());
+  await wait(LINGER.SHORTEST);
+  while (port !== undefined && performance.now() < linger && awaitsRequest(port))
+    await wait(INTERVAL);
   // Closes the connections that are idle, and each other one when its request is answered.
   void server.stop();
   while (server.pendingRequests > 0 && left() > 0) await wait(INTERVAL);
@@ -85,6 +95,15 @@ async function end(server: Server<unknown>, served: Served, grace: number, deadl
   const stopped = server.stop(true);
   if (complete) await stopped;
   return complete;
+}
+
+/** Whether a connection over TCP to this port has brought nothing yet. */
+function awaitsRequest(port: number): boolean {
+  const { readdirSync } = process.getBuiltinModule("node:fs");
+  return readdirSync("/proc/self/fd").some((fd) => {
+    const it = libc.isSilent(Number(fd)) ? describe(Number(fd)) : undefined;
+    return it !== undefined && "port" in it && it.connected && it.port === port;
+  });
 }
 
 /** Which of the options answer. */

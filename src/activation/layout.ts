@@ -18,8 +18,8 @@ export const SCM_MAX_FD = 253;
 export const SOCKADDR_SIZE = 128;
 /** In bytes: a sun_path except the NUL that ends it, which libsystemd wants after a name too. */
 export const LONGEST_PATH = 107;
-/** The index of tcpi_segs_in, the segments received, in the 32-bit numbers of a struct tcp_info. */
-export const TCPI_SEGS_IN = 35;
+/** Of the 32-bit numbers of a struct tcp_info, which are the (low) bytes and the segments received. */
+export const TCPI = { BYTES_RECEIVED: 32, SEGS_IN: 35 } as const;
 
 /** Returns the sun_path for a path, or for an abstract name after `@`. */
 export function sunPath(address: string): Uint8Array {

@@ -152,10 +152,20 @@ export function hasPeer(fd: number): boolean {
 
 /** Whether a TCP socket that has no peer now had one once: true if it ever received a segment. */
 export function wasConnected(fd: number): boolean {
-  const info = new Uint32Array(layout.TCPI_SEGS_IN + 1);
-  // Of what has no TCP_INFO, by one of several errors, these stay zeros.
+  return tcpInfo(fd)[layout.TCPI.SEGS_IN] !== 0;
+}
+
+/** Whether the peer of a TCP connection has sent nothing yet. */
+export function isSilent(fd: number): boolean {
+  const info = tcpInfo(fd);
+  return info[layout.TCPI.SEGS_IN] !== 0 && info[layout.TCPI.BYTES_RECEIVED] === 0;
+}
+
+/** Of what has no TCP_INFO, by one of several errors, all are zeros. */
+function tcpInfo(fd: number): Uint32Array {
+  const info = new Uint32Array(layout.TCPI.SEGS_IN + 1);
   libc().getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, new Uint32Array([info.byteLength]));
-  return info[layout.TCPI_SEGS_IN] !== 0;
+  return info;
 }
 
 /** Replaces `onto` by a placeholder: a Unix stream socket with a name that the kernel chose. */

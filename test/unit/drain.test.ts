@@ -297,6 +297,19 @@ test("a client that pauses for less than grace after an answer under way meets n
   expect(await drained).toBe(true);
 });
 
+test("one who was accepted last is answered, though the first request comes 100 ms later", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response("answered") });
+  const late = await Kept.to(it.to);
+  const other = await Kept.to(it.to);
+  // Bun accepts in the order of the queue: with this answer it has accepted both.
+  await other.ask("/");
+  const drained = drain(server, { grace: 0 });
+  await Bun.sleep(100);
+  expect(await late.ask("/")).toEqual({ status: 200, body: "answered", closes: true });
+  expect(await drained).toBe(true);
+});
+
 test("when grace is over newcomers wait for the next, while what is open is answered", async () => {
   using it = listening("IPv4");
   const release = Promise.withResolvers<void>();
