@@ -106,7 +106,7 @@ function svg({ title, columns, blocks }: Picture, figures: Figure[], results: Re
   const width = (WIDTH - left) / columns.length;
   const axes = columns.map(({ metric, title = "" }, i) => {
     const all = figures.filter((figure) => figure.metric === metric);
-    const room = Math.max(...all.map(({ samples }) => widthOf(label(median(samples))))) + 2 * GAP;
+    const room = Math.max(...all.map(({ samples }) => widthOf(label(median(samples))))) + 3 * GAP;
     const longest = Math.max(...all.map(({ samples }) => percentile(samples, 0.9)));
     return { metric, title, x: round(left + i * width), scale: (width - room) / (longest || 1) };
   });
