@@ -63,8 +63,11 @@ endef
 # The tests speak to service managers of their own, not to the one that has started make.
 unexport LISTEN_PID LISTEN_FDS LISTEN_FDNAMES NOTIFY_SOCKET WATCHDOG_PID WATCHDOG_USEC JOURNAL_STREAM
 
+# Those that look for what they need first.
+SET_UP := $(filter demo test debian-root,$(MAKECMDGOALS))
+
 .DELETE_ON_ERROR:
-.PHONY: all demo test test-bun bench check format pack clean help set-up install uninstall install-user uninstall-user
+.PHONY: all demo test test-bun debian-root bench check format pack clean help set-up install uninstall install-user uninstall-user
 
 all: $(SERVICES:%=dist/%) ## Build the three executables into dist/ (the default)
 
@@ -76,10 +79,22 @@ dist/%: src/daemons/%.ts $(SOURCES) node_modules/.installed
 demo: all ## Start each service under systemd-socket-activate and be its client
 	@$(BUN) test/demo.ts
 
-# The tests build what they need: test/build.ts.
-test: node_modules/.installed ## Pass every test (ARGS="-t NAME" or a path for some)
+# The tests build what they need: test/build.ts. test/system boots a systemd, from ROOT if it is set.
+test: node_modules/.installed ## Pass every test (ARGS="-t NAME" or a path for some; ROOT=DIR for another systemd)
 	@skipped=$$(mktemp); trap 'cat "$$skipped"; rm "$$skipped"' EXIT; trap 'exit 1' HUP INT TERM; \
-	SKIPPED=$$skipped $(BUN) test $(or $(ARGS),--coverage)
+	SKIPPED=$$skipped $(BUN) test $(or $(ARGS),$(if $(ROOT),test/system,--coverage))
+
+# Another Debian for the tests that boot a systemd: `make test ROOT=dist/roots/trixie`.
+SUITE ?= trixie
+debian-root: dist/roots/$(SUITE) ## Make dist/roots/SUITE, for ROOT (SUITE=trixie, bookworm, sid)
+
+# debootstrap's mounts are in a namespace of their own: an interrupted one leaves none behind.
+dist/roots/%: test/setup.sh | $(if $(SET_UP),set-up)
+	@mkdir -p dist/roots/cache && rm -rf --one-file-system $@ $@.new
+	@echo "make   $@"
+	@unshare --mount --propagation=private debootstrap --variant=minbase --include=$$(test/setup.sh inside) \
+		--cache-dir=$(CURDIR)/dist/roots/cache $* $@.new http://deb.debian.org/debian >/dev/null
+	@mv $@.new $@ && touch $@
 
 # The oldest Bun is that of "engines". `make test` has the pinned one.
 test-bun: node_modules/.installed ## Pass the module's tests on the oldest and the newest Bun (or VERSION=1.4.2)
@@ -139,9 +154,9 @@ clean: ## Remove what was built
 help: ## List these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
-# What the demo and the tests lack is looked for, and installed, before anything else.
+# What these lack is looked for, and installed, before anything else.
 set-up:
-	@test/setup.sh $(filter demo test,$(MAKECMDGOALS))
+	@test/setup.sh $(SET_UP)
 
 # The package bun is a stub until its install script has run: the link does what that would do.
 node_modules/.installed: package.json bun.lock | $(BUN)
@@ -153,7 +168,7 @@ node_modules/.installed: package.json bun.lock | $(BUN)
 # package manager installs what may run here. Without a network, npm gives up at once.
 NPM := npm install --prefix . --ignore-scripts --no-package-lock --no-audit --no-fund --no-progress --prefer-offline \
        --loglevel=error --fetch-retries=1 --fetch-retry-mintimeout=1000 --fetch-timeout=20000
-$(BUN): | $(if $(filter demo test,$(MAKECMDGOALS)),set-up)
+$(BUN): | $(if $(SET_UP),set-up)
 	@echo "fetch  bun $(BUN_VERSION)"
 	@rm -rf node_modules/.fetch && mkdir -p node_modules/.fetch
 	@cd node_modules/.fetch && echo '{}' > package.json && \

@@ -1,36 +1,41 @@
 #!/bin/sh
-# What `make demo` and `make test` need, with Debian's package for each: this is the only list.
+# What `make demo`, `make test` and `make debian-root` need, with Debian's package for each: this is
+# the only list.
 #
-#   test/setup.sh demo|test   As root on Debian, installs what is missing, unless SETUP=no.
-#                             Otherwise prints the command that installs it.
-#   test/setup.sh list        Prints each name, and "there" or "missing".
+#   test/setup.sh demo|test|debian-root   As root on Debian, installs what is missing, unless SETUP=no.
+#                                         Otherwise prints the command that installs it.
+#   test/setup.sh list                    Prints each name of the tests, and "there" or "missing".
+#   test/setup.sh inside                  Prints the packages that a root has, with commas.
 set -u
 cd "$(dirname "$0")/.." || exit
 # Debian gives ordinary users no /usr/sbin.
 PATH=$PATH:/usr/sbin:/sbin
 
-# Who needs it (the tests need what the demo needs, too), a program or a file, Debian's package, and
-# what does as well.
+# Who needs it (`inside` is what the tests run in a root of `make debian-root`), a program or a file,
+# Debian's package, and what does as well.
 needs() {
   cat <<'LIST'
-demo npm                     npm                bun node_modules/.bun-*
-demo systemd-socket-activate systemd
-test curl                    curl
-test nc                      netcat-openbsd
-test telnet                  telnet
-test man                     man-db
-test mandoc                  mandoc
-test libsystemd.so.0         libsystemd0        /lib/*/libsystemd.so.0 /usr/lib64/libsystemd.so.0
-test systemd-nspawn          systemd-container
-test nsenter                 util-linux
-test setpriv                 util-linux
-test unshare                 util-linux
-test mount                   mount
-test ip                      iproute2
-test ss                      iproute2
-test /bin/kill               procps
-test pam_systemd.so          libpam-systemd     /lib/*/security/pam_systemd.so /usr/lib64/security/pam_systemd.so
-test dbus.socket             dbus-user-session  /usr/lib/systemd/user/dbus.socket
+demo,test             npm                     npm                bun node_modules/.bun-*
+demo,test,inside      systemd-socket-activate systemd
+test,inside           curl                    curl
+test,inside           nc                      netcat-openbsd
+test                  telnet                  telnet
+test,inside           man                     man-db
+test,inside           mandoc                  mandoc
+test                  libsystemd.so.0         libsystemd0        /lib/*/libsystemd.so.0 /usr/lib64/libsystemd.so.0
+test                  systemd-nspawn          systemd-container
+test                  nsenter                 util-linux
+test,inside           setpriv                 util-linux
+debian-root           debootstrap             debootstrap
+test,debian-root,inside unshare                 util-linux
+test,inside           mount                   mount
+test,inside           ip                      iproute2
+test,inside           ss                      iproute2
+test,inside           /bin/kill               procps
+test,inside           pam_systemd.so          libpam-systemd     /lib/*/security/pam_systemd.so /usr/lib64/security/pam_systemd.so
+test,inside           dbus.socket             dbus-user-session  /usr/lib/systemd/user/dbus.socket
+inside                dbus-daemon             dbus
+inside                make                    make
 LIST
 }
 
@@ -47,7 +52,7 @@ there() {
 # Prints what $1 needs: name, package, and whether it is there.
 look() {
   needs | while read -r who name package others; do
-    if [ "$1" = demo ] && [ "$who" != demo ]; then continue; fi
+    case ,$who, in *,"$1",*) ;; *) continue ;; esac
     # The patterns of files are to expand.
     # shellcheck disable=SC2086
     if there "$name" $others; then found=there; else found=missing; fi
@@ -63,8 +68,9 @@ missing() {
 
 case ${1-} in
   list) look test | cut -d ' ' -f 1,3; exit ;;
-  demo | test) ;;
-  *) echo "usage: test/setup.sh demo|test|list" >&2; exit 64 ;;
+  inside) look inside | cut -d ' ' -f 2 | sort -u | paste -sd ,; exit ;;
+  demo | test | debian-root) ;;
+  *) echo "usage: test/setup.sh demo|test|debian-root|list|inside" >&2; exit 64 ;;
 esac
 
 if [ ! -e /proc/self/stat ]; then

@@ -72,7 +72,18 @@ describe("test/setup.sh", () => {
       mkdirSync(join(machine.path, dirname(path)), { recursive: true });
       script(join(machine.path, path), "");
     }
-    for (const name of ["cat", "cut", "dirname", "ln", "mkdir", "sed", "sh", "sort", "touch"])
+    for (const name of [
+      "cat",
+      "cut",
+      "dirname",
+      "ln",
+      "mkdir",
+      "paste",
+      "sed",
+      "sh",
+      "sort",
+      "touch",
+    ])
       symlinkSync(`/bin/${name}`, join(bin, name));
     script(join(bin, "id"), `echo ${uid}`);
     script(
@@ -122,6 +133,14 @@ describe("test/setup.sh", () => {
       const { stdout } = await setUp("demo", 1000, BRING, {}, ["proc/self/stat", bun]);
       expect(stdout).toEndWith(": apt-get install --no-install-recommends systemd\n");
     });
+
+  test("has a root need debootstrap, and names what it has inside", async () => {
+    const { stdout } = await setUp("debian-root", 1000, BRING);
+    expect(stdout).toEndWith(": apt-get install --no-install-recommends debootstrap util-linux\n");
+    const inside = (await setUp("inside", 1000, BRING)).stdout.trim().split(",");
+    expect(inside).toEqual(expect.arrayContaining(["dbus", "make", "systemd"]));
+    expect(inside).not.toContain("npm");
+  });
 
   test("says how to mount /proc, without which Bun does not start", async () => {
     const { status, stderr, called } = await setUp("test", 0, BRING, {}, []);
@@ -244,7 +263,7 @@ for (const manager of ["npm", process.execPath])
     }
   });
 
-for (const target of ["demo", "test"])
+for (const target of ["demo", "test", "debian-root"])
   test(`make ${target} sets up before all else`, async () => {
     const { stdout } = await run(["make", target], DRY);
     expect(stdout).toStartWith(`test/setup.sh ${target}\n`);

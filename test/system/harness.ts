@@ -1,9 +1,9 @@
 /** What the tests of the units share: a machine with the services installed, and their clients. */
 import { join } from "node:path";
 import { lines } from "../support/lines.ts";
-import { skipped } from "../support/needs.ts";
+import { lacks, skipped } from "../support/needs.ts";
 import type { Tally } from "./client.ts";
-import { CHECKOUT, Machine } from "./machine.ts";
+import { CHECKOUT, Machine, ROOT } from "./machine.ts";
 
 export const SERVICES = [
   { name: "socket-service", unit: "socket-service.service", port: 4000 },
@@ -14,10 +14,14 @@ export const SERVICES = [
 export const SOCKETS = SERVICES.map(({ name }) => `${name}.socket`);
 
 const obstacle = await Machine.obstacle();
+if (obstacle !== undefined && ROOT !== undefined) throw new Error(`ROOT=${ROOT}: ${obstacle}`);
 if (obstacle !== undefined) skipped("test/system", obstacle);
 
 /** Whether the tests of this folder cannot run here. */
 export const cannotRun = obstacle !== undefined;
+
+/** The same as `lacks` for what is used in a machine: another root has all of it. */
+export const lacksInside: typeof lacks = (...names) => ROOT === undefined && lacks(...names);
 
 /** A machine on which an administrator has installed the services and started their sockets. */
 export async function installed(): Promise<Machine> {

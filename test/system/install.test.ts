@@ -3,10 +3,9 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { mkdtemp, readdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { lacks } from "../support/needs.ts";
 import { until } from "../support/until.ts";
-import { cannotRun, Clients, greeting, installed, nothingFailed, show } from "./harness.ts";
-import { SERVICES, SOCKETS } from "./harness.ts";
+import { cannotRun, Clients, greeting, installed, lacksInside } from "./harness.ts";
+import { nothingFailed, SERVICES, show, SOCKETS } from "./harness.ts";
 import { CHECKOUT, Machine } from "./machine.ts";
 
 const UNITS = "usr/local/lib/systemd/system";
@@ -230,7 +229,7 @@ describe.skipIf(cannotRun)("installation", () => {
   test("systemd-analyze verify finds nothing to say about the units", async () => {
     const units = SERVICES.flatMap(({ name, unit }) => [`${name}.socket`, unit]);
     // With man, that the pages of Documentation= are there too.
-    const man = lacks("man") ? "--man=no" : "--man=yes";
+    const man = lacksInside("man") ? "--man=no" : "--man=yes";
     const verify = ["systemd-analyze", "--recursive-errors=yes", man, "verify"];
     expect(await machine.run(...verify, ...units.map((unit) => `/${UNITS}/${unit}`))).toEqual({
       status: 0,
@@ -250,15 +249,19 @@ describe.skipIf(cannotRun)("installation", () => {
 
   const pages = ["units.7", "8"].map((page) => `socket-service.${page}`);
   for (const page of pages)
-    test.skipIf(lacks("mandoc"))(`mandoc -T lint has nothing to say about ${page}`, async () => {
-      const path = `/${MANUAL}/man${page.slice(-1)}/${page}`;
-      const { stdout, stderr } = await machine.run("mandoc", "-T", "lint", path);
-      // It looks for the pages that this one refers to in a database of its own.
-      const others = /^mandoc: (\S+ STYLE: referenced manual not found:|outdated mandoc.db) .*\n/gm;
-      expect((stdout + stderr).replace(others, "")).toBe("");
-    });
+    test.skipIf(lacksInside("mandoc"))(
+      `mandoc -T lint has nothing to say about ${page}`,
+      async () => {
+        const path = `/${MANUAL}/man${page.slice(-1)}/${page}`;
+        const { stdout, stderr } = await machine.run("mandoc", "-T", "lint", path);
+        // It looks for the pages that this one refers to in a database of its own.
+        const others =
+          /^mandoc: (\S+ STYLE: referenced manual not found:|outdated mandoc.db) .*\n/gm;
+        expect((stdout + stderr).replace(others, "")).toBe("");
+      },
+    );
 
-  test.skipIf(lacks("man"))(
+  test.skipIf(lacksInside("man"))(
     "man shows each page under each of its names, and warns of nothing",
     async () => {
       const man = ["env", "LC_ALL=C.UTF-8", "MANWIDTH=80", "man", "--warnings"];
@@ -342,7 +345,7 @@ describe.skipIf(cannotRun)("installation", () => {
     );
   });
 
-  const manages = test.skipIf(lacks("pam_systemd.so", "dbus.socket"));
+  const manages = test.skipIf(lacksInside("pam_systemd.so", "dbus.socket"));
   manages("an ordinary user installs and runs all three under the user's own manager", async () => {
     await machine.must("useradd", "--create-home", "someone");
     const id = await machine.must("id", "--user", "someone");

@@ -1,7 +1,7 @@
 /**
- * A real systemd for a test file: a container booted by systemd-nspawn on this machine's own files.
- * What is written in it is gone when it ends, and it has a network of its own, so that the units'
- * fixed ports are free. It boots in under a second.
+ * A real systemd for a test file: a container booted by systemd-nspawn on this machine's own files,
+ * or on those of another root (`make test ROOT=DIR`). What is written in it is gone when it ends, and
+ * it has a network of its own, so that the units' fixed ports are free. It boots in about a second.
  *
  *     const machine = await Machine.boot();
  *     await machine.must("make", "-C", CHECKOUT, "install");
@@ -37,6 +37,9 @@ const BOOT = 30;
 
 const DIES_WITH_US = ["setpriv", "--pdeathsig"];
 
+/** What `make test ROOT=DIR` names, for machines to boot from. */
+export const ROOT = process.env["ROOT"] || undefined;
+
 /** Where a machine has this checkout, read-only. */
 export const CHECKOUT = "/srv/socket-service";
 
@@ -51,6 +54,8 @@ export class Machine implements AsyncDisposable {
   /** The machine's init, by its number outside. */
   readonly init: number;
   readonly #directory: string;
+  /** The version of its systemd, such as 257. */
+  systemd = 0;
   /** What was started in the machine and has not ended. */
   readonly #running = new Set<Bun.Subprocess>();
 
@@ -93,12 +98,18 @@ export class Machine implements AsyncDisposable {
     // The bind mount is in a mount namespace of its own and so goes with it.
     // basic.target has sockets, logins by systemctl and users' managers, and none of the services
     // that this machine happens to have.
-    const script = `mkdir "$4" && echo $$ > "$4/cgroup.procs" && mount --bind / "$1" && exec systemd-nspawn --directory="$1" \
+    const script = `mkdir "$4" && echo $$ > "$4/cgroup.procs" && mount --bind "$5" "$1" && exec systemd-nspawn --directory="$1" \
       --volatile=overlay --bind-ro="$2:${CHECKOUT}" --machine="$3" --boot --private-network \
       --register=no --keep-unit --link-journal=no --console=passive systemd.unit=basic.target`;
     const apart = [...DIES_WITH_US, "TERM", "unshare", "--mount", "--propagation=private"];
     const name = basename(directory);
-    const args = [root, resolve(import.meta.dir, "../.."), name, await cgroup(name)];
+    const args = [
+      root,
+      resolve(import.meta.dir, "../.."),
+      name,
+      await cgroup(name),
+      resolve(ROOT ?? "/"),
+    ];
     const nspawn = Bun.spawn([...apart, "sh", "-c", script, "sh", ...args], {
       env: { PATH: process.env["PATH"] ?? "", SYSTEMD_NSPAWN_UNIFIED_HIERARCHY: "1" },
       stdin: "ignore",
@@ -118,6 +129,8 @@ export class Machine implements AsyncDisposable {
       // From here on a failed unit is the doing of a test.
       await machine.must("systemctl", "reset-failed");
       await machine.must("ip", "link", "set", "lo", "up");
+      const version = await machine.must("systemctl", "--version");
+      machine.systemd = Number(/^systemd (\d+)/.exec(version)?.[1]);
       return machine;
     } catch (error) {
       nspawn.kill("SIGKILL");

@@ -16,6 +16,8 @@ const PROJECT = "/root/hello";
 /** Commands that run elsewhere. */
 const ELSEWHERE: Record<string, string> = {
   "make test": "runs this file",
+  "make test ROOT=dist/roots/trixie": "the same",
+  "make debian-root": "fetches a Debian: .ci/run",
   "make test-bun": "fetches other versions of Bun: .ci/run",
 };
 
