@@ -268,13 +268,14 @@ describe.skipIf(cannotRun)("installation", () => {
       for (const [name, line] of [
         ...SERVICES.map(
           ({ name }) =>
-            [name, "socket-service, socket-service-accepted, socket-service-inet — "] as const,
+            [name, "socket-service, socket-service-accepted, socket-service-inet"] as const,
         ),
-        ["socket-service.units", "socket-service.units — settings"],
+        ["socket-service.units", "socket-service.units"],
       ] as const) {
         const { status, stdout, stderr } = await machine.run(...man, name);
         expect([status, stderr]).toEqual([0, ""]);
-        expect(stdout.replaceAll(/\n +/g, "\n")).toContain(`NAME\n${line}`);
+        // Debian's groff of 2026 fills lines with spaces, and has a dash twice as long.
+        expect(stdout.replaceAll(/\s+/g, " ")).toMatch(new RegExp(` NAME ${line} —+ `));
       }
       const help = await machine.must("systemctl", "help", "socket-service.service");
       expect(help).toContain("--idle-timeout");

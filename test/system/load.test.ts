@@ -99,7 +99,8 @@ describe.skipIf(cannotRun)("load", () => {
   });
 
   test("many clients of each socket at once are all greeted", async () => {
-    for (const [i, count] of [1000, 100, 100].entries()) {
+    // 200 at once are more than the 150 in two seconds at which systemd 255 and newer slow down.
+    for (const [i, count] of [1000, 200, 200].entries()) {
       await using clients = new Clients(machine, "once", SERVICES[i]?.port ?? 0, count);
       expect(await clients.finish()).toMatchObject({ begun: count, served: count, lost: {} });
     }
@@ -140,7 +141,9 @@ describe.skipIf(cannotRun)("load", () => {
     await Promise.all(bad.map((clients) => clients.finish()));
     // All of that is normal: no warning of a service, and no failure that systemd would warn of.
     const warnings = ["--priority=warning", "--unit=socket-service*", "--output=cat", since];
-    expect(await machine.must("journalctl", "--quiet", ...warnings)).toBe("");
+    const said = await machine.must("journalctl", "--quiet", ...warnings);
+    // systemd 262 warns of the pids controller where the kernel of this machine keeps it (cgroup v1).
+    expect(said.replace(/^.*: Failed to read pids\.max .*\n?/gm, "")).toBe("");
     await listening();
   });
 });

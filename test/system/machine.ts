@@ -37,8 +37,8 @@ const BOOT = 30;
 
 const DIES_WITH_US = ["setpriv", "--pdeathsig"];
 
-/** What `make test ROOT=DIR` names, for machines to boot from. */
-export const ROOT = process.env["ROOT"] || undefined;
+/** What machines have their files from: what `make test ROOT=DIR` names, or this machine's own. */
+export const ROOT = process.env["ROOT"] || "/";
 
 /** Where a machine has this checkout, read-only. */
 export const CHECKOUT = "/srv/socket-service";
@@ -71,12 +71,12 @@ export class Machine implements AsyncDisposable {
   }
 
   /** Why no machine can be booted here, or undefined if one can: finds out by booting one. */
-  static async obstacle(seconds = 20): Promise<string | undefined> {
+  static async obstacle(seconds = 20, files = ROOT): Promise<string | undefined> {
     if (process.platform !== "linux") return "Linux is needed";
     if (process.geteuid?.() !== 0) return "it boots a systemd, for which root is needed";
     if (lacks(...PROGRAMS)) return "it boots a systemd, for which a program is missing";
     try {
-      await using _ = await Machine.boot(seconds);
+      await using _ = await Machine.boot(seconds, files);
       return undefined;
     } catch (error) {
       return error instanceof Error ? error.message : String(error);
@@ -87,7 +87,7 @@ export class Machine implements AsyncDisposable {
    * Returns when systemd says that it is up, whether or not all of this machine's own units are, and
    * throws if that takes longer than `seconds`.
    */
-  static async boot(seconds = BOOT): Promise<Machine> {
+  static async boot(seconds = BOOT, files = ROOT): Promise<Machine> {
     const deadline = performance.now() + 1000 * seconds;
     const left = () => (deadline - performance.now()) / 1000;
     const directory = await mkdtemp(join(tmpdir(), "machine-"));
@@ -96,11 +96,13 @@ export class Machine implements AsyncDisposable {
     const root = join(directory, "root");
     await mkdir(root);
     // The bind mount is in a mount namespace of its own and so goes with it.
+    // With bpf(2), IPAddressDeny= and DevicePolicy= are in force as on a real machine.
     // basic.target has sockets, logins by systemctl and users' managers, and none of the services
     // that this machine happens to have.
     const script = `mkdir "$4" && echo $$ > "$4/cgroup.procs" && mount --bind "$5" "$1" && exec systemd-nspawn --directory="$1" \
       --volatile=overlay --bind-ro="$2:${CHECKOUT}" --machine="$3" --boot --private-network \
-      --register=no --keep-unit --link-journal=no --console=passive systemd.unit=basic.target`;
+      --register=no --keep-unit --link-journal=no --console=passive \
+      --capability=CAP_BPF --system-call-filter=bpf systemd.unit=basic.target`;
     const apart = [...DIES_WITH_US, "TERM", "unshare", "--mount", "--propagation=private"];
     const name = basename(directory);
     const args = [
@@ -108,7 +110,7 @@ export class Machine implements AsyncDisposable {
       resolve(import.meta.dir, "../.."),
       name,
       await cgroup(name),
-      resolve(ROOT ?? "/"),
+      resolve(files),
     ];
     const nspawn = Bun.spawn([...apart, "sh", "-c", script, "sh", ...args], {
       env: { PATH: process.env["PATH"] ?? "", SYSTEMD_NSPAWN_UNIFIED_HIERARCHY: "1" },
@@ -133,6 +135,9 @@ export class Machine implements AsyncDisposable {
       machine.systemd = Number(/^systemd (\d+)/.exec(version)?.[1]);
       return machine;
     } catch (error) {
+      // It would outlive systemd-nspawn.
+      const init = await initOf(nspawn.pid);
+      if (init !== undefined) process.kill(init, "SIGKILL");
       nspawn.kill("SIGKILL");
       await nspawn.exited;
       const said = await console.text();

@@ -140,17 +140,21 @@ describe.skipIf(cannotRun)("a service on the module", () => {
       process.on("SIGUSR1", () => notify({ ready: true, status: "read" }));
       setInterval(() => {}, 1000);
       notify({ ready: true, status: "fresh" });`;
-    const reload = `ExecReload=/bin/kill -HUP $MAINPID`;
-    await install("reloads", source, ["Type=notify", reload], []);
-    await machine.must("systemctl", "start", "reloads.service");
-    expect(await state("reloads.service")).toBe("active fresh");
-    await machine.must("systemctl", "reload", "--no-block", "reloads.service");
     const becomes = (wanted: string) =>
       until(wanted, 10, async () => (await state("reloads.service")) === wanted);
-    await becomes("reloading reading");
-    await machine.must("systemctl", "kill", "--signal=USR1", "reloads.service");
-    await becomes("active read");
-    await machine.must("systemctl", "stop", "reloads.service");
+    const types = [["Type=notify", "ExecReload=/bin/kill -HUP $MAINPID"]];
+    // systemd itself sends SIGHUP, and wants the time of the answer.
+    if (machine.systemd >= 253) types.push(["Type=notify-reload"]);
+    for (const type of types) {
+      await install("reloads", source, type, []);
+      await machine.must("systemctl", "start", "reloads.service");
+      expect(await state("reloads.service")).toBe("active fresh");
+      await machine.must("systemctl", "reload", "--no-block", "reloads.service");
+      await becomes("reloading reading");
+      await machine.must("systemctl", "kill", "--signal=USR1", "reloads.service");
+      await becomes("active read");
+      await machine.must("systemctl", "stop", "reloads.service");
+    }
   });
 
   test("is spoken for by another process that names it, and by no other", async () => {
