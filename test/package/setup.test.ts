@@ -292,7 +292,7 @@ describe(".ci/run", () => {
     using bin = scratch();
     script(join(bin.path, "id"), `echo ${uid}`);
     const says = `[ $1 != test ] || printf ' 5 pass\\n${skips} 0 fail\\n'`;
-    script(join(bin.path, "make"), `echo "make $*"\n${says}\n[ $1 != "${fails}" ]`);
+    script(join(bin.path, "make"), `echo "make $*"\n${says}\n[ "$*" != "${fails}" ]`);
     const { status, stdout, stderr } = await run([join(ROOT, ".ci/run")], {
       PATH: `${bin.path}:${PATH}`,
     });
@@ -308,21 +308,27 @@ describe(".ci/run", () => {
 
   test("calls the README's commands, and counts", async () => {
     const { called, ...result } = await ci(0);
-    expect(result).toEqual({ status: 0, stderr: "", last: "5 passed, 0 failed, 0 skipped" });
+    expect(result).toEqual({ status: 0, stderr: "", last: "10 passed, 0 failed, 0 skipped" });
     const readme = readFileSync(join(ROOT, "README.md"), "utf8");
-    for (const command of called) expect(readme).toContain(`    ${command} `);
+    for (const command of called) expect(readme).toMatch(new RegExp(`^    ${command}( |$)`, "m"));
     expect(called).toContain("make test");
   });
 
-  for (const fails of ["demo", "check", "test", "test-bun"])
+  for (const fails of ["demo", "check", "test", "test ROOT=dist/roots/trixie", "test-bun"])
     test(`fails where make ${fails} does`, async () => {
       const { status, called, last } = await ci(0, fails);
-      expect([status, last]).toEqual([1, "5 passed, 1 failed, 0 skipped"]);
-      expect(called).toHaveLength(4);
+      expect([status, last]).toEqual([1, "10 passed, 1 failed, 0 skipped"]);
+      expect(called).toHaveLength(6);
     });
+
+  test("fails where there is no other root", async () => {
+    const { status, called, last } = await ci(0, "debian-root");
+    expect([status, last]).toEqual([1, "5 passed, 1 failed, 0 skipped"]);
+    expect(called).toHaveLength(5);
+  });
 
   test("fails where a test is skipped", async () => {
     const { status, last } = await ci(0, "", " 2 skip\\n");
-    expect([status, last]).toEqual([1, "5 passed, 0 failed, 2 skipped"]);
+    expect([status, last]).toEqual([1, "10 passed, 0 failed, 4 skipped"]);
   });
 });
