@@ -93,7 +93,7 @@ dist/roots/%: test/setup.sh | $(if $(SET_UP),set-up)
 	@mkdir -p dist/roots/cache && rm -rf --one-file-system $@ $@.new
 	@echo "make   $@"
 	@unshare --mount --propagation=private debootstrap --variant=minbase --include=$$(test/setup.sh inside) \
-		--cache-dir=$(CURDIR)/dist/roots/cache $* $@.new http://deb.debian.org/debian >/dev/null
+		--cache-dir=$(CURDIR)/dist/roots/cache $* $@.new >/dev/null
 	@mv $@.new $@ && touch $@
 
 # The oldest Bun is that of "engines". `make test` has the pinned one.
@@ -108,7 +108,7 @@ test-bun-%: node_modules/.bun-%
 	@echo "test   on bun $*"
 	@$< test $(or $(ARGS),test/unit test/activate/hot test/activate/wrapped test/package/readme test/package/frameworks)
 
-bench: all ## Measure the services and their peers (ARGS="--quick", "--json FILE")
+bench: all ## Measure the services and their peers (ARGS="--quick", "--json FILE"; ROOT=DIR for another systemd as well)
 	@$(BUN) test/bench/run.ts $(ARGS)
 
 check: node_modules/.installed ## Check types and formatting

@@ -10,27 +10,37 @@ import { lines } from "../support/lines.ts";
 import { CHECKOUT, Machine } from "../system/machine.ts";
 import { type Contender, services, type Style, styles } from "./contenders.ts";
 
-/** Gets what one connection took, in milliseconds from connect(2). */
-type Record = (style: Style, hardened: boolean, who: string, first: number, end: number) => void;
+/** Gets what one connection took through which systemd, in milliseconds from connect(2). */
+type Record = (activation: {
+  readonly systemd: number;
+  readonly style: Style;
+  readonly hardened: boolean;
+  readonly who: string;
+  readonly first: number;
+  readonly end: number;
+}) => void;
 
 const INSTALLED = "/usr/local/lib/systemd/system";
 
 /**
  * Activates each contender in each unit once a round.
  *
+ * @param root What the machine is booted from.
  * @param directory Where the contenders' programs are: in this checkout, and readable for all.
  * @returns Why it could not be measured here, or undefined.
  */
 export async function throughSystemd(
+  root: string,
   rounds: number,
   contenders: readonly Contender[],
   directory: string,
   record: Record,
 ): Promise<string | undefined> {
   // What the other parts measure is not to be lost over this one.
-  const obstacle = await Machine.obstacle();
+  const obstacle = await Machine.obstacle(20, root);
   if (obstacle !== undefined) return obstacle;
-  await using machine = await Machine.boot();
+  await using machine = await Machine.boot(30, root);
+  const { systemd } = machine;
   await machine.must("make", "-C", CHECKOUT, "install");
 
   const inside = `${CHECKOUT}/${relative(resolve(import.meta.dir, "../.."), directory)}`;
@@ -71,7 +81,7 @@ export async function throughSystemd(
         .split(" ")
         .map(Number);
       if (Number.isNaN(first + end)) throw new Error(`${unit} (${who}, ${style}) did not answer`);
-      if (round >= 0) record(style, hardened, who, first, end);
+      if (round >= 0) record({ systemd, style, hardened, who, first, end });
       if (style === "listen") await machine.must("systemctl", "stop", `${unit}.service`);
       await Bun.sleep(30);
     }
