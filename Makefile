@@ -2,9 +2,21 @@
 BUN_VERSION := $(shell sed -n 's/^ *"bun": "\([0-9.]*\)",$$/\1/p' package.json)
 BUN := node_modules/.bun-$(BUN_VERSION)
 
+# Debian's names of the architectures. What is built for this machine's own goes to dist/.
+MACHINE := $(patsubst x86_64,amd64,$(patsubst aarch64,arm64,$(shell uname -m)))
+ARCH := $(MACHINE)
+CPU := $(patsubst amd64,x64,$(patsubst arm64,aarch64,$(filter amd64 arm64,$(ARCH))))
+$(if $(CPU),,$(error ARCH is amd64 or arm64, not "$(ARCH)"))
+OUT := dist$(if $(filter-out $(MACHINE),$(ARCH)),/$(ARCH))
+
 # Nothing in the working directory (.env, bunfig.toml) may change what an executable does.
 COMPILE := --compile --no-compile-autoload-dotenv --no-compile-autoload-bunfig \
            --format=esm --minify --bytecode
+# The bun that executables for another architecture embed. It need not run here.
+ifneq ($(ARCH),$(MACHINE))
+EMBEDDED := $(BUN)-$(ARCH)
+COMPILE += --target=bun-linux-$(CPU) --compile-executable-path=$(EMBEDDED)
+endif
 SOURCES := $(shell find src -name '*.ts') package.json Makefile
 
 # Sockets come last: a unit is only installed when what it starts is there. The drop-ins are for the
@@ -44,7 +56,7 @@ define install_into
 		"$$@" > "$$new"; chmod $$mode "$$new"; mv -fT "$$new" "$$target"; \
 	}; \
 	fill() { put 644 "$$1" sed 's|@BINDIR@|$(1)|' "$$2"; }; \
-	for name in $(SERVICES); do put 755 '$(DESTDIR)$(1)'/$$name cat dist/$$name; done; \
+	for name in $(SERVICES); do put 755 '$(DESTDIR)$(1)'/$$name cat $(OUT)/$$name; done; \
 	for page in $(PAGES); do fill '$(DESTDIR)$(3)'/man$${page##*.}/$$page units/man/$$page; done; \
 	for unit in $(4); do fill '$(DESTDIR)$(2)'/$$unit units/$$unit; done
 endef
@@ -69,10 +81,10 @@ SET_UP := $(filter demo test debian-root,$(MAKECMDGOALS))
 .DELETE_ON_ERROR:
 .PHONY: all demo test test-bun debian-root bench check format pack clean help set-up install uninstall install-user uninstall-user
 
-all: $(SERVICES:%=dist/%) ## Build the three executables into dist/ (the default)
+all: $(SERVICES:%=$(OUT)/%) ## Build the three executables into dist/ (the default; ARCH=arm64: into dist/arm64/)
 
-dist/%: src/daemons/%.ts $(SOURCES) node_modules/.installed
-	@mkdir -p dist
+$(OUT)/%: src/daemons/%.ts $(SOURCES) node_modules/.installed | $(EMBEDDED)
+	@mkdir -p $(OUT)
 	@echo "build  $@"
 	@$(BUN) build $(COMPILE) $< --outfile $@ >/dev/null
 
@@ -180,11 +192,19 @@ $(BUN): | $(if $(SET_UP),set-up)
 	  if [ "$$($$bun --version 2>/dev/null)" = $(BUN_VERSION) ]; then ln -sf "$${bun#node_modules/}" $@; exit 0; fi; \
 	done; echo "make: no bun $(BUN_VERSION) that was fetched runs on this machine" >&2; exit 1
 
-# Another bun of the same platform beside the pinned one, for the tests.
+# $(call fetch_bun,PACKAGE,VERSION) fetches another bun beside the pinned one.
+define fetch_bun
+	@echo "fetch  $(1) $(2)"
+	@mkdir -p $@.d && cd $@.d && echo '{}' > package.json && \
+	../../$(BUN) add --ignore-scripts --silent --cpu='*' $(1)@$(2) && \
+	ln -sf $(@F).d/node_modules/$(1)/bin/bun ../$(@F)
+endef
+
+# That of the same platform, for the tests.
 .PRECIOUS: node_modules/.bun-%
 node_modules/.bun-%: | $(BUN)
-	@echo "fetch  bun $*"
-	@package=$$(readlink $(BUN)); package=$${package%/bin/bun}; \
-	mkdir -p $@.d && cd $@.d && echo '{}' > package.json && \
-	../../$(BUN) add --ignore-scripts --silent "$$package@$*" && \
-	ln -sf "$(@F).d/node_modules/$$package/bin/bun" ../$(@F)
+	$(call fetch_bun,$(patsubst %/bin/bun,%,$(shell readlink $(BUN))),$*)
+
+# That of the other architecture, to be embedded.
+$(BUN)-$(ARCH): | $(BUN)
+	$(call fetch_bun,@oven/bun-linux-$(CPU),$(BUN_VERSION))

@@ -239,7 +239,7 @@ describe("make", () => {
     using directory = checkout();
     const bin = join(directory.path, "bin");
     mkdirSync(bin);
-    for (const name of ["cat", "find", "id", "make", "mkdir", "rm", "sed", "sh"])
+    for (const name of ["cat", "find", "id", "make", "mkdir", "rm", "sed", "sh", "uname"])
       symlinkSync(`/bin/${name}`, join(bin, name));
     const { status, stderr } = await run(["make"], { PATH: bin }, directory.path);
     expect(status).toBe(2);
