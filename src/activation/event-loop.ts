@@ -5,8 +5,8 @@ import * as libc from "./libc.ts";
 export const LONGEST_TIMER = 0x7fffffff;
 /** How often the event loop looks at every listening socket again, in milliseconds. */
 const LOOK_AGAIN = 500;
-/** The watched sockets, by number, with their cookies: Bun closes a number without telling. */
-const watched = new Map<number, libc.Watch & { readonly cookie: bigint | undefined }>();
+/** The watched sockets, by number, each with its identity: Bun closes a number without telling. */
+const watched = new Map<number, libc.Watch & { readonly referent: string }>();
 let timer: NodeJS.Timeout | undefined;
 
 /**
@@ -50,14 +50,14 @@ export function resume(watch: libc.Watch, socket: number): void {
  * is left in the queue when a descriptor comes free is found by looking again.
  */
 function remember(watch: libc.Watch): void {
-  watched.set(watch.fd, { ...watch, cookie: libc.socketCookie(watch.fd) });
+  watched.set(watch.fd, { ...watch, referent: libc.referent(watch.fd) });
   timer ??= setInterval(lookAgain, LOOK_AGAIN).unref();
 }
 
 function lookAgain(): void {
   for (const [fd, watch] of watched) {
-    // Another file may have the number by now.
-    if (libc.socketCookie(fd) === watch.cookie) libc.epollControl("modify", watch);
+    // Another file may have the number by now, whose registration must stay as it is.
+    if (libc.referent(fd) === watch.referent) libc.epollControl("modify", watch);
     else watched.delete(fd);
   }
   if (watched.size > 0) return;

@@ -2,7 +2,7 @@
 
 export const AF = { UNIX: 1, INET: 2, INET6: 10 };
 export const SOCK = { STREAM: 1, DGRAM: 2, SEQPACKET: 5, CLOEXEC: 0o2000000 };
-export const SO = { TYPE: 3, ACCEPTCONN: 30, DOMAIN: 39, COOKIE: 57 };
+export const SO = { TYPE: 3, ACCEPTCONN: 30, DOMAIN: 39 };
 export const SOL_SOCKET = 1;
 export const O_CLOEXEC = 0o2000000;
 

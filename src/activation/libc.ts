@@ -1,6 +1,6 @@
 import { ActivationError, ExitStatus, messageOf } from "./error.ts";
 import * as layout from "./layout.ts";
-import { AF, O_CLOEXEC, SO, SOCK, SOL_SOCKET } from "./layout.ts";
+import { AF, O_CLOEXEC, SOCK, SOL_SOCKET } from "./layout.ts";
 import { type FFI, requireBun, runtime } from "./runtime.ts";
 
 /*
@@ -50,6 +50,7 @@ function load() {
       memfd_create: { args: ["buffer", "u32"], returns: "i32" },
       open: { args: ["buffer", "i32"], returns: "i32" },
       read: { args: ["i32", "buffer", "u64"], returns: "i64" },
+      readlink: { args: ["buffer", "buffer", "u64"], returns: "i64" },
       sendmsg: { args: ["i32", "buffer", "i32"], returns: "i64" },
       socket: { args: ["i32", "i32", "i32"], returns: "i32" },
       socketpair: { args: ["i32", "i32", "i32", "buffer"], returns: "i32" },
@@ -195,11 +196,15 @@ export function socketPair(): [number, number] {
   return [ends[0] ?? -1, ends[1] ?? -1];
 }
 
-/** A number that no other socket has had since boot; undefined for what is no socket, or not open. */
-export function socketCookie(fd: number): bigint | undefined {
-  const value = new BigUint64Array(1);
-  const result = libc().getsockopt(fd, SOL_SOCKET, SO.COOKIE, value, new Uint32Array([8]));
-  return check("getsockopt", result, E.NOTSOCK, E.BADF) === undefined ? undefined : value[0];
+/**
+ * What a descriptor refers to: `socket:[INODE]` for a socket; empty if it is not open. It takes no
+ * descriptor to ask, and works under qemu-user, too, which does not know SO_COOKIE.
+ */
+export function referent(fd: number): string {
+  const text = new Uint8Array(32);
+  const path = new TextEncoder().encode(`/proc/self/fd/${fd}\0`);
+  const length = check("readlink", libc().readlink(path, text, BigInt(text.length)), E.NOENT);
+  return new TextDecoder().decode(text.subarray(0, length ?? 0));
 }
 
 /** How an epoll instance watches a descriptor: for its events, edge-triggered, and with its data. */
