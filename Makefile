@@ -91,10 +91,21 @@ $(OUT)/%: src/daemons/%.ts $(SOURCES) node_modules/.installed | $(EMBEDDED)
 demo: all ## Start each service under systemd-socket-activate and be its client
 	@$(BUN) test/demo.ts
 
+# Under qemu-user, with a bun of the other architecture: the services, and what calls libc. Not the
+# tests of TCP_INFO, of which qemu-user returns four bytes (backlog, queue, what a reset has left);
+# of load; of what takes seconds everywhere; of a process that is outside of the namespace.
+ifdef EMBEDDED
+EMULATE := test/emulate.sh run $(EMBEDDED)
+EMULATED := test/activate/greeting test/activate/listener test/activate/deadlines \
+            $(addprefix test/unit/,barrier connection describe event-loop layout libc listen.test log \
+              max-connections notify udp watchdog) \
+            -t '^(?!.*(backlog of|leaves the descriptor|handshake|reset|under load|five seconds|drops|idle from|without the JIT|another process))' --timeout 30000
+endif
+
 # The tests build what they need: test/build.ts. test/system boots a systemd, from ROOT if it is set.
-test: node_modules/.installed ## Pass every test (ARGS="-t NAME" or a path for some; ROOT=DIR for another systemd)
+test: node_modules/.installed $(if $(EMBEDDED),all) ## Pass every test (ARGS="-t NAME" or a path; ROOT=DIR for another systemd; ARCH=arm64)
 	@skipped=$$(mktemp); trap 'cat "$$skipped"; rm "$$skipped"' EXIT; trap 'exit 1' HUP INT TERM; \
-	SKIPPED=$$skipped $(BUN) test $(or $(ARGS),$(if $(ROOT),test/system,--coverage))
+	SKIPPED=$$skipped $(or $(EMULATE),$(BUN)) test $(or $(ARGS),$(if $(ROOT),test/system),$(EMULATED),--coverage)
 
 # Another Debian for the tests that boot a systemd: `make test ROOT=dist/roots/trixie`.
 SUITE ?= trixie
@@ -168,7 +179,7 @@ help: ## List these targets
 
 # What these lack is looked for, and installed, before anything else.
 set-up:
-	@test/setup.sh $(SET_UP)
+	@test/setup.sh $(SET_UP) $(if $(EMBEDDED),$(ARCH))
 
 # The package bun is a stub until its install script has run: the link does what that would do.
 node_modules/.installed: package.json bun.lock | $(BUN)

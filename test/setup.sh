@@ -2,10 +2,11 @@
 # What `make demo`, `make test` and `make debian-root` need, with Debian's package for each: this is
 # the only list.
 #
-#   test/setup.sh demo|test|debian-root   As root on Debian, installs what is missing, unless SETUP=no.
-#                                         Otherwise prints the command that installs it.
-#   test/setup.sh list                    Prints each name of the tests, and "there" or "missing".
-#   test/setup.sh inside                  Prints the packages that a root has, with commas.
+#   test/setup.sh demo|test|debian-root [ARCH]   As root on Debian, installs what is missing, unless
+#                                                SETUP=no. Otherwise prints the command that installs
+#                                                it. ARCH, arm64 or amd64, is another architecture.
+#   test/setup.sh list                           Prints each name of the tests, "there" or "missing".
+#   test/setup.sh inside                         Prints the packages that a root has, with commas.
 set -u
 cd "$(dirname "$0")/.." || exit
 # Debian gives ordinary users no /usr/sbin.
@@ -36,6 +37,10 @@ test,inside           pam_systemd.so          libpam-systemd     /lib/*/security
 test,inside           dbus.socket             dbus-user-session  /usr/lib/systemd/user/dbus.socket
 inside                dbus-daemon             dbus
 inside                make                    make
+arm64                 qemu-aarch64-static     qemu-user-static
+arm64                 ld-linux-aarch64.so.1   libc6-arm64-cross  /usr/aarch64-linux-gnu/lib/ld-linux-aarch64.so.1
+amd64                 qemu-x86_64-static      qemu-user-static
+amd64                 ld-linux-x86-64.so.2    libc6-amd64-cross  /usr/x86_64-linux-gnu/lib/ld-linux-x86-64.so.2
 LIST
 }
 
@@ -49,10 +54,12 @@ there() {
   return 1
 }
 
-# Prints what $1 needs: name, package, and whether it is there.
+# Prints what these need: name, package, and whether it is there.
 look() {
   needs | while read -r who name package others; do
-    case ,$who, in *,"$1",*) ;; *) continue ;; esac
+    wanted=
+    for one in "$@"; do case ,$who, in *,"$one",*) wanted=yes ;; esac; done
+    [ -n "$wanted" ] || continue
     # The patterns of files are to expand.
     # shellcheck disable=SC2086
     if there "$name" $others; then found=there; else found=missing; fi
@@ -62,7 +69,7 @@ look() {
 
 missing() {
   # shellcheck disable=SC2046
-  set -- $(look "$1" | sed -n 's/.* \(.*\) missing$/\1/p' | sort -u)
+  set -- $(look "$@" | sed -n 's/.* \(.*\) missing$/\1/p' | sort -u)
   echo "$*"
 }
 
@@ -70,7 +77,7 @@ case ${1-} in
   list) look test | cut -d ' ' -f 1,3; exit ;;
   inside) look inside | cut -d ' ' -f 2 | sort -u | paste -sd ,; exit ;;
   demo | test | debian-root) ;;
-  *) echo "usage: test/setup.sh demo|test|debian-root|list|inside" >&2; exit 64 ;;
+  *) echo "usage: test/setup.sh demo|test|debian-root [ARCH]|list|inside" >&2; exit 64 ;;
 esac
 
 if [ ! -e /proc/self/stat ]; then
@@ -79,7 +86,7 @@ if [ ! -e /proc/self/stat ]; then
 fi
 
 install='apt-get install --no-install-recommends'
-packages=$(missing "$1")
+packages=$(missing "$@")
 if [ -n "$packages" ] && [ "${SETUP-}" != no ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "setup  $install $packages (SETUP=no leaves the machine alone)"
   # shellcheck disable=SC2086
@@ -88,6 +95,6 @@ if [ -n "$packages" ] && [ "${SETUP-}" != no ] && [ "$(id -u)" = 0 ] && command 
     exec 2>&1 </dev/null
     apt-get update -qq && $install -y -qq $packages
   ) || echo "$said" >&2
-  packages=$(missing "$1")
+  packages=$(missing "$@")
 fi
 [ -z "$packages" ] || echo "make $1 lacks some programs. As root on Debian: $install $packages"

@@ -7,12 +7,13 @@ import * as sockets from "../support/sockets.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
 import { AF_INET } from "../support/sockets.ts";
 import { activate, ask, Client, execute, freePort, scratch, SERVICES } from "../support/daemon.ts";
+import { SLOW } from "../support/until.ts";
 
 setDefaultTimeout(40_000);
 
 const NAME = "socket-service";
 /** How late something may be seen on a busy machine, in milliseconds. */
-const LATE = 400;
+const LATE = 400 * SLOW;
 
 /** A client that stays after it was greeted, and the times around its greeting. */
 async function stay(port: number) {

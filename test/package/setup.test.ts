@@ -93,8 +93,8 @@ describe("test/setup.sh", () => {
     const text = readFileSync(join(ROOT, "test/setup.sh"), "utf8");
     // All its files are this machine's.
     script(setup, text.replaceAll(/(?<=[ :])\/(?=\w)/g, `${machine.path}/`));
-    const result = await run([setup, mode], { PATH: bin, ...env });
-    const again = (await run([setup, mode], { PATH: bin, ...env })).stdout;
+    const result = await run([setup, ...mode.split(" ")], { PATH: bin, ...env });
+    const again = (await run([setup, ...mode.split(" ")], { PATH: bin, ...env })).stdout;
     const called = join(machine.path, "called");
     return { ...result, again, called: existsSync(called) ? readFileSync(called, "utf8") : "" };
   }
@@ -140,6 +140,12 @@ describe("test/setup.sh", () => {
     const inside = (await setUp("inside", 1000, BRING)).stdout.trim().split(",");
     expect(inside).toEqual(expect.arrayContaining(["dbus", "make", "systemd"]));
     expect(inside).not.toContain("npm");
+  });
+
+  test("has the tests of another architecture need an emulator", async () => {
+    const { stdout } = await setUp("test arm64", 1000, BRING);
+    const words = ["libc6-arm64-cross", "qemu-user-static", ...ALL.split(" ")].sort();
+    expect(stdout).toEndWith(`--no-install-recommends ${words.join(" ")}\n`);
   });
 
   test("says how to mount /proc, without which Bun does not start", async () => {
@@ -268,6 +274,15 @@ for (const target of ["demo", "test", "debian-root"])
     const { stdout } = await run(["make", target], DRY);
     expect(stdout).toStartWith(`test/setup.sh ${target}\n`);
   });
+
+test("make test ARCH= sets up, builds and tests for another architecture", async () => {
+  const other = process.arch === "arm64" ? "amd64" : "arm64";
+  const { stdout } = await run(["make", "test", `ARCH=${other}`], DRY);
+  expect(stdout).toStartWith(`test/setup.sh test ${other}\n`);
+  expect(stdout).toContain(`--outfile dist/${other}/socket-service-inet `);
+  expect(stdout).toContain(` test/emulate.sh run ${BUN}-${other} test test/activate/greeting `);
+  expect((await run(["make", "ARCH=mips"], DRY)).stderr).toContain('amd64 or arm64, not "mips"');
+});
 
 test("make builds and checks without setting up, and measures no coverage of a part", async () => {
   expect((await run(["make", "all", "check"], DRY)).stdout).not.toContain("setup.sh");

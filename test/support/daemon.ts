@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 
 import * as sockets from "./sockets.ts";
-import { until } from "./until.ts";
+import { SLOW, until } from "./until.ts";
 
 const DIST = resolve(import.meta.dir, "../../dist");
 
@@ -51,7 +51,8 @@ export function freePort(family = sockets.AF_INET, type = sockets.SOCK_STREAM): 
 }
 
 /** Waits no longer than that, so that a test ends by itself and takes what it started with it. */
-async function within<T>(milliseconds: number, what: string, promise: Promise<T>): Promise<T> {
+async function within<T>(limit: number, what: string, promise: Promise<T>): Promise<T> {
+  const milliseconds = SLOW * limit;
   const { promise: late, reject } = Promise.withResolvers<never>();
   const timer = setTimeout(
     () => reject(new Error(`${what} did not come within ${milliseconds} ms`)),

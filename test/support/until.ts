@@ -1,3 +1,6 @@
+/** How many times as long everything may take: more than once under emulation (test/emulate.sh). */
+export const SLOW = Number(process.env["SLOW"] ?? 1);
+
 /**
  * Waits until `probe` returns something, and returns that: asks again and again for `seconds`.
  *
@@ -8,10 +11,11 @@ export async function until<T>(
   seconds: number,
   probe: () => T | undefined | false | Promise<T | undefined | false>,
 ): Promise<T> {
-  for (const deadline = performance.now() + 1000 * seconds; ;) {
+  const limit = SLOW * seconds;
+  for (const deadline = performance.now() + 1000 * limit; ;) {
     const answer = await probe();
     if (answer !== undefined && answer !== false) return answer;
-    if (performance.now() > deadline) throw new Error(`not in ${Math.round(seconds)} s: ${what}`);
+    if (performance.now() > deadline) throw new Error(`not in ${Math.round(limit)} s: ${what}`);
     await Bun.sleep(5);
   }
 }
