@@ -179,7 +179,7 @@ help: ## List these targets
 
 # What these lack is looked for, and installed, before anything else.
 set-up:
-	@test/setup.sh $(SET_UP) $(if $(EMBEDDED),$(ARCH))
+	@test/setup.sh $(strip $(SET_UP) $(if $(EMBEDDED),$(ARCH)))
 
 # The package bun is a stub until its install script has run: the link does what that would do.
 node_modules/.installed: package.json bun.lock | $(BUN)

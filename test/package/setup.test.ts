@@ -323,27 +323,28 @@ describe(".ci/run", () => {
 
   test("calls the README's commands, and counts", async () => {
     const { called, ...result } = await ci(0);
-    expect(result).toEqual({ status: 0, stderr: "", last: "10 passed, 0 failed, 0 skipped" });
+    expect(result).toEqual({ status: 0, stderr: "", last: "15 passed, 0 failed, 0 skipped" });
     const readme = readFileSync(join(ROOT, "README.md"), "utf8");
     for (const command of called) expect(readme).toMatch(new RegExp(`^    ${command}( |$)`, "m"));
     expect(called).toContain("make test");
   });
 
-  for (const fails of ["demo", "check", "test", "test ROOT=dist/roots/trixie", "test-bun"])
+  const runs = ["test", "test ROOT=dist/roots/trixie", "test ARCH=arm64"];
+  for (const fails of ["demo", "check", ...runs, "test-bun"])
     test(`fails where make ${fails} does`, async () => {
       const { status, called, last } = await ci(0, fails);
-      expect([status, last]).toEqual([1, "10 passed, 1 failed, 0 skipped"]);
-      expect(called).toHaveLength(6);
+      expect([status, last]).toEqual([1, "15 passed, 1 failed, 0 skipped"]);
+      expect(called).toHaveLength(7);
     });
 
   test("fails where there is no other root", async () => {
     const { status, called, last } = await ci(0, "debian-root");
-    expect([status, last]).toEqual([1, "5 passed, 1 failed, 0 skipped"]);
-    expect(called).toHaveLength(5);
+    expect([status, last]).toEqual([1, "10 passed, 1 failed, 0 skipped"]);
+    expect(called).toHaveLength(6);
   });
 
   test("fails where a test is skipped", async () => {
     const { status, last } = await ci(0, "", " 2 skip\\n");
-    expect([status, last]).toEqual([1, "10 passed, 0 failed, 4 skipped"]);
+    expect([status, last]).toEqual([1, "15 passed, 0 failed, 6 skipped"]);
   });
 });

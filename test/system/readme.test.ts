@@ -18,6 +18,7 @@ const ELSEWHERE: Record<string, string> = {
   "make test": "runs this file",
   "make test ROOT=dist/roots/trixie": "the same",
   "make debian-root": "fetches a Debian: .ci/run",
+  "make test ARCH=arm64": "needs an emulator: .ci/run",
   "make test-bun": "fetches other versions of Bun: .ci/run",
 };
 
