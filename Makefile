@@ -2,6 +2,8 @@
 BUN_VERSION := $(shell sed -n 's/^ *"bun": "\([0-9.]*\)",$$/\1/p' package.json)
 BUN := node_modules/.bun-$(BUN_VERSION)
 
+VERSION := $(shell sed -n 's/^  "version": "\(.*\)",$$/\1/p' package.json)
+
 # Debian's names of the architectures. What is built for this machine's own goes to dist/.
 MACHINE := $(patsubst x86_64,amd64,$(patsubst aarch64,arm64,$(shell uname -m)))
 ARCH := $(MACHINE)
@@ -79,7 +81,7 @@ unexport LISTEN_PID LISTEN_FDS LISTEN_FDNAMES NOTIFY_SOCKET WATCHDOG_PID WATCHDO
 SET_UP := $(filter demo test debian-root,$(MAKECMDGOALS))
 
 .DELETE_ON_ERROR:
-.PHONY: all demo test test-bun debian-root bench check format pack clean help set-up install uninstall install-user uninstall-user
+.PHONY: all demo test test-bun debian-root bench check format pack dist clean help set-up install uninstall install-user uninstall-user
 
 all: $(SERVICES:%=$(OUT)/%) ## Build the three executables into dist/ (the default; ARCH=arm64: into dist/arm64/)
 
@@ -150,8 +152,16 @@ pack: node_modules/.installed ## Pack the module for other projects: dist/socket
 	@mv dist/declarations/src/activation dist/package/types && rm -r dist/declarations
 	@cp src/activation/*.ts dist/package/src/activation
 	@cp package.json LICENSE src/activation/README.md dist/package
+	@chmod -R u=rwX,go=rX dist/package
 	@cd dist/package && ../../$(BUN) pm pkg delete private scripts devDependencies
 	@cd dist/package && ../../$(BUN) pm pack --quiet --destination ..
+
+# From the same commit it makes the same files, wherever and whenever it runs.
+dist: pack ## Put a release into dist/release/: packages for both architectures, the module, checksums
+	@for arch in amd64 arm64; do $(MAKE) --no-print-directory deb ARCH=$$arch || exit; done
+	@rm -rf dist/release && mkdir dist/release
+	@cp dist/socket-service-$(VERSION).tgz $(foreach arch,amd64 arm64,dist/socket-service_$(subst -,~,$(VERSION))_$(arch).deb) dist/release
+	@cd dist/release && sha256sum *.* > SHA256SUMS && cat SHA256SUMS
 
 install: all ## Install executables, units, hardening, manual (DESTDIR, PREFIX, BINDIR, UNITDIR, MANDIR)
 	$(call install_into,$(BINDIR),$(UNITDIR),$(MANDIR),$(DROPINS) $(UNITS))

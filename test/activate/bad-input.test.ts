@@ -2,6 +2,7 @@
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 
+import { version } from "../../package.json";
 import { executable, execute, scratch, SERVICES } from "../support/daemon.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, AF_UNIX, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM } from "../support/sockets.ts";
@@ -246,7 +247,7 @@ describe("options:", () => {
 
     test.each([
       ["--help", `Usage: ${name} [OPTION]...\n`],
-      ["--version", `${name} 1.0.0\n`],
+      ["--version", `${name} ${version}\n`],
     ])(`${name} %s prints it and exits`, async (option, begin) => {
       await using service = execute(name, [], { LISTEN_FDS: undefined }, [option]);
       expect(await service.process.stdout.text()).toStartWith(begin);

@@ -4,7 +4,7 @@ import { chmodSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync } f
 import { symlinkSync, writeFileSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 
-import { devDependencies } from "../../package.json";
+import { devDependencies, version } from "../../package.json";
 import { scratch } from "../support/daemon.ts";
 import { skipped } from "../support/needs.ts";
 import { ROOT } from "./programs.ts";
@@ -12,6 +12,8 @@ import { ROOT } from "./programs.ts";
 setDefaultTimeout(60_000);
 
 const PATH = process.env["PATH"] ?? "";
+
+const PAGES = readdirSync(join(ROOT, "units/man")).map((name) => `units/man/${name}`);
 
 const noNpm = Bun.which("npm") === null;
 if (noNpm) skipped("what is tried with npm", "it is missing");
@@ -217,6 +219,25 @@ describe("make", () => {
     expect(bare.stdout).toContain("Skipped:\n  a test: for no reason\n");
   });
 
+  test("builds and packs the same in another directory, with other modes and language", async () => {
+    using directory = checkout("LICENSE", "tsconfig.json");
+    const { path } = directory;
+    // One link to all of node_modules would have make touch .installed there, and build anew here.
+    const modules = `mkdir node_modules && ln -s ${ROOT}/node_modules/* ${ROOT}/${BUN} node_modules`;
+    const build = "touch node_modules/.installed && umask 077 && make && make pack";
+    const commands = `${modules} && chmod -R go= . && ${build}`;
+    const env = { TZ: "Asia/Tokyo", LC_ALL: "tr_TR.UTF-8" };
+    const { status, stderr } = await run(["sh", "-c", commands], env, path);
+    expect([status, stderr]).toEqual([0, ""]);
+    expect((await run(["make", "pack"])).status).toBe(0);
+    const built = readdirSync(join(path, "dist")).filter((name) => name !== "package");
+    expect(built).toHaveLength(4);
+    for (const name of built) {
+      const { stdout } = await run(["cmp", join(path, "dist", name), join(ROOT, "dist", name)]);
+      expect(stdout).toBe("");
+    }
+  });
+
   test("demo runs what it can, and ends with what was skipped and what to install", async () => {
     using bin = scratch();
     for (const name of ["cat", "cut", "dirname", "id", "sed", "sh", "sort"])
@@ -288,6 +309,14 @@ test("make builds and checks without setting up, and measures no coverage of a p
   expect((await run(["make", "all", "check"], DRY)).stdout).not.toContain("setup.sh");
   const { stdout } = await run(["make", "test", "ARGS=test/x.test.ts"], DRY);
   expect(stdout).toContain(`${BUN} test test/x.test.ts\n`);
+});
+
+test("a release edits package.json and the README's changes, and no other file", () => {
+  const text = (name: string) => readFileSync(join(ROOT, name), "utf8");
+  expect(text("README.md")).toContain(`\n## Changes\n\n**${version}**`);
+  expect(text("README.md").split(version)).toHaveLength(2);
+  for (const name of ["src/activation/README.md", ...PAGES])
+    expect(text(name)).not.toContain(version);
 });
 
 test("a build that fails leaves no half of an executable", async () => {
