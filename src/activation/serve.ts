@@ -39,6 +39,7 @@ interface Closable {
  *
  * Limitations: no HTTP/3, which needs a UDP socket. The socket is non-blocking from then on, for
  * all who share it, after `stop()` too: systemd sets the flag anew for each process that it starts.
+ * A socket that is passed to several at once needs `NonBlocking=yes`, or the start of one blocks another.
  * Bun listens on a placeholder, which then gives way: for a socket over IP, a free port of the
  * loopback. If none is allowed (`RestrictAddressFamilies=AF_UNIX`), `server.requestIP` returns null.
  *

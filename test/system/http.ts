@@ -14,6 +14,8 @@ export interface Tally {
   lost: Record<string, number>;
   /** Milliseconds from a request, or from the connect before it, to its answer: the longest. */
   longest: number;
+  /** How many answers had which body. */
+  answers: Record<string, number>;
   /** The body of the last answer. */
   last: string;
 }
@@ -21,7 +23,7 @@ export interface Tally {
 const [port = 0, requests = 1, connections = 1, longest] = process.argv.slice(2).map(Number);
 const pause = longest ?? 0;
 
-const tally: Tally = { answered: 0, connections: 0, lost: {}, longest: 0, last: "" };
+const tally: Tally = { answered: 0, connections: 0, lost: {}, longest: 0, answers: {}, last: "" };
 let asked = 0;
 let ended = longest === undefined;
 const isOver = () => ended && asked >= requests;
@@ -58,6 +60,7 @@ function converse(): Promise<void> {
     isWaiting = false;
     tally.answered++;
     tally.last = body;
+    tally.answers[body] = (tally.answers[body] ?? 0) + 1;
     tally.longest = Math.max(tally.longest, performance.now() - begun);
     // The service wants no more on this connection.
     if (/^connection: close/im.test(head)) socket.end();

@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 
+import { ask as askAll, closing, instances, roll, WAYS } from "../bench/instances.ts";
 import { restarts } from "../bench/restarts.ts";
 import { cannotRun, nothingFailed, show } from "./harness.ts";
 import type { Tally } from "./http.ts";
@@ -96,6 +97,25 @@ describe.skipIf(cannotRun)("a service on the module", () => {
         expect(tally.connections).toBeGreaterThan(connections);
         expect(tally.status).toBe(`Serving http://127.0.0.1:${PORT}/`);
       }
+    });
+
+  for (const way of WAYS)
+    test(`two instances of ${way} share the clients, and restart in turn: none is lost`, async () => {
+      {
+        await using _ = await instances(machine, way, 2);
+        const { answers } = await askAll(machine, [400, 400]);
+        // The kernel tosses a coin for each: this is six times the standard deviation.
+        if (way === "web@.socket") expect(answers["1"]).toBeWithin(140, 260);
+        const tally = await askAll(machine, [2000, 64, 100], () => roll(machine, 1, 100));
+        expect(tally.lost).toEqual({});
+        expect(Object.keys(tally.answers).toSorted()).toEqual(["1", "2"]);
+      }
+      // Newcomers, while a start takes a second: as long, a socket without NonBlocking=yes would block.
+      const slow = (program: string) => `await Bun.sleep(1000);\n${closing(program)}`;
+      await using _ = await instances(machine, way, 2, slow);
+      const { lost, longest } = await askAll(machine, [100, 8, 10], () => roll(machine, 1, 0));
+      expect(lost).toEqual({});
+      expect(longest >= 1000).toBe(way === "web@.socket");
     });
 
   test("under bun --hot the next client gets the new code after an edit", async () => {
