@@ -2,7 +2,7 @@
 BUN_VERSION := $(shell sed -n 's/^ *"bun": "\([0-9.]*\)",$$/\1/p' package.json)
 BUN := node_modules/.bun-$(BUN_VERSION)
 
-VERSION := $(shell sed -n 's/^  "version": "\(.*\)",$$/\1/p' package.json)
+RELEASE := $(shell sed -n 's/^  "version": "\(.*\)",$$/\1/p' package.json)
 
 # Debian's names of the architectures. What is built for this machine's own goes to dist/.
 MACHINE := $(patsubst x86_64,amd64,$(patsubst aarch64,arm64,$(shell uname -m)))
@@ -78,10 +78,10 @@ endef
 unexport LISTEN_PID LISTEN_FDS LISTEN_FDNAMES NOTIFY_SOCKET WATCHDOG_PID WATCHDOG_USEC JOURNAL_STREAM
 
 # Those that look for what they need first.
-SET_UP := $(filter demo test debian-root,$(MAKECMDGOALS))
+SET_UP := $(filter demo test debian-root deb,$(MAKECMDGOALS))
 
 .DELETE_ON_ERROR:
-.PHONY: all demo test test-bun debian-root bench check format pack dist clean help set-up install uninstall install-user uninstall-user
+.PHONY: all demo test test-bun debian-root bench check format pack deb dist clean help set-up install uninstall install-user uninstall-user
 
 all: $(SERVICES:%=$(OUT)/%) ## Build the three executables into dist/ (the default; ARCH=arm64: into dist/arm64/)
 
@@ -156,11 +156,26 @@ pack: node_modules/.installed ## Pack the module for other projects: dist/socket
 	@cd dist/package && ../../$(BUN) pm pkg delete private scripts devDependencies
 	@cd dist/package && ../../$(BUN) pm pack --quiet --destination ..
 
+# Debian orders 1.0.0~rc.1 before 1.0.0. The date of the files is the last commit's, and without git
+# that of package.json, so that two builds are the same.
+DEB_VERSION = $(subst -,~,$(RELEASE))
+DEB = dist/socket-service_$(DEB_VERSION)_$(ARCH).deb
+deb: $(DEB) ## Build the Debian package into dist/ (ARCH=arm64: for that architecture)
+$(DEB): $(SERVICES:%=$(OUT)/%) $(shell find units -type f) LICENSE
+	@echo "build  $@"
+	@rm -rf dist/deb && mkdir -p dist/deb && cp -r units/debian dist/deb
+	@date=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || stat --format=%Y package.json)}; \
+	printf '%s\n' 'socket-service ($(DEB_VERSION)) unstable; urgency=medium' '' '  * See the README.' '' \
+		" -- $$(sed -n 's/^Maintainer: //p' units/debian/control)  $$(date --utc -Rd @$$date)" \
+		> dist/deb/debian/changelog
+	@cd dist/deb && MAKEFLAGS= DEB_HOST_ARCH=$(ARCH) DH_QUIET=1 debian/rules --silent binary >/dev/null
+	@rm -r dist/deb
+
 # From the same commit it makes the same files, wherever and whenever it runs.
 dist: pack ## Put a release into dist/release/: packages for both architectures, the module, checksums
 	@for arch in amd64 arm64; do $(MAKE) --no-print-directory deb ARCH=$$arch || exit; done
 	@rm -rf dist/release && mkdir dist/release
-	@cp dist/socket-service-$(VERSION).tgz $(foreach arch,amd64 arm64,dist/socket-service_$(subst -,~,$(VERSION))_$(arch).deb) dist/release
+	@cp dist/socket-service-$(RELEASE).tgz $(foreach arch,amd64 arm64,dist/socket-service_$(DEB_VERSION)_$(arch).deb) dist/release
 	@cd dist/release && sha256sum *.* > SHA256SUMS && cat SHA256SUMS
 
 install: all ## Install executables, units, hardening, manual (DESTDIR, PREFIX, BINDIR, UNITDIR, MANDIR)
@@ -189,7 +204,7 @@ help: ## List these targets
 
 # What these lack is looked for, and installed, before anything else.
 set-up:
-	@test/setup.sh $(strip $(SET_UP) $(if $(EMBEDDED),$(ARCH)))
+	@test/setup.sh $(strip $(SET_UP) $(if $(filter test,$(SET_UP)),$(if $(EMBEDDED),$(ARCH))))
 
 # The package bun is a stub until its install script has run: the link does what that would do.
 node_modules/.installed: package.json bun.lock | $(BUN)

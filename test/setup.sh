@@ -1,12 +1,12 @@
 #!/bin/sh
-# What `make demo`, `make test` and `make debian-root` need, with Debian's package for each: this is
-# the only list.
+# What `make demo`, `make test`, `make deb` and `make debian-root` need, with Debian's package for each:
+# this is the only list.
 #
-#   test/setup.sh demo|test|debian-root [ARCH]   As root on Debian, installs what is missing, unless
-#                                                SETUP=no. Otherwise prints the command that installs
-#                                                it. ARCH, arm64 or amd64, is another architecture.
-#   test/setup.sh list                           Prints each name of the tests, "there" or "missing".
-#   test/setup.sh inside                         Prints the packages that a root has, with commas.
+#   test/setup.sh demo|test|deb|debian-root [ARCH]   As root on Debian, installs what is missing, unless
+#                                                    SETUP=no. Otherwise prints the command that installs
+#                                                    it. ARCH, arm64 or amd64, is another architecture.
+#   test/setup.sh list     Prints each name of the tests, and "there" or "missing".
+#   test/setup.sh inside   Prints the packages that a root has, with commas.
 set -u
 cd "$(dirname "$0")/.." || exit
 # Debian gives ordinary users no /usr/sbin.
@@ -27,6 +27,10 @@ test                  libsystemd.so.0         libsystemd0        /lib/*/libsyste
 test                  systemd-nspawn          systemd-container
 test                  nsenter                 util-linux
 test,inside           setpriv                 util-linux
+test,deb              dh                      debhelper
+test,deb              dpkg-parsechangelog     dpkg-dev
+test,deb              xz                      xz-utils
+test                  lintian                 lintian
 debian-root           debootstrap             debootstrap
 test,debian-root,inside unshare                 util-linux
 test,inside           mount                   mount
@@ -76,8 +80,8 @@ missing() {
 case ${1-} in
   list) look test | cut -d ' ' -f 1,3; exit ;;
   inside) look inside | cut -d ' ' -f 2 | sort -u | paste -sd ,; exit ;;
-  demo | test | debian-root) ;;
-  *) echo "usage: test/setup.sh demo|test|debian-root [ARCH]|list|inside" >&2; exit 64 ;;
+  demo | test | deb | debian-root) ;;
+  *) echo "usage: test/setup.sh demo|test|deb|debian-root [ARCH]|list|inside" >&2; exit 64 ;;
 esac
 
 if [ ! -e /proc/self/stat ]; then

@@ -45,15 +45,15 @@ function script(path: string, text: string): void {
 
 describe("test/setup.sh", () => {
   const ALL =
-    "curl dbus-user-session iproute2 libpam-systemd libsystemd0 man-db mandoc mount netcat-openbsd " +
-    "npm procps systemd systemd-container telnet util-linux";
+    "curl dbus-user-session debhelper dpkg-dev iproute2 libpam-systemd libsystemd0 lintian man-db " +
+    "mandoc mount netcat-openbsd npm procps systemd systemd-container telnet util-linux xz-utils";
   const INSTALL = `apt-get install --no-install-recommends ${ALL}`;
 
   /** What an installation brings. */
   const BRING = `mkdir -p ../bin ../lib/x/security ../usr/lib/systemd/user && touch ../bin/kill \
     ../lib/x/libsystemd.so.0 ../lib/x/security/pam_systemd.so ../usr/lib/systemd/user/dbus.socket &&
-    for name in curl ip man mandoc mount nc npm nsenter setpriv ss systemd-nspawn \
-    systemd-socket-activate telnet unshare; do ln -s /bin/true $name; done`;
+    for name in curl dh dpkg-parsechangelog ip lintian man mandoc mount nc npm nsenter setpriv ss systemd-nspawn \
+    systemd-socket-activate telnet unshare xz; do ln -s /bin/true $name; done`;
 
   /**
    * Runs it on a machine that has nothing of what it looks for, with an apt-get that writes down how
@@ -290,7 +290,7 @@ for (const manager of ["npm", process.execPath])
     }
   });
 
-for (const target of ["demo", "test", "debian-root"])
+for (const target of ["demo", "test", "debian-root", "deb"])
   test(`make ${target} sets up before all else`, async () => {
     const { stdout } = await run(["make", target], DRY);
     expect(stdout).toStartWith(`test/setup.sh ${target}\n`);

@@ -1,0 +1,152 @@
+/** What the Debian package of `make deb` does on a machine: with dpkg, apt and a booted systemd. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { rmSync } from "node:fs";
+import { dirname, join, resolve } from "node:path";
+import { version } from "../../package.json";
+import { lacks } from "../support/needs.ts";
+import { until } from "../support/until.ts";
+import { cannotRun, Clients, greeting, nothingFailed, SERVICES, show, SOCKETS } from "./harness.ts";
+import { CHECKOUT, Machine } from "./machine.ts";
+
+const DIST = resolve(import.meta.dir, "../../dist");
+const VERSION = version.replaceAll("-", "~");
+const built = `socket-service_${VERSION}_${process.arch === "x64" ? "amd64" : "arm64"}.deb`;
+const SERVICE = "socket-service.service";
+const UNIT = `/usr/lib/systemd/system/${SERVICE}`;
+const DROP_IN = `/etc/systemd/system/${SERVICE}.d/override.conf`;
+
+setDefaultTimeout(180_000);
+
+/** Runs a command on this machine: its standard output. */
+function here(...command: string[]): string {
+  const { exitCode, stdout, stderr } = Bun.spawnSync(command, {
+    cwd: DIST,
+    env: { ...process.env, MAKEFLAGS: "" },
+  });
+  if (exitCode !== 0) throw new Error(`${command.join(" ")}: ${stdout}${stderr}`);
+  return stdout.toString();
+}
+
+describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the package", () => {
+  let machine: Machine;
+  const newer = "newer.deb";
+  beforeAll(async () => {
+    here("make", "--silent", "-C", "..", "deb");
+    // The same with a higher version: its control member is another.
+    const control = "ar p $1 control.tar.xz | tar xJ && sed -i 's/^Version: .*/&+1/' control";
+    const put = "tar cJf control.tar.xz --exclude=*.xz . && cp $1 $2 && ar r $2 control.tar.xz";
+    const script = `t=$(mktemp -d) && trap 'rm -r $t' EXIT && cd $t && ${control} && ${put}`;
+    here("sh", "-c", `set -e; ${script}`, "sh", join(DIST, built), join(DIST, newer));
+    machine = await Machine.boot();
+    // A container's image may have one, which keeps packages from starting anything.
+    await machine.must("rm", "-f", "/usr/sbin/policy-rc.d");
+    // So that man-db reads not all pages again after each of the installations: 20 s and more.
+    await machine.must("rm", "-f", "/var/lib/man-db/auto-update");
+  });
+  afterAll(async () => {
+    rmSync(join(DIST, newer), { force: true });
+    await nothingFailed(machine);
+  });
+
+  const apt = (...args: string[]) =>
+    machine.must("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--yes", "-qq", ...args);
+  const install = (name: string, ...options: string[]) =>
+    apt("install", ...options, `${CHECKOUT}/dist/${name}`);
+
+  /** What a package leaves traces in, and the units that systemd knows. */
+  async function left(): Promise<string[]> {
+    const found = await machine.must("find", "/etc", "/usr/bin", "/usr/lib", "/usr/share");
+    const state = await machine.must("find", "/var/lib", "-name", "*socket-service*");
+    const units = await machine.must("systemctl", "list-unit-files", "--no-legend", "--full");
+    return [found, state, units].flatMap((lines) => lines.split("\n").map((line) => line.trim()));
+  }
+  let before: string[];
+
+  async function greetsThreeTimes(): Promise<void> {
+    for (const { port } of SERVICES)
+      expect(await greeting(machine, port)).toMatchObject({ served: 1, lost: {} });
+  }
+
+  test("has 60 MB at most, and the version of package.json", () => {
+    expect(Bun.file(join(DIST, built)).size).toBeLessThan(60e6);
+    expect(here("dpkg-deb", "--field", built, "Version").trim()).toBe(VERSION);
+  });
+
+  test.skipIf(lacks("lintian"))("lintian finds neither an error nor a warning", () => {
+    expect(here("lintian", "--fail-on=error,warning", built)).toBe("");
+  });
+
+  test("apt-get install, and with no further command three greetings", async () => {
+    before = await left();
+    await install(built);
+    await greetsThreeTimes();
+    for (const socket of SOCKETS)
+      expect(await machine.must("systemctl", "is-enabled", socket)).toBe("enabled");
+    expect(UNIT).toEndWith(await show(machine, SERVICE, "FragmentPath"));
+    for (const { name } of SERVICES)
+      await machine.must("cmp", `/usr/bin/${name}`, `${CHECKOUT}/dist/${name}`);
+  });
+
+  test.skipIf(lacks("man"))("man socket-service and systemctl help show the page", async () => {
+    for (const command of [
+      ["man", "socket-service"],
+      ["systemctl", "help", SERVICE],
+    ])
+      expect(await machine.must(...command)).toContain("--idle-timeout");
+  });
+
+  test("an upgrade under a load of 64 clients restarts the service, and loses none", async () => {
+    await using all = new Clients(machine, "load", 4000, 64);
+    await using each = new Clients(machine, "load", 4001, 4);
+    const goesOn = async () => {
+      const { begun } = await all.tally();
+      await until("the load goes on", 20, async () => (await all.tally()).begun > begun + 200);
+    };
+    await goesOn();
+    const main = await show(machine, SERVICE, "MainPID");
+    const sockets = () =>
+      Promise.all(SOCKETS.map((socket) => show(machine, socket, "ActiveEnterTimestampMonotonic")));
+    const since = await sockets();
+    await install(newer);
+    await goesOn();
+    for (const clients of [all, each]) {
+      const { begun, served, lost } = await clients.finish();
+      console.log(`an upgrade under ${begun} connections`);
+      expect(lost).toEqual({});
+      expect(served).toBe(begun);
+    }
+    const version = ["dpkg-query", "--show", "--showformat=${Version}", "socket-service"];
+    expect(await machine.must(...version)).toEndWith("+1");
+    const next = await show(machine, SERVICE, "MainPID");
+    expect(next).not.toBe(main);
+    expect(await machine.must("readlink", `/proc/${next}/exe`)).toBe("/usr/bin/socket-service");
+    expect(await sockets()).toEqual(since);
+  });
+
+  test("a reinstallation restores a unit, and leaves a drop-in and a disabled socket", async () => {
+    await machine.write(DROP_IN, "[Service]\nNice=5\n");
+    await machine.must("sed", "-i", "s/^Description=.*/Description=Changed/", UNIT);
+    await machine.must("systemctl", "disable", "--now", "socket-service-inet.socket");
+    await machine.must("systemctl", "daemon-reload");
+    expect(await show(machine, SERVICE, "Description")).toBe("Changed");
+    await install(newer, "--reinstall");
+    expect(await show(machine, SERVICE, "Description")).toStartWith("socket-service: ");
+    expect(await show(machine, SERVICE, "Nice")).toBe("5");
+    expect(await show(machine, "socket-service-inet.socket", "ActiveState")).toBe("inactive");
+    await machine.must("systemctl", "enable", "--now", "socket-service-inet.socket");
+    await greetsThreeTimes();
+    await machine.must("rm", "-r", dirname(DROP_IN));
+  });
+
+  test("apt-get remove closes the ports, and purge leaves nothing", async () => {
+    // A client that comes meanwhile must not start the service again.
+    await using _ = new Clients(machine, "pulse", 4000, 64, 100);
+    await apt("remove", "socket-service");
+    expect(await machine.must("ss", "-Hltn", "sport >= 4000 and sport <= 4002")).toBe("");
+    expect((await machine.run("pidof", "socket-service")).stdout).toBe("");
+    await apt("purge", "socket-service");
+    const [then, now] = [new Set(before), new Set(await left())];
+    expect([...now].filter((file) => !then.has(file))).toEqual([]);
+    expect([...then].filter((file) => !now.has(file))).toEqual([]);
+  });
+});
