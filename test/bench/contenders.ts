@@ -36,6 +36,8 @@ export interface Contender {
   readonly command: (style: Style) => string[];
   /** Does less than the job: a floor to measure from, not a peer. */
   readonly floor: boolean;
+  /** What it can be passed. */
+  readonly styles: readonly Style[];
 }
 
 export interface Field {
@@ -48,8 +50,14 @@ export interface Field {
   readonly files: string[];
 }
 
+/** Those that can be passed a socket in this way. */
+export const able = (contenders: readonly Contender[], style: Style): Contender[] =>
+  contenders.filter(({ styles }) => styles.includes(style));
+
 export const ours = "ours";
 export const bunFloor = "Bun floor";
+/** The floor with a socket of its own, and systemd-socket-proxyd in front of it. */
+export const proxied = "proxyd";
 
 const here = import.meta.dir;
 const peers = join(here, "peers");
@@ -84,8 +92,19 @@ export function assemble(directory: string): Field {
   };
   const contenders: Contender[] = [];
   const missing: string[] = [];
-  const add = (name: string, command: (style: Style) => string[], floor = false): void => {
-    contenders.push({ name, command, floor });
+  const add = (
+    name: string,
+    command: (style: Style) => string[],
+    floor = false,
+    can = styles,
+  ): void => {
+    contenders.push({ name, command, floor, styles: can });
+  };
+  /** An installed program, or undefined and a line about its Debian package. */
+  const installed = (name: string, program: string, hint: string): string | undefined => {
+    const path = find(program);
+    if (path === undefined) missing.push(`${name}: not installed (Debian package ${hint})`);
+    return path;
   };
 
   for (const name of Object.values(services)) copyFileSync(join(dist, name), join(directory, name));
@@ -99,23 +118,48 @@ export function assemble(directory: string): Field {
   add("C", (style) => [c, style]);
   add("C write-only", (style) => [c, style, "floor"], true);
 
-  const go = find("go");
-  if (go === undefined) missing.push("Go: not installed (Debian package golang-go)");
-  else {
+  const proxyd = installed(proxied, "/lib/systemd/systemd-socket-proxyd", "systemd");
+  if (proxyd !== undefined) {
+    const behind = compileC(join(peers, "behind.c"), "behind");
+    add(proxied, () => [behind, proxyd, bun, "unix"], false, ["listen"]);
+  }
+  const rustc = installed("Rust", "rustc", "rustc");
+  if (rustc !== undefined) {
+    const path = join(directory, "peer-rust");
+    run([rustc, "-O", "-o", path, join(peers, "peer.rs")]);
+    add("Rust", (style) => [path, style]);
+  }
+  const go = installed("Go", "go", "golang-go");
+  if (go !== undefined) {
     const path = join(directory, "peer-go");
     const env = { ...process.env, GO111MODULE: "off", CGO_ENABLED: "0", GOFLAGS: "" };
     run([go, "build", "-o", path, join(peers, "peer.go")], env);
     add("Go", (style) => [path, style]);
   }
-  const node = find("node");
-  if (node === undefined) missing.push("Node: not installed (Debian package nodejs)");
-  else add("Node", (style) => [node, join(peers, "peer.cjs"), style]);
+  const node = installed("Node", "node", "nodejs");
+  if (node !== undefined) {
+    const program = join(peers, "peer.cjs");
+    add("Node", (style) => [node, program, style]);
+    const snapshot = ["--snapshot-blob", join(directory, "node.blob")];
+    run([node, ...snapshot, "--build-snapshot", program]);
+    add("Node, snapshot", (style) => [node, ...snapshot, program, style]);
+  }
+  const python = installed("Python", "python3", "python3");
+  if (python !== undefined) add("Python", (style) => [python, join(peers, "peer.py"), style]);
 
-  const python = find("python3");
-  if (python === undefined) missing.push("Python: not installed (Debian package python3)");
-  else add("Python", (style) => [python, join(peers, "peer.py"), style]);
+  const gjs = installed("GJS", "gjs", "gjs");
+  if (gjs !== undefined) add("GJS", (style) => [gjs, "-m", join(peers, "peer.gjs"), style]);
 
-  const files = contenders.flatMap(({ command }) => styles.map((style) => command(style)[0] ?? ""));
+  const quickjs = installed("QuickJS", "qjs", "quickjs, from Debian 13 on");
+  if (quickjs !== undefined) {
+    const command = (style: Style): string[] => [quickjs, join(peers, "peer.qjs"), style];
+    add("QuickJS write-only", command, true, ["accepted", "inet"]);
+  }
+
+  const files = contenders.flatMap(({ command, styles }) =>
+    // The program, and what follows it: a program behind another, a snapshot.
+    styles.flatMap((style) => command(style).filter((word) => word.startsWith("/"))),
+  );
   return {
     contenders,
     missing,

@@ -1,7 +1,7 @@
 // Clients for a server on loopback. For the kernel, a connection is more work at this end than at
 // the server's, so there is an epoll loop for every processor: a single one would be the bottleneck.
-//   load PORT CLIENTS CONNECTIONS PID   CLIENTS at a time until CONNECTIONS are done; prints
-//                                       elapsed, own and PID's processor time (microseconds),
+//   load PORT CLIENTS CONNECTIONS PID...  CLIENTS at a time until CONNECTIONS are done; prints
+//                                       elapsed, own and the PIDs' processor time (microseconds),
 //                                       errors, and how many loops there were
 //   load PORT CLIENTS hold              opens CLIENTS, waits for their greetings, prints how many came,
 //                                       and holds them until a line arrives on stdin
@@ -31,6 +31,17 @@ static double clockOf(clockid_t clock) {
   struct timespec t;
   if (clock_gettime(clock, &t) < 0) return 0;
   return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
+}
+
+// The processor time of these processes, by their numbers.
+static double clockOfAll(char **pids) {
+  double sum = 0;
+  for (clockid_t one; *pids; sum += clockOf(one), pids++)
+    if (clock_getcpuclockid(atoi(*pids), &one) != 0) {
+      fprintf(stderr, "load: no process %s\n", *pids);
+      exit(2);
+    }
+  return sum;
 }
 
 static void begin(void) {
@@ -74,7 +85,7 @@ static void carry(long atOnce, long connections, int keep) {
 
 int main(int argc, char **argv) {
   if (argc < 4) {
-    fputs("usage: load PORT CLIENTS CONNECTIONS PID | load PORT CLIENTS hold\n", stderr);
+    fputs("usage: load PORT CLIENTS CONNECTIONS PID... | load PORT CLIENTS hold\n", stderr);
     return 2;
   }
   server.sin_port = htons(atoi(argv[1]));
@@ -92,13 +103,8 @@ int main(int argc, char **argv) {
     fflush(stdout);
     return getchar() == EOF;
   }
-  clockid_t theirs;
-  if (argc < 5 || clock_getcpuclockid(atoi(argv[4]), &theirs) != 0) {
-    fputs("load: no such process\n", stderr);
-    return 2;
-  }
   if (loops > clients) loops = clients;
-  double began = clockOf(CLOCK_MONOTONIC), before = clockOf(theirs);
+  double began = clockOf(CLOCK_MONOTONIC), before = clockOfAll(argv + 4);
   int reports[2];
   if (pipe(reports) < 0) return 1;
   for (long i = 0; i < loops; i++) {
@@ -112,7 +118,7 @@ int main(int argc, char **argv) {
   long loop = 0, failed;
   for (; read(reports[0], &failed, sizeof failed) == sizeof failed; loop++) errors += failed;
   if (loop < loops) return 1; // a loop has ended early, and said why
-  double elapsed = clockOf(CLOCK_MONOTONIC) - began, cpu = clockOf(theirs) - before;
+  double elapsed = clockOf(CLOCK_MONOTONIC) - began, cpu = clockOfAll(argv + 4) - before;
   while (wait(NULL) > 0) {
   }
   struct rusage own;

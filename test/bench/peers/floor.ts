@@ -1,6 +1,7 @@
 /**
  * The smallest Bun program for the same job, compiled with the flags of the services: it takes the
- * socket as it comes, checks nothing, and has no deadline. `floor listen|accepted|inet`
+ * socket as it comes, checks nothing, and has no deadline. `floor listen|accepted|inet`, or
+ * `floor unix PATH` for a socket of its own, behind systemd-socket-proxyd.
  */
 import { runtime } from "../../../src/activation/runtime.ts";
 
@@ -28,6 +29,13 @@ switch (process.argv[2]) {
     break;
   default: {
     const open = (socket: Bun.Socket): void => greet(socket, "This is a test\n");
-    runtime.listen({ fd: 3, allowHalfOpen, socket: { open, data, end } });
+    const [style, unix] = process.argv.slice(2);
+    const socket = { open, data, end };
+    if (style !== "unix" || unix === undefined) {
+      runtime.listen({ fd: 3, allowHalfOpen, socket });
+      break;
+    }
+    Bun.listen({ unix, allowHalfOpen, socket });
+    console.log("listening");
   }
 }
