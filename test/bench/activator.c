@@ -8,7 +8,8 @@
 //   hold STYLE N PROGRAM...         pid...         leaves N connections open, each after its greeting
 //   stop                            ok             ends what start and hold have left, in order
 //   refresh FILE...                 ok             puts files into the page cache as if just read
-// STYLE is how the socket is passed: listen (as fd 3), accepted (as fd 3), inet (as stdin/stdout).
+// STYLE is how the socket is passed: listen (as fd 3), accepted (as fd 3), inet (as stdin/stdout), or
+// http: as listen, and the client asks over HTTP. The text is then the body of the response.
 // Words NAME=VALUE before PROGRAM are what a unit would say with Environment=.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -40,8 +41,10 @@ struct activation {
 
 struct outcome {
   double first, end, exit, cpu;
-  char text[128];
+  char text[1024];
 };
+
+static const char request[] = "GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n";
 
 static int notifySocket;
 static char notifyVariable[160];
@@ -66,6 +69,10 @@ static double now(void) {
 
 static double cpuOf(const struct rusage *r) {
   return (r->ru_utime.tv_sec + r->ru_stime.tv_sec) * 1e6 + r->ru_utime.tv_usec + r->ru_stime.tv_usec;
+}
+
+static int listens(const char *style) {
+  return !strcmp(style, "listen") || !strcmp(style, "http");
 }
 
 // What follows fork(2) in systemd's child, with the environment of a system service.
@@ -94,7 +101,7 @@ static void become(const char *style, int socket, int port, char **program) {
     environment[n++] = pid;
     environment[n++] = "LISTEN_FDS=1";
   }
-  if (!strcmp(style, "listen")) {
+  if (listens(style)) {
     environment[n++] = "LISTEN_FDNAMES=bench.socket";
     environment[n++] = notifyVariable;
   } else {
@@ -123,8 +130,9 @@ static struct activation activate(const char *style, char **program) {
 
   a.began = now();
   check(connect(a.client, (struct sockaddr *)&address, sizeof address), "connect");
+  if (!strcmp(style, "http")) check(send(a.client, request, sizeof request - 1, 0), "send");
   int passed = listening;
-  if (strcmp(style, "listen")) passed = check(accept4(listening, NULL, NULL, SOCK_CLOEXEC), "accept");
+  if (!listens(style)) passed = check(accept4(listening, NULL, NULL, SOCK_CLOEXEC), "accept");
   a.pid = check(fork(), "fork");
   if (a.pid == 0) become(style, passed, a.port, program);
   if (passed != listening) close(passed);
@@ -142,6 +150,8 @@ static int readGreeting(struct activation *a, struct outcome *o) {
   o->end = now() - a->began;
   if (got > 0 && o->text[got - 1] == '\n') got--;
   o->text[got] = 0;
+  char *body = strstr(o->text, "\r\n\r\n");
+  if (body) memmove(o->text, body + 4, strlen(body + 4) + 1);
   return n == 0 && got > 0;
 }
 
@@ -157,7 +167,7 @@ static int cold(const char *style, char **program, struct outcome *o) {
   struct activation a = activate(style, program);
   int ok = readGreeting(&a, o);
   close(a.client);
-  if (!strcmp(style, "listen") || !ok) kill(a.pid, SIGTERM);
+  if (listens(style) || !ok) kill(a.pid, SIGTERM);
   reap(&a, o);
   return ok;
 }
@@ -214,10 +224,11 @@ static void start(const char *style, char **program) {
 
 static void hold(const char *style, int n, char **program) {
   struct outcome o;
+  // All at once: after five seconds the first would be gone before the last is there.
+  for (int i = 0; i < n; i++) keep(activate(style, program));
   for (int i = 0; i < n; i++) {
-    struct activation *a = keep(activate(style, program));
-    if (!readGreeting(a, &o)) fail(program[0]);
-    printf("%d%c", a->pid, i + 1 < n ? ' ' : '\n');
+    if (!readGreeting(&held[heldCount - n + i], &o)) fail(program[0]);
+    printf("%d%c", held[heldCount - n + i].pid, i + 1 < n ? ' ' : '\n');
   }
 }
 

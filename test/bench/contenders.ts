@@ -67,7 +67,7 @@ const dist = join(here, "../../dist");
 const servicePath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /** An installed program, past its symbolic links, or undefined where there is none. */
-function find(program: string): string | undefined {
+export function find(program: string): string | undefined {
   const path = Bun.which(program, { PATH: servicePath }) ?? Bun.which(program);
   return path === null ? undefined : realpathSync(path);
 }
@@ -110,8 +110,7 @@ export function assemble(directory: string): Field {
   for (const name of Object.values(services)) copyFileSync(join(dist, name), join(directory, name));
   add(ours, (style) => [join(directory, services[style])]);
 
-  const bun = join(directory, "bun-floor");
-  run([process.execPath, ...buildFlags, join(peers, "floor.ts"), "--outfile", bun]);
+  const bun = build(join(peers, "floor.ts"), join(directory, "bun-floor"));
   add(bunFloor, (style) => [bun, style], true);
 
   const c = compileC(join(peers, "peer.c"), "peer-c");
@@ -167,6 +166,12 @@ export function assemble(directory: string): Field {
     activator: compileC(join(here, "activator.c"), "activator"),
     load: compileC(join(here, "load.c"), "load"),
   };
+}
+
+/** Compiles a Bun program as the services are, and returns `outfile`. */
+export function build(source: string, outfile: string): string {
+  run([process.execPath, ...buildFlags, source, "--outfile", outfile]);
+  return outfile;
 }
 
 /** @throws {Error} with what the command printed when it fails. */

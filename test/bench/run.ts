@@ -7,7 +7,7 @@
  * Every sample is in FILE (dist/bench/results.json) afterwards, and the pictures are beside it.
  *
  * Parts: 1 cold activation, 2 the same through a booted systemd (root), 3 warm throughput,
- * 4 a process per connection, 5 memory, 6 size and build time. `--quick` is for trying things out:
+ * 4 a process per connection, 5 memory, 6 size and build time, 7 HTTP. `--quick` is for trying things out:
  * half a minute, and too few runs to quote.
  */
 import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
@@ -18,14 +18,14 @@ import { parseArgs } from "node:util";
 import {
   able,
   assemble,
+  build,
   bunFloor,
-  buildFlags,
   type Contender,
   type Field,
   greetings,
   ours,
+  find,
   proxied,
-  run,
   services,
   type Style,
   styles,
@@ -33,6 +33,13 @@ import {
 import { lines } from "../support/lines.ts";
 import { draw, type Results } from "./draw.ts";
 import { columns, Figures, plot, ratio, show, tables } from "./figures.ts";
+import {
+  assembleHttp,
+  type HttpContender,
+  httpThroughSystemd,
+  plain,
+  slice as wrk,
+} from "./http.ts";
 import { ROOT } from "../system/machine.ts";
 import { throughSystemd } from "./systemd.ts";
 
@@ -41,7 +48,7 @@ const dist = join(import.meta.dir, "../../dist");
 const { values: options } = parseArgs({
   options: {
     quick: { type: "boolean", default: false },
-    only: { type: "string", default: "1,2,3,4,5,6" },
+    only: { type: "string", default: "1,2,3,4,5,6,7" },
     json: { type: "string", default: join(dist, "bench/results.json") },
   },
 });
@@ -134,6 +141,15 @@ interface Server extends Contender {
   readonly port: number;
 }
 
+/** Whom the activator has started. */
+function serverOf(name: string, answer: string): Pick<Server, "pids" | "port"> {
+  const [pid = 0, port = 0] = numbers(answer);
+  if (name !== proxied) return { pids: [pid], port };
+  // What stands in front and what is behind it are two, below a third that only waits.
+  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8");
+  return { pids: numbers(children.trim()), port };
+}
+
 /** Starts the listening service of each contender; `stop` ends them all. */
 async function serve(activator: Activator, { contenders }: Field): Promise<Server[]> {
   const servers: Server[] = [];
@@ -145,11 +161,7 @@ async function serve(activator: Activator, { contenders }: Field): Promise<Serve
       ...contender.command("listen"),
       ...forEver,
     );
-    const [pid = 0, port = 0] = numbers(answer);
-    const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim();
-    // What stands in front and what is behind it are two, below a third that only waits.
-    const pids = contender.name === proxied ? numbers(children) : [pid];
-    servers.push({ ...contender, pids, port });
+    servers.push({ ...contender, ...serverOf(contender.name, answer) });
   }
   return servers;
 }
@@ -290,17 +302,61 @@ function sizes(): void {
     const source = join(import.meta.dir, "../../src/daemons", `${name}.ts`);
     for (let i = 0; i < pick(5, 1); i++) {
       const began = performance.now();
-      run([
-        process.execPath,
-        ...buildFlags,
-        source,
-        "--outfile",
-        join(directory, `again-${style}`),
-      ]);
+      build(source, join(directory, `again-${style}`));
       figures.record(group, "build s", name, (performance.now() - began) / 1000);
     }
   }
   figures.record(group, "MiB", "the runtime", runtime / MiB / MiB);
+}
+
+const httpGroup = "HTTP, 64 kept connections";
+const coldHttp = "HTTP, cold";
+
+/** 7. HTTP: cold to the first response, and requests over kept connections. */
+async function http(activator: Activator): Promise<void> {
+  const contenders = assembleHttp(directory);
+  const passed = contenders.filter(({ own }) => own === undefined);
+  await activator.ask("refresh", ...contenders.flatMap(({ command }) => command));
+  for (let round = -2; round < pick(60, 5); round++)
+    for (const { name, command } of passed) {
+      const [first, , , cpu, text] = (await activator.ask("cold", "http", ...command)).split(" ");
+      if (text !== "Hello") throw new Error(`${name}: the response was "${text}"`);
+      if (round < 0) continue;
+      figures.record(coldHttp, "first response ms", name, Number(first) / 1000);
+      figures.record(coldHttp, "processor ms", name, Number(cpu) / 1000);
+    }
+  const obstacle = await httpThroughSystemd(pick(40, 3), contenders, directory, (who, first) =>
+    figures.record(`${coldHttp}, through systemd`, "first response ms", who, first),
+  );
+  if (obstacle !== undefined) notes.push(`HTTP through systemd: ${obstacle}`);
+
+  if (find("wrk") === undefined)
+    return void notes.push("HTTP, warm: wrk is not installed (Debian package wrk)");
+  await using stack = new AsyncDisposableStack();
+  const servers: (HttpContender & Pick<Server, "pids" | "port">)[] = [];
+  for (const contender of contenders)
+    if (contender.own) {
+      const started = Bun.spawn([...contender.command], { stdout: "pipe" });
+      stack.defer(async () => {
+        started.kill();
+        await started.exited;
+      });
+      const port = Number((await lines(started.stdout).next()).value);
+      servers.push({ ...contender, pids: [started.pid], port });
+    } else {
+      const answer = await activator.ask("start", "http", ...contender.command);
+      servers.push({ ...contender, ...serverOf(contender.name, answer) });
+    }
+  for (let round = -1; round < pick(24, 3); round++)
+    // To and fro: nobody always comes after the same one.
+    for (const { name, pids, port } of round % 2 ? servers.toReversed() : servers) {
+      const { rate, cpu, p99 } = await wrk(port, pids);
+      if (round < 0) continue; // compilers warm up
+      figures.record(httpGroup, "requests/s", name, rate);
+      figures.record(httpGroup, "processor us/request", name, cpu);
+      figures.record(httpGroup, "99th percentile ms", name, p99);
+    }
+  await activator.ask("stop");
 }
 
 /** A line of the table of what the services must show. */
@@ -365,6 +421,25 @@ function claims(): string[][] {
   ] as const)
     claim("processor time per connection", [busy, "processor us/connection"], ours, over, bound);
 
+  for (const [metric, bound, atLeast] of [
+    ["requests/s", 0.98, true],
+    ["processor us/request", 1.02, false],
+    ["99th percentile ms", 1.05, false],
+  ] as const)
+    for (const over of [plain, "node:http in Bun", "Node", "Go", proxied])
+      if (over === plain || metric === "requests/s")
+        claim(
+          `HTTP, ${metric}`,
+          [httpGroup, metric],
+          ours,
+          over,
+          over === plain ? bound : undefined,
+          atLeast,
+        );
+  for (const group of [coldHttp, `${coldHttp}, through systemd`])
+    for (const over of ["node:http in Bun", "Node", "Go", proxied])
+      claim(`${group}, first response`, [group, "first response ms"], ours, over);
+
   const held = (state: string): number =>
     figures.find(memoryGroup, `${state}: private MiB`, ours)?.samples[0] ?? Number.NaN;
   within("private memory, idle, MiB", held("idle"), 3, "MiB");
@@ -399,6 +474,7 @@ const measure: [part: number, of: () => void | Promise<void>][] = [
   [4, () => perConnection(activator, field)],
   [5, () => memories(activator, field)],
   [6, sizes],
+  [7, () => http(activator)],
 ];
 const began = performance.now();
 for (const [part, of] of measure)

@@ -1,0 +1,3 @@
+import { passedFd, serve } from "../../../../src/activation/index.ts";
+
+serve({ fd: passedFd(), fetch: () => new Response("Hello\n") });
