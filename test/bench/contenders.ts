@@ -58,6 +58,7 @@ export const ours = "ours";
 export const bunFloor = "Bun floor";
 /** The floor with a socket of its own, and systemd-socket-proxyd in front of it. */
 export const proxied = "proxyd";
+export const PROXYD = "/lib/systemd/systemd-socket-proxyd";
 
 const here = import.meta.dir;
 const peers = join(here, "peers");
@@ -117,7 +118,7 @@ export function assemble(directory: string): Field {
   add("C", (style) => [c, style]);
   add("C write-only", (style) => [c, style, "floor"], true);
 
-  const proxyd = installed(proxied, "/lib/systemd/systemd-socket-proxyd", "systemd");
+  const proxyd = installed(proxied, PROXYD, "systemd");
   if (proxyd !== undefined) {
     const behind = compileC(join(peers, "behind.c"), "behind");
     add(proxied, () => [behind, proxyd, bun, "unix"], false, ["listen"]);

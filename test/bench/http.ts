@@ -4,7 +4,7 @@ import { join, relative, resolve } from "node:path";
 
 import { lines } from "../support/lines.ts";
 import { CHECKOUT, Machine } from "../system/machine.ts";
-import { build, find, ours, proxied, run } from "./contenders.ts";
+import { build, find, ours, PROXYD, proxied, run } from "./contenders.ts";
 
 export const plain = "Bun.serve";
 
@@ -26,7 +26,7 @@ export function assembleHttp(directory: string): HttpContender[] {
     { name: plain, command: [own], own: true },
     { name: "node:http in Bun", command: [bun("node")] },
   ];
-  const proxyd = find("/lib/systemd/systemd-socket-proxyd");
+  const proxyd = find(PROXYD);
   if (proxyd !== undefined)
     contenders.push({ name: proxied, command: [join(directory, "behind"), proxyd, own] });
   const node = find("node");

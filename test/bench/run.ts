@@ -7,8 +7,8 @@
  * Every sample is in FILE (dist/bench/results.json) afterwards, and the pictures are beside it.
  *
  * Parts: 1 cold activation, 2 the same through a booted systemd (root), 3 warm throughput,
- * 4 a process per connection, 5 memory, 6 size and build time, 7 HTTP. `--quick` is for trying things out:
- * half a minute, and too few runs to quote.
+ * 4 a process per connection, 5 memory, 6 size and build time, 7 HTTP, 8 HTTP under restarts (root).
+ * `--quick` is for trying things out: two minutes, and too few runs to quote.
  */
 import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
 import { cpus, release, totalmem } from "node:os";
@@ -25,6 +25,7 @@ import {
   greetings,
   ours,
   find,
+  PROXYD,
   proxied,
   services,
   type Style,
@@ -35,12 +36,14 @@ import { draw, type Results } from "./draw.ts";
 import { columns, Figures, plot, ratio, show, tables } from "./figures.ts";
 import {
   assembleHttp,
+  buildGoHttp,
   type HttpContender,
   httpThroughSystemd,
   plain,
   slice as wrk,
 } from "./http.ts";
-import { ROOT } from "../system/machine.ts";
+import { CHECKOUT, Machine, ROOT } from "../system/machine.ts";
+import { restarts } from "./restarts.ts";
 import { throughSystemd } from "./systemd.ts";
 
 // Here, and not with temporary files, for the booted systemd: it sees this checkout, but not those.
@@ -48,7 +51,7 @@ const dist = join(import.meta.dir, "../../dist");
 const { values: options } = parseArgs({
   options: {
     quick: { type: "boolean", default: false },
-    only: { type: "string", default: "1,2,3,4,5,6,7" },
+    only: { type: "string", default: "1,2,3,4,5,6,7,8" },
     json: { type: "string", default: join(dist, "bench/results.json") },
   },
 });
@@ -94,7 +97,7 @@ const numbers = (answer: string): number[] => answer.split(" ").map(Number);
 /** 1. From the client's connect(2), which starts the program, to what the client sees. */
 async function cold(activator: Activator, { contenders, files }: Field): Promise<void> {
   await activator.ask("refresh", ...files);
-  for (let round = -2; round < pick(200, 15); round++)
+  for (let round = -2; round < pick(150, 5); round++)
     for (const style of styles)
       for (const { name, command } of able(contenders, style)) {
         const [first, end, exit, cpu, ...text] = (
@@ -359,6 +362,35 @@ async function http(activator: Activator): Promise<void> {
   await activator.ask("stop");
 }
 
+const PAUSES = [
+  [0, "restarts, pause 0"],
+  [200, "restarts, pause to 200 ms"],
+] as const;
+
+/** 8. What HTTP clients lose, and how long they wait, while systemd restarts the service 12 times. */
+async function underRestarts(): Promise<void> {
+  const obstacle = await Machine.obstacle();
+  if (obstacle !== undefined) return void notes.push(`restarts: ${obstacle}`);
+  await using machine = await Machine.boot();
+  const go = buildGoHttp(directory)?.replace(join(dist, ".."), CHECKOUT);
+  const found = (program: string): boolean => find(program) !== undefined;
+  const ends = (
+    ["drain", "server.stop()", "process.exit()", "proxyd", "Go Shutdown"] as const
+  ).filter((end) => (end === "Go Shutdown" ? go !== undefined : end !== "proxyd" || found(PROXYD)));
+  for (let round = 0; round < pick(2, 1); round++)
+    for (const [pause, group] of PAUSES)
+      for (const end of ends) {
+        const load = { end, pause, connections: 64, restarts: pick(12, 2), requests: 0 };
+        const tally = await restarts(machine, go === undefined ? load : { ...load, go });
+        const lost = Object.values(tally.lost).reduce((sum, one) => sum + one, 0);
+        figures.record(group, "requests lost", end, lost);
+        figures.record(group, "longest wait ms", end, tally.longest);
+        // Only a program that notifies systemd says when it has started.
+        if (tally.status !== "") figures.record(group, "next start ms", end, tally.start);
+        figures.record(group, "answered", end, tally.answered);
+      }
+}
+
 /** A line of the table of what the services must show. */
 function claims(): string[][] {
   const rows: string[][] = [];
@@ -440,6 +472,14 @@ function claims(): string[][] {
     for (const over of ["node:http in Bun", "Node", "Go", proxied])
       claim(`${group}, first response`, [group, "first response ms"], ours, over);
 
+  for (const [, group] of PAUSES) {
+    const worst = (metric: string): number =>
+      Math.max(...(figures.find(group, metric, "drain")?.samples ?? [Number.NaN]));
+    within(`${group}: requests lost with drain`, worst("requests lost"), 0, "requests");
+    const wait = worst("longest wait ms") - worst("next start ms");
+    within(`${group}: wait beyond the next start, ms`, wait, 200, "ms");
+  }
+
   const held = (state: string): number =>
     figures.find(memoryGroup, `${state}: private MiB`, ours)?.samples[0] ?? Number.NaN;
   within("private memory, idle, MiB", held("idle"), 3, "MiB");
@@ -475,6 +515,7 @@ const measure: [part: number, of: () => void | Promise<void>][] = [
   [5, () => memories(activator, field)],
   [6, sizes],
   [7, () => http(activator)],
+  [8, underRestarts],
 ];
 const began = performance.now();
 for (const [part, of] of measure)
