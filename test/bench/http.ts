@@ -108,8 +108,11 @@ export async function httpThroughSystemd(
     });
   for (const { unit, port, program } of units) {
     const at = `/run/systemd/system/${unit}`;
-    await machine.write(`${at}.socket`, `[Socket]\nListenStream=127.0.0.1:${port}\n`);
-    await machine.write(`${at}.service`, `[Service]\nExecStart=${program}\n`);
+    // They start more often than systemd allows by default.
+    const socket = `ListenStream=127.0.0.1:${port}\nTriggerLimitIntervalSec=0`;
+    await machine.write(`${at}.socket`, `[Socket]\n${socket}\n`);
+    const service = `[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=${program}\n`;
+    await machine.write(`${at}.service`, service);
   }
   await machine.must("systemctl", "daemon-reload");
   await machine.must("systemctl", "start", ...units.map(({ unit }) => `${unit}.socket`));

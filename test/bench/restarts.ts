@@ -66,7 +66,7 @@ export async function restarts(machine: Machine, load: Load): Promise<Result> {
   const { end, connections, pause, grace = 1000, requests, sandbox = [], port = 4100 } = load;
   const name = `restarts-${port}`;
   const unit = async (suffix: string, section: string, lines: readonly string[]): Promise<void> => {
-    const unlimited = suffix === ".service" ? "[Unit]\nStartLimitIntervalSec=0\n" : "";
+    const unlimited = suffix.endsWith(".service") ? "[Unit]\nStartLimitIntervalSec=0\n" : "";
     const text = `${unlimited}[${section}]\n${lines.join("\n")}\n`;
     await machine.write(`/run/systemd/system/${name}${suffix}`, text);
   };
