@@ -95,9 +95,10 @@ export async function httpThroughSystemd(
   directory: string,
   record: (who: string, first: number) => void,
 ): Promise<string | undefined> {
-  const obstacle = await Machine.obstacle();
+  // This machine's own files, whatever ROOT is: another root has not all of the programs.
+  const obstacle = await Machine.obstacle(undefined, "/");
   if (obstacle !== undefined) return obstacle;
-  await using machine = await Machine.boot();
+  await using machine = await Machine.boot(undefined, "/");
   const inside = `${CHECKOUT}/${relative(resolve(import.meta.dir, "../.."), directory)}`;
   const peers = resolve(import.meta.dir, "../..");
   const units = contenders

@@ -369,9 +369,9 @@ const PAUSES = [
 
 /** 8. What HTTP clients lose, and how long they wait, while systemd restarts the service 12 times. */
 async function underRestarts(): Promise<void> {
-  const obstacle = await Machine.obstacle();
+  const obstacle = await Machine.obstacle(undefined, "/");
   if (obstacle !== undefined) return void notes.push(`restarts: ${obstacle}`);
-  await using machine = await Machine.boot();
+  await using machine = await Machine.boot(undefined, "/");
   const go = buildGoHttp(directory)?.replace(join(dist, ".."), CHECKOUT);
   const found = (program: string): boolean => find(program) !== undefined;
   const ends = (
