@@ -197,7 +197,14 @@ export function tables({ date, machine, seconds, notes, ratios, figures }: Resul
   ]);
   return [
     `One run of ${seconds.toFixed(0)} s, ${day(date)}: ${machine}.`,
-    table([["", "measured", "middle half", "runs", "aim", "met"], ...ratios]),
+    // Within the width of a terminal: `-inet` is socket-service-inet.
+    table([
+      ["", "measured", "middle half", "runs", "aim", "met"],
+      ...ratios.map(([what = "", ...cells]) => [
+        what.replace(`${services.listen}-`, "-"),
+        ...cells,
+      ]),
+    ]),
     `Medians: milliseconds to the first byte of each service; connections a second; MiB of a hundred
 \`${services.accepted}\` at once.`,
     table([
