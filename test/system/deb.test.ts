@@ -33,8 +33,9 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
   beforeAll(async () => {
     here("make", "--silent", "-C", "..", "deb");
     // The same with a higher version: its control member is another.
-    const control = "ar p $1 control.tar.xz | tar xJ && sed -i 's/^Version: .*/&+1/' control";
-    const put = "tar cJf control.tar.xz --exclude=*.xz . && cp $1 $2 && ar r $2 control.tar.xz";
+    const control =
+      "mkdir c && ar p $1 control.tar.xz | tar xJC c && sed -i 's/^Version: .*/&+1/' c/control";
+    const put = "tar cJf control.tar.xz -C c . && cp $1 $2 && ar r $2 control.tar.xz";
     const script = `t=$(mktemp -d) && trap 'rm -r $t' EXIT && cd $t && ${control} && ${put}`;
     here("sh", "-c", `set -e; ${script}`, "sh", join(DIST, built), join(DIST, newer));
     machine = await Machine.boot();
