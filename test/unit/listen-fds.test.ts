@@ -91,7 +91,7 @@ test("a descriptor that is not open is an error, and so is one that the runtime 
 
 test("passedFd returns the one descriptor, or none", () => {
   expect(passedFd()).toBeUndefined();
-  // In this process it came through exec as little as any other.
+  // No descriptor of this process was passed: Bun has opened 3, with close-on-exec.
   clearCloseOnExec(3);
   Object.assign(process.env, { LISTEN_PID: process.pid, LISTEN_FDS: "1" });
   expect(passedFd()).toBe(3);

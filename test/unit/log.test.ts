@@ -181,15 +181,15 @@ test("a name that the journal does not allow, a value of no kind and a level of 
 
 test("wrong fields do not compile", () => {
   const wrong = [
-    // @ts-expect-error
+    // @ts-expect-error: a field is named in capitals
     () => log(LogLevel.error, "m", { lower: 1 }),
-    // @ts-expect-error
+    // @ts-expect-error: MESSAGE is the message itself
     () => log(LogLevel.error, "m", { MESSAGE: "x" }),
-    // @ts-expect-error
+    // @ts-expect-error: PRIORITY is the level
     () => log(LogLevel.error, "m", { PRIORITY: 3 }),
-    // @ts-expect-error
+    // @ts-expect-error: null is no value
     () => log(LogLevel.error, "m", { A: null }),
-    // @ts-expect-error
+    // @ts-expect-error: there is no level 8
     () => log(8, "m"),
   ];
   for (const call of wrong) expect(thrown(call)).toEqual(refusal(78, /^cannot log /));
