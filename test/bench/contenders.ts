@@ -50,6 +50,18 @@ export interface Field {
   readonly files: string[];
 }
 
+/**
+ * Whose turn it is in a round: from the second on in a random order, because whoever comes after a large
+ * program finds the processor's caches full of it. The first is the order of the tables.
+ */
+export function turns<T>(items: readonly T[], round: number): readonly T[] {
+  if (round <= 0) return items;
+  return items
+    .map((item) => ({ item, at: Math.random() }))
+    .toSorted((a, b) => a.at - b.at)
+    .map(({ item }) => item);
+}
+
 /** Those that can be passed a socket in this way. */
 export const able = (contenders: readonly Contender[], style: Style): Contender[] =>
   contenders.filter(({ styles }) => styles.includes(style));

@@ -1,9 +1,8 @@
 import { expect, test } from "bun:test";
-import { join } from "node:path";
 
-import { draw, type Results, withTables } from "./draw.ts";
+import { draw, PAGES, type Results, withTables } from "./draw.ts";
 
-const restarts = ["restarts, pause 0", "restarts, pause to 200 ms"];
+const restarts = ["restarts, 64, none", "restarts, 64, to 200 ms"];
 const results: Results = {
   date: "2026-11-22T23:59:59Z",
   machine: "2 x <Processor> & more, Bun 1.4.5",
@@ -67,9 +66,42 @@ test("a run without figures of a picture draws none", () => {
   expect(draw({ ...results, figures: [] }).size).toBe(0);
 });
 
-test("the page has a place for the tables, where a run takes that of the run before", async () => {
-  const page = await Bun.file(join(import.meta.dir, "README.md")).text();
-  const written = withTables(page, results);
-  expect(written).toContain("| cold: socket-service over Bun floor | 1.22     | 1.20 - 1.25 |");
-  expect(withTables(written, results)).toBe(written);
+test("each page has a place for its tables, where a run takes that of the run before", async () => {
+  const samples = [1, 2, 3];
+  const figure = (group: string, metric: string, who: string) => ({ group, metric, who, samples });
+  const whole: Results = {
+    ...results,
+    figures: [
+      ...["socket-service", "socket-service-accepted", "socket-service-inet"].flatMap((service) =>
+        ["none", "`UMask=`"].flatMap((who) =>
+          ["first byte ms", "exposure"].map((metric) => figure(`sandbox, ${service}`, metric, who)),
+        ),
+      ),
+      ...["requests lost", "of them reset", "longest wait ms", "answered", "next start ms"].map(
+        (metric) => figure("restarts, 64, none", metric, "drain"),
+      ),
+      ...["web.socket", "web@.socket"].flatMap((way) =>
+        [
+          ...["of 200 at once, with the first", "of 400 one by one, with the first"],
+          ...["kept, no pause", "kept", "new"].flatMap((what) => [
+            `${what}: longest wait ms`,
+            ...["longest wait ms", "lost", "answered"].map((of) => `${what}, restarts: ${of}`),
+          ]),
+          ...["Hello", "1 ms"].flatMap((what) => [1, 2].map((n) => `${what}, ${n}: requests/s`)),
+        ].map((row) => figure("several processes", way, row)),
+      ),
+    ],
+  };
+  const rows = [
+    ["| cold: socket-service over Bun floor | 1.22     | 1.20 - 1.25 |", "| `UMask=`   | 2.0  "],
+    ["| 64, none       | `drain` | 1        | 1 (1 reset) |", " | 1:199 2:198 3:197 |"],
+  ];
+  for (const [i, path] of PAGES.entries()) {
+    const page = await Bun.file(path).text();
+    const written = withTables(page, whole);
+    for (const row of rows[i] ?? []) expect(written).toContain(row);
+    expect(withTables(written, whole)).toBe(written);
+    // No page has figures of two runs.
+    expect(() => withTables(page, results)).toThrow("the run has no ");
+  }
 });

@@ -6,8 +6,13 @@
  */
 import { join } from "node:path";
 
+import { README } from "../package/reference.ts";
+import { between } from "../support/between.ts";
 import { bunFloor, ours, services } from "./contenders.ts";
-import { type Figure, median, percentile } from "./figures.ts";
+import { type Figure, median, percentile, ratio } from "./figures.ts";
+import { NONE, sandboxGroup } from "./hardening.ts";
+import { BURST, rateOf, SHARING, SINGLE, WAYS } from "./instances.ts";
+import { RESTARTS, restartsGroup } from "./restarts.ts";
 
 /** What a run writes as JSON. */
 export interface Results {
@@ -43,8 +48,8 @@ const PICTURES: Record<string, Picture> = {
       { metric: "longest wait ms", title: "longest wait, ms" },
     ],
     blocks: [
-      { group: "restarts, pause 0", title: "no pause between requests" },
-      { group: "restarts, pause to 200 ms", title: "pauses of up to 200 ms" },
+      { group: restartsGroup(64, 0), title: "no pause between requests" },
+      { group: restartsGroup(64, 200), title: "pauses of up to 200 ms" },
     ],
   },
 };
@@ -186,8 +191,8 @@ const MEDIANS: readonly (readonly [title: string, group: string, metric: string]
   ["100 processes", `memory, 100 of ${services.accepted} at once`, "MiB, all together"],
 ];
 
-/** The tables of the benchmarks' page, in Markdown: every ratio, and medians of each contender. */
-export function tables({ date, machine, seconds, notes, ratios, figures }: Results): string {
+/** Every ratio, and medians of each contender. */
+function overview({ date, machine, seconds, notes, ratios, figures }: Results): string {
   const medians = [...new Set(figures.map(({ who }) => who))].map((who) => [
     nameOf(who),
     ...MEDIANS.map(([, group, metric]) => {
@@ -196,7 +201,7 @@ export function tables({ date, machine, seconds, notes, ratios, figures }: Resul
     }),
   ]);
   return [
-    `One run of ${seconds.toFixed(0)} s, ${day(date)}: ${machine}.`,
+    `One run of ${Math.round(seconds / 60)} minutes, ${day(date)}: ${machine}.`,
     // Within the width of a terminal: `-inet` is socket-service-inet.
     table([
       ["", "measured", "middle half", "runs", "aim", "met"],
@@ -215,6 +220,104 @@ export function tables({ date, machine, seconds, notes, ratios, figures }: Resul
   ].join("\n\n");
 }
 
+/** Finds one figure of a run. @throws {Error} if the run lacks it. */
+type Find = (group: string, metric: string, who: string) => Figure;
+
+function finder({ figures }: Results): Find {
+  return (group, metric, who) => {
+    const found = figures.find((f) => f.group === group && f.metric === metric && f.who === who);
+    if (found === undefined) throw new Error(`the run has no "${group}: ${metric}" of ${who}`);
+    return found;
+  };
+}
+
+const whoIn = ({ figures }: Results, group: string): string[] => [
+  ...new Set(figures.filter((f) => f.group === group).map(({ who }) => who)),
+];
+
+function sandboxes(results: Results): string {
+  const find = finder(results);
+  return Object.values(services)
+    .flatMap((service) => {
+      const group = sandboxGroup(service);
+      const none = find(group, "first byte ms", NONE);
+      const rows = whoIn(results, group).map((who) => {
+        const times = find(group, "first byte ms", who);
+        const [exposure = Number.NaN] = find(group, "exposure", who).samples;
+        const middle = median(times.samples).toFixed(1);
+        const tenth = percentile(times.samples, 0.1).toFixed(1);
+        return [who, middle, tenth, ratio(times, none).value.toFixed(2), `${exposure}`];
+      });
+      const head = ["directives", "median, ms", "best tenth", "ratio", "exposure"];
+      const title = `\`${service}\`, ${none.samples.length} connections for each row:`;
+      return [title, table([head, ...rows])];
+    })
+    .join("\n\n");
+}
+
+const count = (n: number): string => Math.round(n).toLocaleString("en");
+const OF_RUN = ({ date, machine }: Results): string => `${day(date)}, ${machine}:`;
+
+function restarts(results: Results): string {
+  const find = finder(results);
+  if (whoIn(results, restartsGroup(64, 0)).length === 0) throw new Error("the run has no restarts");
+  const rows = RESTARTS.flatMap((group) =>
+    whoIn(results, group).map((who) => {
+      const value = (metric: string): number => find(group, metric, who).samples[0] ?? Number.NaN;
+      const [lost, reset] = [value("requests lost"), value("of them reset")];
+      const notifies = results.figures.some((f) => f.metric === "next start ms" && f.who === who);
+      return [
+        group.replace("restarts, ", ""),
+        `\`${who}\``,
+        count(value("answered")),
+        lost === 0 ? "0" : `${count(lost)} (${count(reset)} reset)`,
+        `${count(value("longest wait ms"))} ms`,
+        notifies ? `${count(value("next start ms"))} ms` : "",
+      ];
+    }),
+  );
+  const head = ["clients, pause", "end", "answered", "lost", "longest wait", "start"];
+  return `${OF_RUN(results)}\n\n${table([head, ...rows])}`;
+}
+
+function severalProcesses(results: Results): string {
+  const find = finder(results);
+  const row = (
+    title: string,
+    cell: (of: (who: string) => readonly number[]) => string,
+  ): string[] => [title, ...WAYS.map((way) => cell((who) => find(SHARING, way, who).samples))];
+  const shares =
+    ({ total, row: who }: typeof BURST): Parameters<typeof row>[1] =>
+    (of) =>
+      of(who)
+        .map((first) => `${first}:${total - first}`)
+        .join(" ");
+  const waits =
+    (what: string): Parameters<typeof row>[1] =>
+    (of) =>
+      [`${what}, restarts`, what]
+        .map((case_) => label(median(of(`${case_}: longest wait ms`))))
+        .join("; ");
+  const twice =
+    (what: string): Parameters<typeof row>[1] =>
+    (of) =>
+      (median(of(rateOf(what, 2))) / median(of(rateOf(what, 1)))).toFixed(2);
+  const kinds = ["kept, no pause", "kept", "new"];
+  const sum = (of: (who: string) => readonly number[], what: string): string =>
+    count(kinds.flatMap((kind) => of(`${kind}, restarts: ${what}`)).reduce((a, b) => a + b, 0));
+  return `${OF_RUN(results)}\n\n${table([
+    ["", "one socket", "`ReusePort=`"],
+    row("of 200 clients at once, each instance has", shares(BURST)),
+    row("of 400 one by one", shares(SINGLE)),
+    row("requests lost", (of) => `${sum(of, "lost")} of ${sum(of, "answered")}`),
+    row("longest wait in ms, no pause; no restart", waits("kept, no pause")),
+    row("on kept connections; no restart", waits("kept")),
+    row("on a new one for each request; no restart", waits("new")),
+    row('"Hello", two instances over one', twice("Hello")),
+    row("requests of 1 ms each, two over one", twice("1 ms")),
+  ])}`;
+}
+
 /** A table in Markdown, as the formatter leaves it. */
 function table(rows: readonly (readonly string[])[]): string {
   const widths = (rows[0] ?? []).map((_, i) =>
@@ -226,22 +329,37 @@ function table(rows: readonly (readonly string[])[]): string {
   return [head, widths.map((width) => "-".repeat(width)), ...body].map(line).join("\n");
 }
 
-const BEGIN = "<!-- From here on: the results of one run, put here by test/bench/draw.ts. -->";
-const END = "<!-- To here. -->";
+/** What a run puts where, by the comment before it. */
+const PLACES: Record<string, (results: Results) => string> = {
+  "all ratios": overview,
+  "the sandbox": sandboxes,
+  restarts,
+  "several processes": severalProcesses,
+};
 
-/** @throws {Error} if the page has no place for the tables. */
+/**
+ * A page with the tables of a run, wherever it has a place for one.
+ *
+ * @throws {Error} if the run lacks a figure: no page has figures of two runs.
+ */
 export function withTables(page: string, results: Results): string {
-  const [before, after] = [page.indexOf(BEGIN), page.indexOf(END)];
-  if (before < 0 || after < before) throw new Error("the page has no place for the tables");
-  return `${page.slice(0, before)}${BEGIN}\n\n${tables(results)}\n\n${page.slice(after)}`;
+  return Object.entries(PLACES).reduce((text, [name, tables]) => {
+    const begin = `<!-- From here on: ${name}, of one run, put here by test/bench/draw.ts. -->`;
+    return text.includes(begin) ? between(text, begin, tables(results)) : text;
+  }, page);
 }
+
+/** The pages that have one. */
+export const PAGES = [join(import.meta.dir, "README.md"), README];
 
 if (import.meta.main) {
   const file = process.argv[2];
   if (file === undefined) throw new Error("which results? bun test/bench/draw.ts FILE");
   const results: Results = await Bun.file(file).json();
+  const pages = await Promise.all(
+    PAGES.map(async (path) => [path, withTables(await Bun.file(path).text(), results)] as const),
+  );
+  for (const [path, page] of pages) await Bun.write(path, page);
   for (const [name, picture] of draw(results))
     await Bun.write(join(import.meta.dir, name), picture);
-  const page = Bun.file(join(import.meta.dir, "README.md"));
-  await page.write(withTables(await page.text(), results));
 }

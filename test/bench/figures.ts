@@ -9,15 +9,18 @@ export interface Figure {
   readonly samples: number[];
 }
 
+/** Adds a sample. */
+export type Record = (group: string, metric: string, who: string, value: number) => void;
+
 /** All that one run measured. */
 export class Figures {
   readonly all: Figure[] = [];
 
-  record(group: string, metric: string, who: string, value: number): void {
+  readonly record: Record = (group, metric, who, value) => {
     const figure = this.find(group, metric, who);
     if (figure === undefined) this.all.push({ group, metric, who, samples: [value] });
     else figure.samples.push(value);
-  }
+  };
 
   find(group: string, metric: string, who: string): Figure | undefined {
     return this.all.find((f) => f.group === group && f.metric === metric && f.who === who);

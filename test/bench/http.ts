@@ -2,9 +2,9 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { join, relative, resolve } from "node:path";
 
-import { lines } from "../support/lines.ts";
-import { CHECKOUT, Machine } from "../system/machine.ts";
-import { build, find, ours, PROXYD, proxied, run } from "./contenders.ts";
+import { CHECKOUT, type Machine } from "../system/machine.ts";
+import { build, find, ours, PROXYD, proxied, run, turns } from "./contenders.ts";
+import { Stopwatch } from "./stopwatch.ts";
 
 export const plain = "Bun.serve";
 
@@ -90,15 +90,12 @@ export async function slice(port: number, pids: readonly number[]): Promise<Slic
 
 /** Cold to the first response, through a booted systemd: `record` gets milliseconds from connect(2). */
 export async function httpThroughSystemd(
+  machine: Machine,
   rounds: number,
   contenders: readonly HttpContender[],
   directory: string,
   record: (who: string, first: number) => void,
-): Promise<string | undefined> {
-  // This machine's own files, whatever ROOT is: another root has not all of the programs.
-  const obstacle = await Machine.obstacle(undefined, "/");
-  if (obstacle !== undefined) return obstacle;
-  await using machine = await Machine.boot(undefined, "/");
+): Promise<void> {
   const inside = `${CHECKOUT}/${relative(resolve(import.meta.dir, "../.."), directory)}`;
   const peers = resolve(import.meta.dir, "../..");
   const units = contenders
@@ -117,38 +114,11 @@ export async function httpThroughSystemd(
   }
   await machine.must("systemctl", "daemon-reload");
   await machine.must("systemctl", "start", ...units.map(({ unit }) => `${unit}.socket`));
-  const client = machine.client(import.meta.path);
-  const answers = lines(client.stdout);
+  await using stopwatch = new Stopwatch(machine);
   for (let round = -1; round < rounds; round++)
-    for (const { name, port, unit } of units) {
-      client.stdin.write(`${port}\n`);
-      await client.stdin.flush();
-      const first = Number((await answers.next()).value);
-      if (!(first > 0)) throw new Error(`${name} did not answer through systemd`);
+    for (const { name, port, unit } of turns(units, round)) {
+      const { first } = await stopwatch.time(port, true);
       if (round >= 0) record(name, first);
       await machine.must("systemctl", "stop", `${unit}.service`);
     }
-  await client.stdin.end();
-  await client.exited;
-  return undefined;
 }
-
-/** The client, in the machine's network: for each port on a line, the time until the response. */
-async function ask(port: number): Promise<number> {
-  const { promise, resolve } = Promise.withResolvers<number>();
-  const began = performance.now();
-  await Bun.connect({
-    hostname: "127.0.0.1",
-    port,
-    socket: {
-      open: (socket) =>
-        void socket.write("GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"),
-      data: () => resolve(performance.now() - began),
-      close: () => resolve(Number.NaN),
-    },
-  });
-  return promise;
-}
-
-if (import.meta.main)
-  for await (const line of console) if (line !== "") console.log(await ask(Number(line)));

@@ -1,16 +1,16 @@
 /**
  * Several processes that share the work, in the two ways of the module's README: how evenly they share
  * connections, what they answer on two cores, and how long clients wait while one after the other
- * restarts. The figures are for that README. It needs wrk (Debian package wrk).
- *
- *     bun test/bench/instances.ts
+ * restarts.
  */
 import { join } from "node:path";
 
 import { programs, ROOT } from "../package/programs.ts";
 import { README } from "../package/reference.ts";
 import type { Tally } from "../system/http.ts";
-import { CHECKOUT, Machine } from "../system/machine.ts";
+import { CHECKOUT, type Machine } from "../system/machine.ts";
+import { find, turns } from "./contenders.ts";
+import type { Record } from "./figures.ts";
 
 const PORT = 4100;
 const BUN = `${CHECKOUT}/node_modules/${process.execPath.split("/node_modules/").pop()}`;
@@ -93,48 +93,51 @@ const computing = (program: string) =>
     )
     .replace("argv[2]),\n", "argv[2]); },\n");
 
-if (import.meta.main) {
-  await using machine = await Machine.boot();
-  const shares = ({ answers }: Tally) => `${answers["1"] ?? 0}:${answers["2"] ?? 0}`;
-  const repeat = async <T>(count: number, once: () => Promise<T>) => {
-    const all: T[] = [];
-    for (let i = 0; i < count; i++) all.push(await once());
-    return all.join(" ");
-  };
+/** Where the figures are: a metric for each way, and a row for each of these. */
+export const SHARING = "several processes";
+export const BURST = { total: 200, connections: 200, row: "of 200 at once, with the first" };
+export const SINGLE = { total: 400, connections: 1, row: "of 400 one by one, with the first" };
+export const rateOf = (what: string, count: number): string => `${what}, ${count}: requests/s`;
+
+/** Both ways, so many times: `rolls` restarts of each instance, and throughput if there is wrk. */
+export async function severalProcesses(
+  machine: Machine,
+  { rounds, rolls }: { rounds: number; rolls: number },
+  record: Record,
+): Promise<void> {
   for (const way of WAYS) {
+    const note = (row: string, value: number): void => record(SHARING, way, row, value);
     {
       await using _ = await instances(machine, way, 2, closing);
-      const burst = await repeat(3, async () => shares(await ask(machine, [200, 200])));
-      const single = await repeat(3, async () => shares(await ask(machine, [400, 1])));
-      console.log(`${way}: of 200 at once ${burst}, of 400 one by one ${single}`);
+      for (let round = 0; round < rounds; round++)
+        for (const { total, connections, row } of [BURST, SINGLE])
+          note(row, (await ask(machine, [total, connections])).answers["1"] ?? 0);
     }
     for (const [what, pause, change] of [
-      ["kept", 0],
+      ["kept, no pause", 0],
       ["kept", 200],
-      ["new for each request", 200, closing],
+      ["new", 200, closing],
     ] as const) {
       await using _ = await instances(machine, way, 2, change);
       const args = [10_000, 64, pause];
-      const still = await ask(machine, args, () => Bun.sleep(5000));
-      const rolled = await ask(machine, args, () => roll(machine, 6, pause));
-      const waits = [still, rolled].map(({ longest }) => `${longest.toFixed(0)} ms`);
-      const { answered, lost } = rolled;
-      console.log(`${way}: 64, ${what}, ${pause}: ${answered}, lost`, lost, ...waits);
+      const still = await ask(machine, args, () => Bun.sleep(rolls * 800));
+      const rolled = await ask(machine, args, () => roll(machine, rolls, pause));
+      note(`${what}: longest wait ms`, still.longest);
+      note(`${what}, restarts: longest wait ms`, rolled.longest);
+      note(`${what}, restarts: answered`, rolled.answered);
+      const lost = Object.values(rolled.lost).reduce((sum, one) => sum + one, 0);
+      note(`${what}, restarts: lost`, lost);
     }
   }
-  const load = `TIMEFORMAT="%U %S"; time wrk -t1 -c64 -d2s http://127.0.0.1:${PORT}/`;
-  const rates = new Map<string, string[]>();
-  for (let round = 0; round < 3; round++)
-    for (const [what, change] of [["Hello"], ["1 ms", computing]] as const)
-      for (const way of WAYS)
-        for (const count of [1, 2]) {
-          await using _ = await instances(machine, way, count, change);
-          const { stdout, stderr } = await machine.run("bash", "-c", load);
-          const rate = Number(/^Requests\/sec: *([\d.]+)/m.exec(stdout)?.[1]);
-          const [user = 0, system = 0] = stderr.trim().split(" ").map(Number);
-          const figure = `${rate.toFixed(0)}/s (wrk ${(50 * (user + system)).toFixed(0)} %)`;
-          const key = `${what}, ${way}, ${count}`;
-          rates.set(key, [...(rates.get(key) ?? []), figure]);
-        }
-  for (const [key, figures] of rates) console.log(`${key}: ${figures.join(" ")}`);
+  if (find("wrk") === undefined) return;
+  const cases = (["Hello", "1 ms"] as const).flatMap((what) =>
+    WAYS.flatMap((way) => [1, 2].map((count) => ({ what, way, count }))),
+  );
+  for (let round = 0; round < rounds; round++)
+    for (const { what, way, count } of turns(cases, round)) {
+      await using _ = await instances(machine, way, count, what === "1 ms" ? computing : undefined);
+      const load = ["-t1", "-c64", "-d2s", `http://127.0.0.1:${PORT}/`];
+      const rate = /^Requests\/sec: *([\d.]+)/m.exec(await machine.must("wrk", ...load))?.[1];
+      record(SHARING, way, rateOf(what, count), Number(rate));
+    }
 }

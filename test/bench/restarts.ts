@@ -1,17 +1,15 @@
 /**
  * HTTP under restarts: clients keep their connections and pause between requests, while systemd
  * restarts the service again and again. Compares `drain` with ends that a program has without it.
- * The table is for the module's README, and takes some ten minutes.
- *
- *     bun test/bench/restarts.ts [REQUESTS]
  */
 import { join } from "node:path";
 
 import { programs, ROOT } from "../package/programs.ts";
 import { show } from "../system/harness.ts";
 import type { Tally } from "../system/http.ts";
-import { CHECKOUT, Machine } from "../system/machine.ts";
+import { CHECKOUT, type Machine } from "../system/machine.ts";
 import { until } from "../support/until.ts";
+import type { Record } from "./figures.ts";
 
 const BUN = `${CHECKOUT}/node_modules/${process.execPath.split("/node_modules/").pop()}`;
 const PLAIN = `${CHECKOUT}/test/bench/peers/http/plain.ts`;
@@ -118,69 +116,72 @@ export async function restarts(machine: Machine, load: Load): Promise<Result> {
   return { ...tally, start, status };
 }
 
-/** Several at once, as if they were one. */
-function together(results: readonly Result[]): Result {
-  const [first] = results;
-  if (first === undefined) throw new Error("there is no result");
-  return results.slice(1).reduce<Result>((sum, one) => {
-    const lost = { ...sum.lost };
-    for (const [kind, n] of Object.entries(one.lost)) lost[kind] = (lost[kind] ?? 0) + n;
-    return {
-      ...sum,
-      lost,
-      answered: sum.answered + one.answered,
-      connections: sum.connections + one.connections,
-      longest: Math.max(sum.longest, one.longest),
-      start: Math.max(sum.start, one.start),
-    };
-  }, first);
+export type End = Load["end"];
+const OF_A_PROGRAM = ["drain", "server.stop()", "process.exit()"] as const;
+export const ENDS_OF_ALL: readonly End[] = [...OF_A_PROGRAM, "proxyd", "Go Shutdown"];
+
+/** Connections, the longest pause in milliseconds, and who is compared. */
+const LOADS: readonly (readonly [connections: number, pause: number, ends: readonly End[]])[] = [
+  [64, 0, ENDS_OF_ALL],
+  [64, 200, ENDS_OF_ALL],
+  [256, 0, OF_A_PROGRAM],
+  [256, 200, OF_A_PROGRAM],
+  [64, 1000, OF_A_PROGRAM],
+  [256, 1000, OF_A_PROGRAM],
+];
+
+export function restartsGroup(connections: number, pause: number): string {
+  const words = pause === 0 ? "none" : pause < 1000 ? `to ${pause} ms` : `to ${pause / 1000} s`;
+  return `restarts, ${connections}, ${words}`;
 }
+export const RESTARTS = LOADS.map(([connections, pause]) => restartsGroup(connections, pause));
 
-if (import.meta.main) {
-  const requests = Number(process.argv[2] ?? 100_000);
-  await using machine = await Machine.boot();
-  const ends = ["drain", "server.stop()", "process.exit()"] as const;
+/**
+ * Every load with each of its ends that `ends` has: `restarts` restarts, and with `drain` at least
+ * `requests` requests. The losses of the others are those of the restarts, however long they go on.
+ */
+export async function allRestarts(
+  machine: Machine,
+  { go, ends, ...least }: Pick<Load, "go" | "restarts" | "requests"> & { ends: readonly End[] },
+  record: Record,
+): Promise<void> {
   let port = 4100;
-  /** One row: `copies` of it at once, each with all the restarts, share the requests. */
-  const row = async (
-    connections: number,
-    pause: number,
-    end: (typeof ends)[number],
-    copies = 1,
-  ): Promise<string[]> => {
+  const measure = async (connections: number, pause: number, end: End, copies = 1) => {
+    const requests = end === "drain" ? least.requests / copies : 0;
     const grace = pause < 1000 ? 1000 : 1500;
-    // Without drain the losses are those of the restarts, however long it goes on.
-    const [least, times] = end === "drain" ? [requests / copies, copies] : [0, 1];
-    const load = { end, connections, pause, grace, restarts: 12, requests: least };
-    const all = Array.from({ length: times }, () => restarts(machine, { ...load, port: port++ }));
-    const { answered, lost, longest, start } = together(await Promise.all(all));
-    const count = (kinds: readonly string[]): number =>
-      kinds.reduce((sum, kind) => sum + (lost[kind] ?? 0), 0);
-    const sum = count(Object.keys(lost));
-    const reset = count(["ECONNRESET", "EPIPE"]);
-    const kinds = sum === 0 ? "0" : `${sum} (${reset} reset, ${sum - reset} closed)`;
-    const clients = `${connections}, ${pause === 0 ? "none" : pause < 1000 ? `to ${pause} ms` : "to 1 s"}`;
-    const waits = [longest, start].map((wait) => `${wait.toFixed(0)} ms`);
-    return [clients, `\`${end}\``, answered.toLocaleString("en"), kinds, ...waits];
-  };
-
-  const head = ["clients, pause", "end", "answered", "lost", "longest wait", "start"];
-  console.log(`| ${head.join(" | ")} |\n|${head.map(() => " --- |").join("")}`);
-  const print = (rows: string[][]): void => {
-    for (const cells of rows) console.log(`| ${cells.join(" | ")} |`);
-  };
-  // Those take both processors, and so run alone.
-  for (const connections of [64, 256])
-    for (const end of ends) print([await row(connections, 0, end)]);
-  // The others mostly wait. With 64 clients that pause up to a second, 100,000 requests would take
-  // thirteen minutes: four such loads, each with a service of its own, share them.
-  for (const [connections, copies] of [
-    [64, 4],
-    [256, 1],
-  ] as const) {
-    const rows = [200, 1000].flatMap((pause) =>
-      ends.map((end) => row(connections, pause, end, pause === 1000 ? copies : 1)),
+    const load = { ...least, end, connections, pause, grace, requests, ...(go && { go }) };
+    const some = Array.from({ length: copies }, () => restarts(machine, { ...load, port: port++ }));
+    const results = await Promise.all(some);
+    const total = (of: (result: Result) => number) =>
+      results.reduce((sum, one) => sum + of(one), 0);
+    const lost = (kinds: readonly string[]) =>
+      total((one) => kinds.reduce((sum, kind) => sum + (one.lost[kind] ?? 0), 0));
+    const kinds = results.flatMap((one) => Object.keys(one.lost));
+    const group = restartsGroup(connections, pause);
+    record(group, "requests lost", end, lost([...new Set(kinds)]));
+    record(group, "of them reset", end, lost(["ECONNRESET", "EPIPE"]));
+    record(group, "longest wait ms", end, Math.max(...results.map(({ longest }) => longest)));
+    record(
+      group,
+      "answered",
+      end,
+      total(({ answered }) => answered),
     );
-    print(await Promise.all(rows));
-  }
+    // Only a program that notifies systemd says when it has started.
+    const start = Math.max(...results.map(({ start }) => start));
+    if (results[0]?.status !== "") record(group, "next start ms", end, start);
+  };
+  // With pauses up to a second the clients mostly wait, and 64 of them would take thirteen minutes for
+  // 100,000 requests: those run beside each other, and four loads share that one.
+  const patient = LOADS.filter(([, pause]) => pause === 1000);
+  for (const [connections, pause, all] of LOADS)
+    if (pause < 1000)
+      for (const end of all) if (ends.includes(end)) await measure(connections, pause, end);
+  await Promise.all(
+    patient.flatMap(([connections, pause, all]) =>
+      all.map((end) =>
+        measure(connections, pause, end, end === "drain" ? Math.ceil(256 / connections) : 1),
+      ),
+    ),
+  );
 }

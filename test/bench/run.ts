@@ -6,9 +6,10 @@
  *
  * Every sample is in FILE (dist/bench/results.json) afterwards, and the pictures are beside it.
  *
- * Parts: 1 cold activation, 2 the same through a booted systemd (root), 3 warm throughput,
- * 4 a process per connection, 5 memory, 6 size and build time, 7 HTTP, 8 HTTP under restarts (root).
- * `--quick` is for trying things out: two minutes, and too few runs to quote.
+ * Parts: 1 cold activation, 2 the same through a booted systemd, 3 warm throughput, 4 a process per
+ * connection, 5 memory, 6 size and build time, 7 HTTP, 8 HTTP under restarts, 9 several processes,
+ * 10 the sandbox. Parts 2, 8, 9, 10 and some of 7 boot a systemd, for which root is needed.
+ * `--quick` is for trying things out: few minutes, and too few runs to quote.
  */
 import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
 import { cpus, release, totalmem } from "node:os";
@@ -28,6 +29,7 @@ import {
   PROXYD,
   proxied,
   services,
+  turns,
   type Style,
   styles,
 } from "./contenders.ts";
@@ -42,8 +44,10 @@ import {
   plain,
   slice as wrk,
 } from "./http.ts";
+import { ALL, NONE, sandboxes, sandboxGroup } from "./hardening.ts";
+import { severalProcesses } from "./instances.ts";
 import { CHECKOUT, Machine, ROOT } from "../system/machine.ts";
-import { restarts } from "./restarts.ts";
+import { allRestarts, ENDS_OF_ALL, RESTARTS } from "./restarts.ts";
 import { throughSystemd } from "./systemd.ts";
 
 // Here, and not with temporary files, for the booted systemd: it sees this checkout, but not those.
@@ -51,7 +55,7 @@ const dist = join(import.meta.dir, "../../dist");
 const { values: options } = parseArgs({
   options: {
     quick: { type: "boolean", default: false },
-    only: { type: "string", default: "1,2,3,4,5,6,7,8" },
+    only: { type: "string", default: "1,2,3,4,5,6,7,8,9,10" },
     json: { type: "string", default: join(dist, "bench/results.json") },
   },
 });
@@ -66,6 +70,14 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => pr
 
 const figures = new Figures();
 const notes: string[] = [];
+
+/** Boots a systemd for a part. If none can be, a note says why. */
+async function boot(what: string, root = "/"): Promise<Machine | undefined> {
+  const obstacle = await Machine.obstacle(20, root);
+  if (obstacle === undefined) return Machine.boot(30, root);
+  notes.push(`${what}: ${obstacle}`);
+  return undefined;
+}
 
 /** The activator, and the lines it answers with. Its servers end with it, and it with us. */
 class Activator {
@@ -97,22 +109,22 @@ const numbers = (answer: string): number[] => answer.split(" ").map(Number);
 /** 1. From the client's connect(2), which starts the program, to what the client sees. */
 async function cold(activator: Activator, { contenders, files }: Field): Promise<void> {
   await activator.ask("refresh", ...files);
+  const all = styles.flatMap((style) => able(contenders, style).map((one) => ({ style, ...one })));
   for (let round = -2; round < pick(150, 5); round++)
-    for (const style of styles)
-      for (const { name, command } of able(contenders, style)) {
-        const [first, end, exit, cpu, ...text] = (
-          await activator.ask("cold", style, ...command(style))
-        ).split(" ");
-        if (text.join(" ") !== greetings[style])
-          throw new Error(`${name}, ${style}: the client received "${text.join(" ")}"`);
-        if (round < 0) continue; // the page cache fills
-        const record = (metric: string, microseconds = ""): void =>
-          figures.record(`cold, ${services[style]}`, metric, name, Number(microseconds) / 1000);
-        record("first byte ms", first);
-        record("end of file ms", end);
-        if (style !== "listen") record("exit ms", exit);
-        record("processor ms", cpu);
-      }
+    for (const { style, name, command } of turns(all, round)) {
+      const [first, end, exit, cpu, ...text] = (
+        await activator.ask("cold", style, ...command(style))
+      ).split(" ");
+      if (text.join(" ") !== greetings[style])
+        throw new Error(`${name}, ${style}: the client received "${text.join(" ")}"`);
+      if (round < 0) continue; // the page cache fills
+      const record = (metric: string, microseconds = ""): void =>
+        figures.record(`cold, ${services[style]}`, metric, name, Number(microseconds) / 1000);
+      record("first byte ms", first);
+      record("end of file ms", end);
+      if (style !== "listen") record("exit ms", exit);
+      record("processor ms", cpu);
+    }
 }
 
 /** Of the systemds: "" for this machine's own, " 257" for another root's. */
@@ -128,14 +140,15 @@ async function systemd(activator: Activator, { contenders, files }: Field): Prom
   await activator.ask("refresh", ...files);
   const both = contenders.filter(({ name }) => name === ours || name === "C");
   for (const root of new Set(["/", ROOT])) {
-    const obstacle = await throughSystemd(root, pick(100, 4), both, directory, (of) => {
-      const version = root === "/" ? "" : ` ${of.systemd}`;
-      versions.add(version);
+    await using machine = await boot(`through systemd, ${root}`, root);
+    if (machine === undefined) continue;
+    const version = root === "/" ? "" : ` ${machine.systemd}`;
+    versions.add(version);
+    await throughSystemd(machine, pick(100, 4), both, directory, (of) => {
       const group = systemdGroup(of.style, of.hardened, version);
       figures.record(group, "first byte ms", of.who, of.first);
       figures.record(group, "end of file ms", of.who, of.end);
     });
-    if (obstacle !== undefined) notes.push(`through systemd, ${root}: ${obstacle}`);
   }
 }
 
@@ -189,7 +202,7 @@ async function warm(activator: Activator, field: Field): Promise<void> {
     const group = warmGroup(clients);
     const sizes = new Map<string, number>();
     for (let round = -1; round < pick(10, 2); round++)
-      for (const server of servers) {
+      for (const server of turns(servers, round)) {
         // The first slice is not counted: compilers warm up. It tells how many take a second, which
         // is enough for the slower ones.
         const size = sizes.get(server.name) ?? pick(4_000, 1_000);
@@ -214,7 +227,7 @@ async function perConnection(activator: Activator, { contenders, files }: Field)
   const n = pick(100, 20);
   for (let round = 0; round < pick(6, 1); round++)
     for (const style of styles.filter((style) => style !== "listen"))
-      for (const { name, command } of able(contenders, style)) {
+      for (const { name, command } of turns(able(contenders, style), round)) {
         const answer = await activator.ask("storm", style, n, 4, ...command(style));
         const [elapsed = 0, cpu = 0, failures = -1] = numbers(answer);
         if (failures !== 0) throw new Error(`${name}: ${failures} of ${n} activations failed`);
@@ -321,17 +334,21 @@ async function http(activator: Activator): Promise<void> {
   const passed = contenders.filter(({ own }) => own === undefined);
   await activator.ask("refresh", ...contenders.flatMap(({ command }) => command));
   for (let round = -2; round < pick(60, 5); round++)
-    for (const { name, command } of passed) {
+    for (const { name, command } of turns(passed, round)) {
       const [first, , , cpu, text] = (await activator.ask("cold", "http", ...command)).split(" ");
       if (text !== "Hello") throw new Error(`${name}: the response was "${text}"`);
       if (round < 0) continue;
       figures.record(coldHttp, "first response ms", name, Number(first) / 1000);
       figures.record(coldHttp, "processor ms", name, Number(cpu) / 1000);
     }
-  const obstacle = await httpThroughSystemd(pick(40, 3), contenders, directory, (who, first) =>
-    figures.record(`${coldHttp}, through systemd`, "first response ms", who, first),
-  );
-  if (obstacle !== undefined) notes.push(`HTTP through systemd: ${obstacle}`);
+  {
+    // This machine's own files, whatever ROOT is: another root has not all of the programs.
+    await using machine = await boot("HTTP through systemd");
+    if (machine !== undefined)
+      await httpThroughSystemd(machine, pick(40, 3), contenders, directory, (who, first) =>
+        figures.record(`${coldHttp}, through systemd`, "first response ms", who, first),
+      );
+  }
 
   if (find("wrk") === undefined)
     return void notes.push("HTTP, warm: wrk is not installed (Debian package wrk)");
@@ -351,8 +368,7 @@ async function http(activator: Activator): Promise<void> {
       servers.push({ ...contender, ...serverOf(contender.name, answer) });
     }
   for (let round = -1; round < pick(24, 3); round++)
-    // To and fro: nobody always comes after the same one.
-    for (const { name, pids, port } of round % 2 ? servers.toReversed() : servers) {
+    for (const { name, pids, port } of turns(servers, round)) {
       const { rate, cpu, p99 } = await wrk(port, pids);
       if (round < 0) continue; // compilers warm up
       figures.record(httpGroup, "requests/s", name, rate);
@@ -362,33 +378,30 @@ async function http(activator: Activator): Promise<void> {
   await activator.ask("stop");
 }
 
-const PAUSES = [
-  [0, "restarts, pause 0"],
-  [200, "restarts, pause to 200 ms"],
-] as const;
-
 /** 8. What HTTP clients lose, and how long they wait, while systemd restarts the service 12 times. */
 async function underRestarts(): Promise<void> {
-  const obstacle = await Machine.obstacle(undefined, "/");
-  if (obstacle !== undefined) return void notes.push(`restarts: ${obstacle}`);
-  await using machine = await Machine.boot(undefined, "/");
+  await using machine = await boot("restarts");
+  if (machine === undefined) return;
   const go = buildGoHttp(directory)?.replace(join(dist, ".."), CHECKOUT);
-  const found = (program: string): boolean => find(program) !== undefined;
-  const ends = (
-    ["drain", "server.stop()", "process.exit()", "proxyd", "Go Shutdown"] as const
-  ).filter((end) => (end === "Go Shutdown" ? go !== undefined : end !== "proxyd" || found(PROXYD)));
-  for (let round = 0; round < pick(2, 1); round++)
-    for (const [pause, group] of PAUSES)
-      for (const end of ends) {
-        const load = { end, pause, connections: 64, restarts: pick(12, 2), requests: 0 };
-        const tally = await restarts(machine, go === undefined ? load : { ...load, go });
-        const lost = Object.values(tally.lost).reduce((sum, one) => sum + one, 0);
-        figures.record(group, "requests lost", end, lost);
-        figures.record(group, "longest wait ms", end, tally.longest);
-        // Only a program that notifies systemd says when it has started.
-        if (tally.status !== "") figures.record(group, "next start ms", end, tally.start);
-        figures.record(group, "answered", end, tally.answered);
-      }
+  const hasProxyd = find(PROXYD) !== undefined;
+  const ends = ENDS_OF_ALL.filter(
+    (end) => !(end === "Go Shutdown" && go === undefined) && !(end === "proxyd" && !hasProxyd),
+  );
+  const size = { ends, restarts: pick(12, 2), requests: pick(100_000, 1_000) };
+  await allRestarts(machine, { ...size, ...(go && { go }) }, figures.record);
+}
+
+/** 9. Instances of one service, with one socket or with one for each. */
+async function instances(): Promise<void> {
+  await using machine = await boot("several processes");
+  const size = { rounds: pick(3, 1), rolls: pick(6, 1) };
+  if (machine !== undefined) await severalProcesses(machine, size, figures.record);
+}
+
+/** 10. What each group of the units' hardening costs the first connection. */
+async function sandbox(): Promise<void> {
+  await using machine = await boot("the sandbox");
+  if (machine !== undefined) await sandboxes(machine, pick(60, 2), figures.record);
 }
 
 /** A line of the table of what the services must show. */
@@ -470,14 +483,24 @@ function claims(): string[][] {
         );
   for (const group of [coldHttp, `${coldHttp}, through systemd`])
     for (const over of ["node:http in Bun", "Node", "Go", proxied])
-      claim(`${group}, first response`, [group, "first response ms"], ours, over);
+      claim(group, [group, "first response ms"], ours, over);
 
-  for (const [, group] of PAUSES) {
-    const worst = (metric: string): number =>
-      Math.max(...(figures.find(group, metric, "drain")?.samples ?? [Number.NaN]));
-    within(`${group}: requests lost with drain`, worst("requests lost"), 0, "requests");
-    const wait = worst("longest wait ms") - worst("next start ms");
-    within(`${group}: wait beyond the next start, ms`, wait, 200, "ms");
+  for (const group of RESTARTS) {
+    const of = (metric: string): number =>
+      figures.find(group, metric, "drain")?.samples[0] ?? Number.NaN;
+    within(`${group}: lost with drain`, of("requests lost"), 0, "requests");
+    const wait = of("longest wait ms") - of("next start ms");
+    within(`${group}: wait beyond the start`, wait, 200, "ms");
+  }
+  for (const [service, exposed, slower] of [
+    [services.listen, 0.5, undefined],
+    [services.accepted, 1.5, 1.6],
+    [services.inet, 1.5, 1.6],
+  ] as const) {
+    const group = sandboxGroup(service);
+    claim(`${service}, first byte: ${ALL}`, [group, "first byte ms"], ALL, NONE, slower);
+    const exposure = figures.find(group, "exposure", ALL)?.samples[0] ?? Number.NaN;
+    within(`${service}: exposure`, exposure, exposed, "of 10");
   }
 
   const held = (state: string): number =>
@@ -516,6 +539,8 @@ const measure: [part: number, of: () => void | Promise<void>][] = [
   [6, sizes],
   [7, () => http(activator)],
   [8, underRestarts],
+  [9, instances],
+  [10, sandbox],
 ];
 const began = performance.now();
 for (const [part, of] of measure)

@@ -6,13 +6,12 @@
  */
 import { relative, resolve } from "node:path";
 
-import { lines } from "../support/lines.ts";
-import { CHECKOUT, Machine } from "../system/machine.ts";
-import { type Contender, services, type Style, styles } from "./contenders.ts";
+import { CHECKOUT, type Machine } from "../system/machine.ts";
+import { type Contender, services, turns, type Style, styles } from "./contenders.ts";
+import { Stopwatch } from "./stopwatch.ts";
 
-/** Gets what one connection took through which systemd, in milliseconds from connect(2). */
+/** Gets what one connection took, in milliseconds from connect(2). */
 type Record = (activation: {
-  readonly systemd: number;
   readonly style: Style;
   readonly hardened: boolean;
   readonly who: string;
@@ -25,22 +24,15 @@ const INSTALLED = "/usr/local/lib/systemd/system";
 /**
  * Activates each contender in each unit once a round.
  *
- * @param root What the machine is booted from.
  * @param directory Where the contenders' programs are: in this checkout, and readable for all.
- * @returns Why it could not be measured here, or undefined.
  */
 export async function throughSystemd(
-  root: string,
+  machine: Machine,
   rounds: number,
   contenders: readonly Contender[],
   directory: string,
   record: Record,
-): Promise<string | undefined> {
-  // What the other parts measure is not to be lost over this one.
-  const obstacle = await Machine.obstacle(20, root);
-  if (obstacle !== undefined) return obstacle;
-  await using machine = await Machine.boot(30, root);
-  const { systemd } = machine;
+): Promise<void> {
   await machine.must("make", "-C", CHECKOUT, "install");
 
   const inside = `${CHECKOUT}/${relative(resolve(import.meta.dir, "../.."), directory)}`;
@@ -69,52 +61,13 @@ export async function throughSystemd(
   await machine.must("systemctl", "daemon-reload");
   await machine.must("systemctl", "start", ...variants.map(({ unit }) => `${unit}.socket`));
 
-  const client = machine.client(import.meta.path);
-  const answers = lines(client.stdout);
-  for (let round = -1; round < rounds; round++) {
-    // In another order each time: what systemd cleans up after one is in the time of the next.
-    const order = round <= 0 ? variants : shuffled(variants);
-    for (const { style, hardened, who, port, unit } of order) {
-      client.stdin.write(`${port}\n`);
-      await client.stdin.flush();
-      const [first = Number.NaN, end = Number.NaN] = ((await answers.next()).value ?? "")
-        .split(" ")
-        .map(Number);
-      if (Number.isNaN(first + end)) throw new Error(`${unit} (${who}, ${style}) did not answer`);
-      if (round >= 0) record({ systemd, style, hardened, who, first, end });
+  await using stopwatch = new Stopwatch(machine);
+  for (let round = -1; round < rounds; round++)
+    // What systemd cleans up after one is in the time of the next.
+    for (const { style, hardened, who, port, unit } of turns(variants, round)) {
+      const { first, end } = await stopwatch.time(port);
+      if (round >= 0) record({ style, hardened, who, first, end });
       if (style === "listen") await machine.must("systemctl", "stop", `${unit}.service`);
       await Bun.sleep(30);
     }
-  }
-  await client.stdin.end();
-  await client.exited;
-  return undefined;
 }
-
-function shuffled<T>(items: readonly T[]): T[] {
-  return items
-    .map((item) => ({ item, at: Math.random() }))
-    .toSorted((a, b) => a.at - b.at)
-    .map(({ item }) => item);
-}
-
-/** The client, in the machine's network: for each port on a line, one connection's times. */
-async function connect(port: number): Promise<string> {
-  const { promise, resolve } = Promise.withResolvers<string>();
-  let first = Number.NaN;
-  const began = performance.now();
-  const finish = (): void => resolve(`${first} ${performance.now() - began}`);
-  await Bun.connect({
-    hostname: "127.0.0.1",
-    port,
-    socket: {
-      data: () => void (first = performance.now() - began),
-      end: finish,
-      close: finish,
-    },
-  });
-  return promise;
-}
-
-if (import.meta.main)
-  for await (const line of console) if (line !== "") console.log(await connect(Number(line)));

@@ -6,19 +6,17 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
+import { between } from "../support/between.ts";
 import { ROOT } from "./programs.ts";
 
 const SOURCES = join(ROOT, "src/activation");
 export const README = join(SOURCES, "README.md");
 
 const BEGIN = "<!-- From here on: the doc comments of the sources, put here by make format. -->";
-const END = "<!-- To here. -->";
 
 /** The README with the reference as the sources have it now. */
 export function withReference(readme: string): string {
-  const [before, after] = [readme.indexOf(BEGIN), readme.indexOf(END)];
-  if (before < 0 || after < before) throw new Error("the README has no place for the reference");
-  return `${readme.slice(0, before)}${BEGIN}\n\n${reference()}\n\n${readme.slice(after)}`;
+  return between(readme, BEGIN, reference());
 }
 
 function reference(): string {
