@@ -6,9 +6,8 @@
  */
 import { join } from "node:path";
 
-import { SERVICES } from "../system/harness.ts";
 import { CHECKOUT, type Machine } from "../system/machine.ts";
-import { turns } from "./contenders.ts";
+import { services, styles, turns } from "./contenders.ts";
 import type { Record } from "./figures.ts";
 import { Stopwatch } from "./stopwatch.ts";
 
@@ -45,14 +44,15 @@ async function variantsOf(unit: string): Promise<Variant[]> {
 export async function sandboxes(machine: Machine, rounds: number, record: Record): Promise<void> {
   await machine.must("make", "-C", CHECKOUT, "install");
   const all: { group: string; title: string; port: number; unit: string }[] = [];
-  for (const { name, unit } of SERVICES) {
-    const suffix = unit.includes("@") ? "@.service" : ".service";
-    const service = (await Bun.file(join(units, unit)).text()).replace(
+  for (const style of styles) {
+    const name = services[style];
+    const suffix = style === "listen" ? ".service" : "@.service";
+    const service = (await Bun.file(join(units, `${name}${suffix}`)).text()).replace(
       "@BINDIR@",
       "/usr/local/bin",
     );
     const socket = await Bun.file(join(units, `${name}.socket`)).text();
-    for (const { title, directives } of await variantsOf(unit)) {
+    for (const { title, directives } of await variantsOf(`${name}${suffix}`)) {
       const port = 5000 + all.length;
       const at = `/run/systemd/system/bench-${port}`;
       const listen = `ListenStream=127.0.0.1:${port}`;

@@ -5,7 +5,6 @@
 import { join } from "node:path";
 
 import { programs, ROOT } from "../package/programs.ts";
-import { show } from "../system/harness.ts";
 import type { Tally } from "../system/http.ts";
 import { CHECKOUT, type Machine } from "../system/machine.ts";
 import { until } from "../support/until.ts";
@@ -97,10 +96,10 @@ export async function restarts(machine: Machine, load: Load): Promise<Result> {
   const client = machine.client(join(ROOT, "test/system/http.ts"), ...numbers);
   const output = client.stdout.text();
   await until("the service runs", 20, async () => {
-    return (await show(machine, `${name}.service`, "ActiveState")) === "active";
+    return (await machine.show(`${name}.service`, "ActiveState")) === "active";
   });
   const time = async (event: string) =>
-    Number(await show(machine, service, `${event}TimestampMonotonic`)) / 1000;
+    Number(await machine.show(service, `${event}TimestampMonotonic`)) / 1000;
   let start = 0;
   for (let i = 0; i < load.restarts; i++) {
     // Every client asks on a connection that it keeps.
@@ -111,7 +110,7 @@ export async function restarts(machine: Machine, load: Load): Promise<Result> {
   }
   await client.stdin.end();
   const tally: Tally = JSON.parse(await output);
-  const status = await show(machine, service, "StatusText");
+  const status = await machine.show(service, "StatusText");
   await machine.must("systemctl", "stop", `${name}.socket`, `${name}.service`, service);
   return { ...tally, start, status };
 }

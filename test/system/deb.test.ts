@@ -5,7 +5,7 @@ import { dirname, join, resolve } from "node:path";
 import { version } from "../../package.json";
 import { lacks } from "../support/needs.ts";
 import { until } from "../support/until.ts";
-import { cannotRun, Clients, greeting, nothingFailed, SERVICES, show, SOCKETS } from "./harness.ts";
+import { cannotRun, Clients, greeting, nothingFailed, SERVICES, SOCKETS } from "./harness.ts";
 import { CHECKOUT, Machine } from "./machine.ts";
 
 const DIST = resolve(import.meta.dir, "../../dist");
@@ -83,7 +83,7 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
     await greetsThreeTimes();
     for (const socket of SOCKETS)
       expect(await machine.must("systemctl", "is-enabled", socket)).toBe("enabled");
-    expect(UNIT).toEndWith(await show(machine, SERVICE, "FragmentPath"));
+    expect(UNIT).toEndWith(await machine.show(SERVICE, "FragmentPath"));
     for (const { name } of SERVICES)
       await machine.must("cmp", `/usr/bin/${name}`, `${CHECKOUT}/dist/${name}`);
   });
@@ -104,9 +104,9 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
       await until("the load goes on", 20, async () => (await all.tally()).begun > begun + 200);
     };
     await goesOn();
-    const main = await show(machine, SERVICE, "MainPID");
+    const main = await machine.show(SERVICE, "MainPID");
     const sockets = () =>
-      Promise.all(SOCKETS.map((socket) => show(machine, socket, "ActiveEnterTimestampMonotonic")));
+      Promise.all(SOCKETS.map((socket) => machine.show(socket, "ActiveEnterTimestampMonotonic")));
     const since = await sockets();
     await install(newer);
     await goesOn();
@@ -118,7 +118,7 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
     }
     const version = ["dpkg-query", "--show", "--showformat=${Version}", "socket-service"];
     expect(await machine.must(...version)).toEndWith("+1");
-    const next = await show(machine, SERVICE, "MainPID");
+    const next = await machine.show(SERVICE, "MainPID");
     expect(next).not.toBe(main);
     expect(await machine.must("readlink", `/proc/${next}/exe`)).toBe("/usr/bin/socket-service");
     expect(await sockets()).toEqual(since);
@@ -129,11 +129,11 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
     await machine.must("sed", "-i", "s/^Description=.*/Description=Changed/", UNIT);
     await machine.must("systemctl", "disable", "--now", "socket-service-inet.socket");
     await machine.must("systemctl", "daemon-reload");
-    expect(await show(machine, SERVICE, "Description")).toBe("Changed");
+    expect(await machine.show(SERVICE, "Description")).toBe("Changed");
     await install(newer, "--reinstall");
-    expect(await show(machine, SERVICE, "Description")).toStartWith("socket-service: ");
-    expect(await show(machine, SERVICE, "Nice")).toBe("5");
-    expect(await show(machine, "socket-service-inet.socket", "ActiveState")).toBe("inactive");
+    expect(await machine.show(SERVICE, "Description")).toStartWith("socket-service: ");
+    expect(await machine.show(SERVICE, "Nice")).toBe("5");
+    expect(await machine.show("socket-service-inet.socket", "ActiveState")).toBe("inactive");
     await machine.must("systemctl", "enable", "--now", "socket-service-inet.socket");
     await greetsThreeTimes();
     await machine.must("rm", "-r", dirname(DROP_IN));

@@ -82,11 +82,6 @@ export async function greeting(machine: Machine, port: number): Promise<Tally> {
   return new Clients(machine, "once", port, 1).finish();
 }
 
-/** One property of a unit, as `systemctl show` has it. */
-export async function show(machine: Machine, unit: string, property: string): Promise<string> {
-  return machine.must("systemctl", "show", "--property", property, "--value", unit);
-}
-
 /** Adds a drop-in to a unit until it is disposed of. */
 export async function dropIn(
   machine: Machine,

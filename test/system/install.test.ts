@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { until } from "../support/until.ts";
 import { cannotRun, Clients, greeting, installed, lacksInside } from "./harness.ts";
-import { nothingFailed, SERVICES, show, SOCKETS } from "./harness.ts";
+import { nothingFailed, SERVICES, SOCKETS } from "./harness.ts";
 import { CHECKOUT, Machine } from "./machine.ts";
 
 const UNITS = "usr/local/lib/systemd/system";
@@ -313,7 +313,7 @@ describe.skipIf(cannotRun)("installation", () => {
     await machine.must("systemctl", "daemon-reload");
     // It may have been idle, and have ended.
     await greeting(machine, 4000);
-    const main = () => show(machine, "socket-service.service", "MainPID");
+    const main = () => machine.show("socket-service.service", "MainPID");
     for (const commands of [
       [["try-restart", "socket-service.service"]],
       [

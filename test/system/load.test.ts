@@ -8,7 +8,6 @@ import {
   journal,
   nothingFailed,
   SERVICES,
-  show,
   SOCKETS,
 } from "./harness.ts";
 import { until } from "../support/until.ts";
@@ -28,14 +27,14 @@ describe.skipIf(cannotRun)("load", () => {
   });
 
   const listening = async () => {
-    for (const socket of SOCKETS) expect(await show(machine, socket, "ActiveState")).toBe("active");
+    for (const socket of SOCKETS) expect(await machine.show(socket, "ActiveState")).toBe("active");
   };
 
   /** A new main process, other than `before`, of a service that is up. */
   const another = (before: string) =>
     until("there is a new main process", 20, async () => {
-      const main = await show(machine, SERVICE, "MainPID");
-      const state = await show(machine, SERVICE, "ActiveState");
+      const main = await machine.show(SERVICE, "MainPID");
+      const state = await machine.show(SERVICE, "ActiveState");
       return state === "active" && main !== "0" && main !== before ? main : undefined;
     });
 
@@ -83,7 +82,7 @@ describe.skipIf(cannotRun)("load", () => {
     for (let i = 0; i < 3; i += 1) {
       const { begun } = await clients.tally();
       await until("the load goes on", 20, async () => (await clients.tally()).begun > begun + 500);
-      const main = await show(machine, SERVICE, "MainPID");
+      const main = await machine.show(SERVICE, "MainPID");
       await machine.must("kill", "-KILL", main);
       await another(main);
     }

@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 
 import { until } from "../support/until.ts";
-import { cannotRun, nothingFailed, show } from "./harness.ts";
+import { cannotRun, nothingFailed } from "./harness.ts";
 import { CHECKOUT, Machine } from "./machine.ts";
 
 setDefaultTimeout(60_000);
@@ -113,7 +113,7 @@ describe.skipIf(cannotRun)("log, in a service", () => {
 
   test("a full journal drops, and log says so", async () => {
     // A stopped journald reads nothing: entries wait in its queue until that is full.
-    const journald = await show(machine, "systemd-journald.service", "MainPID");
+    const journald = await machine.show("systemd-journald.service", "MainPID");
     await machine.must("kill", "-STOP", journald);
     try {
       await run(

@@ -176,6 +176,11 @@ export class Machine implements AsyncDisposable {
     return stdout.trim();
   }
 
+  /** One property of a unit, as `systemctl show` has it. */
+  show(unit: string, property: string): Promise<string> {
+    return this.must("systemctl", "show", "--property", property, "--value", unit);
+  }
+
   /** Writes a file inside, with the directories above it. */
   async write(path: string, text: string): Promise<void> {
     await this.must("install", "-d", dirname(path));

@@ -5,7 +5,7 @@ import { join } from "node:path";
 
 import { ask as askAll, closing, instances, roll, WAYS } from "../bench/instances.ts";
 import { restarts } from "../bench/restarts.ts";
-import { cannotRun, nothingFailed, show } from "./harness.ts";
+import { cannotRun, nothingFailed } from "./harness.ts";
 import type { Tally } from "./http.ts";
 import { until } from "../support/until.ts";
 import { CHECKOUT, Machine } from "./machine.ts";
@@ -64,7 +64,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     const listen = `ListenStream=127.0.0.1:${PORT}`;
     await install("counter", program("counter.ts"), service, [listen, ...socket]);
     for (const count of [1, 2, 3]) expect((await ask(PORT)).last).toBe(`${count}\n`);
-    expect(await show(machine, "counter.service", "NFileDescriptorStore")).toBe("1");
+    expect(await machine.show("counter.service", "NFileDescriptorStore")).toBe("1");
     await machine.must("systemctl", "restart", "counter.service");
     for (const count of [4, 5]) expect((await ask(PORT)).last).toBe(`${count}\n`);
     await machine.must("systemctl", "kill", "--signal=KILL", "counter.service");
@@ -136,7 +136,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
   });
 
   const state = async (unit: string) =>
-    `${await show(machine, unit, "ActiveState")} ${await show(machine, unit, "StatusText")}`;
+    `${await machine.show(unit, "ActiveState")} ${await machine.show(unit, "StatusText")}`;
 
   test("tells an address of one link with the number of the link, but in a URL", async () => {
     const source = `
@@ -147,7 +147,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     const listen = `ListenStream=[fe80::1]:${PORT}%%lo`;
     await install("linked", source, ["Type=notify"], [listen]);
     await machine.must("systemctl", "start", "linked.service");
-    expect(await show(machine, "linked.service", "StatusText")).toBe(
+    expect(await machine.show("linked.service", "StatusText")).toBe(
       `http://[fe80::1]:${PORT}/ fe80::1%1`,
     );
     await machine.must("systemctl", "stop", "linked.socket", "linked.service");
@@ -231,7 +231,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
         setInterval(() => {}, 1000);`;
       await install(name, source, ["Type=notify", "TimeoutStartSec=1"], []);
       const { status } = await machine.run("systemctl", "start", `${name}.service`);
-      const result = [status, await show(machine, `${name}.service`, "Result")];
+      const result = [status, await machine.show(`${name}.service`, "Result")];
       expect(result).toEqual(extend === "" ? [1, "timeout"] : [0, "success"]);
       await machine.run("systemctl", "stop", `${name}.service`);
       await machine.run("systemctl", "reset-failed", `${name}.service`);
@@ -255,9 +255,9 @@ describe.skipIf(cannotRun)("a service on the module", () => {
       const began = performance.now();
       await machine.must("systemctl", "start", unit);
       await until("the watchdog has ended it", 10, async () => {
-        return (await show(machine, unit, "ActiveState")) === "failed";
+        return (await machine.show(unit, "ActiveState")) === "failed";
       });
-      expect(await show(machine, unit, "Result")).toBe("watchdog");
+      expect(await machine.show(unit, "Result")).toBe("watchdog");
       expect(performance.now() - began).toBeGreaterThan(1500);
       await machine.must("systemctl", "reset-failed", unit);
     });
@@ -274,7 +274,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     const output = "StandardOutput=file:/run/stores.log";
     await install("stores", source, ["Type=notify", "FileDescriptorStoreMax=5", output], []);
     await machine.must("systemctl", "start", "stores.service");
-    const stored = () => show(machine, "stores.service", "NFileDescriptorStore");
+    const stored = () => machine.show("stores.service", "NFileDescriptorStore");
     expect(await stored()).toBe("2");
     await machine.must("systemctl", "kill", "--signal=USR1", "stores.service");
     await until("one is dropped", 10, async () => (await stored()) === "1");

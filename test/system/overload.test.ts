@@ -1,7 +1,7 @@
 /** The installed units when there are more clients than they can serve, or more sockets than usual. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
-import { cannotRun, dropIn, greeting, installed, nothingFailed, show } from "./harness.ts";
+import { cannotRun, dropIn, greeting, installed, nothingFailed } from "./harness.ts";
 import { CHECKOUT, type Machine } from "./machine.ts";
 import { until } from "../support/until.ts";
 
@@ -26,8 +26,8 @@ describe.skipIf(cannotRun)("overload", () => {
     const seconds = Number(process.env["FLOOD_SECONDS"] ?? 8);
     // One process has too few descriptors for all.
     const floods = [1, 2].map(() => machine.client(FLOOD, "4000", "2500", String(seconds)));
-    const main = await show(machine, SERVICE, "MainPID");
-    const usage = () => show(machine, SERVICE, "CPUUsageNSec").then(Number);
+    const main = await machine.show(SERVICE, "MainPID");
+    const usage = () => machine.show(SERVICE, "CPUUsageNSec").then(Number);
     const [began, before] = [performance.now(), await usage()];
     const begun = await Promise.all(floods.map((flood) => flood.stdout.text().then(Number)));
     const processor = ((await usage()) - before) / 1e4 / (performance.now() - began);
@@ -40,8 +40,8 @@ describe.skipIf(cannotRun)("overload", () => {
     );
     expect({ served, lost }).toEqual({ served: 1, lost: {} });
     expect(median).toBeLessThan(100);
-    expect(await show(machine, SERVICE, "MainPID")).toBe(main);
-    expect(await show(machine, SERVICE, "NRestarts")).toBe("0");
+    expect(await machine.show(SERVICE, "MainPID")).toBe(main);
+    expect(await machine.show(SERVICE, "NRestarts")).toBe("0");
     expect(await machine.must("journalctl", "--quiet", "-p", "warning", "-u", SERVICE)).toBe("");
   });
 
@@ -54,8 +54,8 @@ describe.skipIf(cannotRun)("overload", () => {
       {
         await using _ = await dropIn(machine, SOCKET, ...lines);
         await machine.must("systemctl", "start", SERVICE);
-        expect(await show(machine, SERVICE, "ActiveState")).toBe("active");
-        expect(await show(machine, SERVICE, "StatusText")).toBe(
+        expect(await machine.show(SERVICE, "ActiveState")).toBe("active");
+        expect(await machine.show(SERVICE, "StatusText")).toBe(
           `Listening on ${paths[0]}, ${paths[1]} and ${count - 2} more`,
         );
         await machine.must("systemctl", "stop", SERVICE, SOCKET);
@@ -80,7 +80,7 @@ describe.skipIf(cannotRun)("overload", () => {
     const ask = `for n in $(seq 200); do exec 3<>/dev/tcp/127.0.0.1/4000; read -r -u 3 line; echo "$line"; exec 3<&-; sleep 0.03; done`;
     const answers = await machine.must("bash", "-c", ask);
     expect(answers.split("\n")).toEqual(Array(200).fill("This is a test"));
-    expect(await show(machine, SOCKET, "ActiveState")).toBe("active");
+    expect(await machine.show(SOCKET, "ActiveState")).toBe("active");
     // Most found it gone: far more often than systemd would start it with its usual limit.
     expect((await starts()) - before).toBeGreaterThan(100);
   });
@@ -90,15 +90,15 @@ describe.skipIf(cannotRun)("overload", () => {
     await machine.must("systemctl", "stop", SERVICE, SOCKET);
     await machine.must("systemctl", "daemon-reload");
     await machine.must("systemctl", "start", SERVICE);
-    expect(await show(machine, SOCKET, "ActiveState")).toBe("active");
-    const main = await show(machine, SERVICE, "MainPID");
+    expect(await machine.show(SOCKET, "ActiveState")).toBe("active");
+    const main = await machine.show(SERVICE, "MainPID");
     // systemd 257 closes the socket a moment too late for itself, one time in five.
     await until("the socket has restarted", 10, async () => {
       const { status } = await machine.run("systemctl", "restart", SOCKET);
       if (status !== 0) await machine.must("systemctl", "reset-failed");
       return status === 0;
     });
-    expect(await show(machine, SERVICE, "MainPID")).not.toBe(main);
+    expect(await machine.show(SERVICE, "MainPID")).not.toBe(main);
     expect(await greeting(machine, 4000)).toMatchObject({ served: 1, lost: {} });
   });
 });

@@ -10,7 +10,6 @@ import {
   journal,
   nothingFailed,
   SERVICES,
-  show,
   SOCKETS,
 } from "./harness.ts";
 import { CHECKOUT, type Machine } from "./machine.ts";
@@ -71,7 +70,7 @@ describe.skipIf(cannotRun)("units", () => {
     await nothingFailed(machine);
   });
 
-  const state = (unit: string) => show(machine, unit, "ActiveState");
+  const state = (unit: string) => machine.show(unit, "ActiveState");
   const one = (port: number) => greeting(machine, port);
 
   for (const { name, port } of SERVICES) {
@@ -99,25 +98,25 @@ describe.skipIf(cannotRun)("units", () => {
     );
     await machine.must("systemctl", "restart", SERVICE);
     await until("the service is inactive", 5, async () => (await state(SERVICE)) === "inactive");
-    expect(await show(machine, SERVICE, "Result")).toBe("success");
-    expect(await show(machine, "socket-service.socket", "SubState")).toBe("listening");
+    expect(await machine.show(SERVICE, "Result")).toBe("success");
+    expect(await machine.show("socket-service.socket", "SubState")).toBe("listening");
     expect(await one(4000)).toMatchObject({ served: 1, lost: {} });
   });
 
   test("a stuck service is restarted by the watchdog and the clients that waited are served", async () => {
     await using _ = await dropIn(machine, SERVICE, "WatchdogSec=1");
     await machine.must("systemctl", "restart", SERVICE);
-    const ping = () => show(machine, SERVICE, "WatchdogTimestampMonotonic");
+    const ping = () => machine.show(SERVICE, "WatchdogTimestampMonotonic");
     const first = await ping();
     await until("it has pinged", 5, async () => (await ping()) !== first);
-    const main = await show(machine, SERVICE, "MainPID");
+    const main = await machine.show(SERVICE, "MainPID");
     await machine.must("kill", "-STOP", main);
     await using clients = new Clients(machine, "once", 4000, 20);
     await until("the watchdog has fired", 10, async () =>
       (await journal(machine, SERVICE)).some((line) => line.includes("Watchdog timeout")),
     );
     expect(await clients.finish()).toMatchObject({ begun: 20, served: 20, lost: {} });
-    expect(await show(machine, SERVICE, "MainPID")).not.toBe(main);
+    expect(await machine.show(SERVICE, "MainPID")).not.toBe(main);
   });
 
   test("a service that cannot start is tried again and again, says why, and recovers once repaired", async () => {
@@ -133,7 +132,7 @@ describe.skipIf(cannotRun)("units", () => {
       clients = new Clients(machine, "once", 4000, 1);
       // It is tried more often than the limit on starts that systemd has by default.
       await until("it has been tried seven times", 20, async () => {
-        return Number(await show(machine, SERVICE, "NRestarts")) >= 7;
+        return Number(await machine.show(SERVICE, "NRestarts")) >= 7;
       });
       await until("systemctl status tells of it", 5, async () =>
         (await machine.run("systemctl", "status", SERVICE)).stdout.includes("status=64"),
@@ -158,7 +157,7 @@ describe.skipIf(cannotRun)("units", () => {
     // The clients do not close, so the service waits for them: five seconds from the greeting.
     expect(performance.now() - before).toBeWithin(4000, 6000);
     expect(await state(SERVICE)).toBe("inactive");
-    expect(await show(machine, SERVICE, "Result")).toBe("success");
+    expect(await machine.show(SERVICE, "Result")).toBe("success");
     expect(await clients.finish()).toMatchObject({ begun: 10, served: 10, lost: {} });
   });
 
@@ -190,7 +189,7 @@ describe.skipIf(cannotRun)("units", () => {
   });
 
   test("the sockets are started at boot, and enabling socket-service enables its socket", async () => {
-    const wanted = async () => (await show(machine, "sockets.target", "Wants")).split(" ");
+    const wanted = async () => (await machine.show("sockets.target", "Wants")).split(" ");
     expect(await wanted()).toEqual(expect.arrayContaining(SOCKETS));
     await machine.must("systemctl", "disable", "socket-service.socket");
     expect(await wanted()).not.toContain("socket-service.socket");
@@ -218,13 +217,13 @@ describe.skipIf(cannotRun)("units", () => {
     await until("there is a connection", 5, async () => (await clients.tally()).served === 1);
     // Of instances for earlier clients the last may be about to end.
     const process = await until("there is one process", 5, async () => {
-      const pid = await show(machine, unit.replace("@", "@*"), "MainPID");
+      const pid = await machine.show(unit.replace("@", "@*"), "MainPID");
       return /^[1-9]\d*$/.test(pid) && pid;
     });
     const at = `/proc/${process}`;
     const environment = (await machine.must("cat", `${at}/environ`)).split("\0");
     const descriptors = await machine.must("readlink", `${at}/fd/0`, `${at}/fd/1`);
-    const id = await show(machine, unit.replace("@", "@*"), "Id");
+    const id = await machine.show(unit.replace("@", "@*"), "Id");
     await clients.finish();
     const names = environment.map((variable) => variable.replace(/=.*/s, ""));
     return { id, names, descriptors: descriptors.split("\n") };
