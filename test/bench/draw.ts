@@ -12,7 +12,7 @@ import { bunFloor, ours, services } from "./contenders.ts";
 import { type Figure, median, percentile, ratio } from "./figures.ts";
 import { NONE, sandboxGroup } from "./hardening.ts";
 import { BURST, rateOf, SHARING, SINGLE, WAYS } from "./instances.ts";
-import { RESTARTS, restartsGroup } from "./restarts.ts";
+import { ENDS_OF_ALL, RESTARTS, restartsGroup } from "./restarts.ts";
 
 /** What a run writes as JSON. */
 export interface Results {
@@ -188,6 +188,7 @@ const MEDIANS: readonly (readonly [title: string, group: string, metric: string]
   ["inet", `cold, ${services.inet}`, "first byte ms"],
   ["64 clients", "warm, 64 at a time", "connections/s"],
   ["1,024", "warm, 1024 at a time", "connections/s"],
+  ["idle, MiB", `memory, ${services.listen}`, "idle: private MiB"],
   ["100 processes", `memory, 100 of ${services.accepted} at once`, "MiB, all together"],
 ];
 
@@ -210,8 +211,8 @@ function overview({ date, machine, seconds, notes, ratios, figures }: Results): 
         ...cells,
       ]),
     ]),
-    `Medians: milliseconds to the first byte of each service; connections a second; MiB of a hundred
-\`${services.accepted}\` at once.`,
+    `Medians: milliseconds to the first byte of each service; connections a second; private MiB of the
+listening one when idle, and MiB of a hundred \`${services.accepted}\` at once.`,
     table([
       ["", ...MEDIANS.map(([title]) => title)],
       ...medians.filter((cells) => cells.some((cell, i) => i > 0 && cell !== "")),
@@ -256,13 +257,13 @@ function sandboxes(results: Results): string {
 }
 
 const count = (n: number): string => Math.round(n).toLocaleString("en");
-const OF_RUN = ({ date, machine }: Results): string => `${day(date)}, ${machine}:`;
+const dated = ({ date, machine }: Results): string => `${day(date)}, ${machine}:`;
 
 function restarts(results: Results): string {
   const find = finder(results);
   if (whoIn(results, restartsGroup(64, 0)).length === 0) throw new Error("the run has no restarts");
   const rows = RESTARTS.flatMap((group) =>
-    whoIn(results, group).map((who) => {
+    ENDS_OF_ALL.filter((end) => whoIn(results, group).includes(end)).map((who) => {
       const value = (metric: string): number => find(group, metric, who).samples[0] ?? Number.NaN;
       const [lost, reset] = [value("requests lost"), value("of them reset")];
       const notifies = results.figures.some((f) => f.metric === "next start ms" && f.who === who);
@@ -277,35 +278,35 @@ function restarts(results: Results): string {
     }),
   );
   const head = ["clients, pause", "end", "answered", "lost", "longest wait", "start"];
-  return `${OF_RUN(results)}\n\n${table([head, ...rows])}`;
+  return `${dated(results)}\n\n${table([head, ...rows])}`;
 }
 
 function severalProcesses(results: Results): string {
   const find = finder(results);
-  const row = (
-    title: string,
-    cell: (of: (who: string) => readonly number[]) => string,
-  ): string[] => [title, ...WAYS.map((way) => cell((who) => find(SHARING, way, who).samples))];
+  type Cell = (samples: (who: string) => readonly number[]) => string;
+  const row = (title: string, cell: Cell): string[] => [
+    title,
+    ...WAYS.map((way) => cell((who) => find(SHARING, way, who).samples)),
+  ];
   const shares =
-    ({ total, row: who }: typeof BURST): Parameters<typeof row>[1] =>
+    ({ total, row: who }: typeof BURST): Cell =>
     (of) =>
       of(who)
         .map((first) => `${first}:${total - first}`)
         .join(" ");
-  const waits =
-    (what: string): Parameters<typeof row>[1] =>
+  const pair =
+    (...rows: [string, string]): Cell =>
     (of) =>
-      [`${what}, restarts`, what]
-        .map((case_) => label(median(of(`${case_}: longest wait ms`))))
-        .join("; ");
-  const twice =
-    (what: string): Parameters<typeof row>[1] =>
-    (of) =>
-      (median(of(rateOf(what, 2))) / median(of(rateOf(what, 1)))).toFixed(2);
+      rows.map((who) => count(median(of(who)))).join("; ");
+  const waits = (what: string): Cell =>
+    pair(`${what}, restarts: longest wait ms`, `${what}: longest wait ms`);
+  const rates = (what: string): Cell => pair(rateOf(what, 1), rateOf(what, 2));
   const kinds = ["kept, no pause", "kept", "new"];
-  const sum = (of: (who: string) => readonly number[], what: string): string =>
-    count(kinds.flatMap((kind) => of(`${kind}, restarts: ${what}`)).reduce((a, b) => a + b, 0));
-  return `${OF_RUN(results)}\n\n${table([
+  const sum = (samples: Parameters<Cell>[0], what: string): string =>
+    count(
+      kinds.flatMap((kind) => samples(`${kind}, restarts: ${what}`)).reduce((a, b) => a + b, 0),
+    );
+  return `${dated(results)}\n\n${table([
     ["", "one socket", "`ReusePort=`"],
     row("of 200 clients at once, each instance has", shares(BURST)),
     row("of 400 one by one", shares(SINGLE)),
@@ -313,8 +314,8 @@ function severalProcesses(results: Results): string {
     row("longest wait in ms, no pause; no restart", waits("kept, no pause")),
     row("on kept connections; no restart", waits("kept")),
     row("on a new one for each request; no restart", waits("new")),
-    row('"Hello", two instances over one', twice("Hello")),
-    row("requests of 1 ms each, two over one", twice("1 ms")),
+    row('"Hello", requests/s of one instance; of two', rates("Hello")),
+    row("of 1 ms each, requests/s of one; of two", rates("1 ms")),
   ])}`;
 }
 
