@@ -351,7 +351,7 @@ async function http(activator: Activator): Promise<void> {
   }
 
   if (find("wrk") === undefined)
-    return void notes.push("HTTP, warm: wrk is not installed (Debian package wrk)");
+    return void notes.push("requests a second: wrk is not installed (Debian package wrk)");
   await using stack = new AsyncDisposableStack();
   const servers: (HttpContender & Pick<Server, "pids" | "port">)[] = [];
   for (const contender of contenders)

@@ -6,7 +6,7 @@ import { version } from "../../package.json";
 import { lacks } from "../support/needs.ts";
 import { until } from "../support/until.ts";
 import { cannotRun, Clients, greeting, nothingFailed, SERVICES, SOCKETS } from "./harness.ts";
-import { CHECKOUT, Machine } from "./machine.ts";
+import { CHECKOUT, Machine, ROOT } from "./machine.ts";
 
 const DIST = resolve(import.meta.dir, "../../dist");
 const VERSION = version.replaceAll("-", "~");
@@ -73,9 +73,11 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
     expect(here("dpkg-deb", "--field", built, "Version").trim()).toBe(VERSION);
   });
 
-  test.skipIf(lacks("lintian"))("lintian finds neither an error nor a warning", () => {
-    expect(here("lintian", "--fail-on=error,warning", built)).toBe("");
-  });
+  // This machine's lintian, whatever the root is: once is enough, for 20 s.
+  if (ROOT === "/")
+    test.skipIf(lacks("lintian"))("lintian finds neither an error nor a warning", () => {
+      expect(here("lintian", "--fail-on=error,warning", built)).toBe("");
+    });
 
   test("apt-get install, and with no further command three greetings", async () => {
     before = await left();
