@@ -264,7 +264,8 @@ function restarts(results: Results): string {
   if (whoIn(results, restartsGroup(64, 0)).length === 0) throw new Error("the run has no restarts");
   const rows = RESTARTS.flatMap((group) =>
     ENDS_OF_ALL.filter((end) => whoIn(results, group).includes(end)).map((who) => {
-      const value = (metric: string): number => find(group, metric, who).samples[0] ?? Number.NaN;
+      const value = (metric: string): number =>
+        find(group, metric, who).samples.reduce((a, b) => a + b, 0);
       const [lost, reset] = [value("requests lost"), value("of them reset")];
       const notifies = results.figures.some((f) => f.metric === "next start ms" && f.who === who);
       return [

@@ -129,10 +129,14 @@ const LOADS: readonly (readonly [connections: number, pause: number, ends: reado
   [256, 1000, OF_A_PROGRAM],
 ];
 
+/** In milliseconds: pauses with which 100,000 requests take minutes. */
+const PATIENT = 1000;
+
 export function restartsGroup(connections: number, pause: number): string {
   const words = pause === 0 ? "none" : pause < 1000 ? `to ${pause} ms` : `to ${pause / 1000} s`;
   return `restarts, ${connections}, ${words}`;
 }
+/** The groups of the figures. */
 export const RESTARTS = LOADS.map(([connections, pause]) => restartsGroup(connections, pause));
 
 /**
@@ -145,42 +149,46 @@ export async function allRestarts(
   record: Record,
 ): Promise<void> {
   let port = 4100;
-  const measure = async (connections: number, pause: number, end: End, copies = 1) => {
-    const requests = end === "drain" ? least.requests / copies : 0;
-    const grace = pause < 1000 ? 1000 : 1500;
-    const load = { ...least, end, connections, pause, grace, requests, ...(go && { go }) };
-    const some = Array.from({ length: copies }, () => restarts(machine, { ...load, port: port++ }));
-    const results = await Promise.all(some);
-    const total = (of: (result: Result) => number) =>
-      results.reduce((sum, one) => sum + of(one), 0);
-    const lost = (kinds: readonly string[]) =>
-      total((one) => kinds.reduce((sum, kind) => sum + (one.lost[kind] ?? 0), 0));
-    const kinds = results.flatMap((one) => Object.keys(one.lost));
-    const group = restartsGroup(connections, pause);
-    record(group, "requests lost", end, lost([...new Set(kinds)]));
-    record(group, "of them reset", end, lost(["ECONNRESET", "EPIPE"]));
-    record(group, "longest wait ms", end, Math.max(...results.map(({ longest }) => longest)));
-    record(
-      group,
-      "answered",
-      end,
-      total(({ answered }) => answered),
-    );
-    // Only a program that notifies systemd says when it has started.
-    const start = Math.max(...results.map(({ start }) => start));
-    if (results[0]?.status !== "") record(group, "next start ms", end, start);
+  const measure = (connections: number, pause: number, end: End, requests: number) => {
+    const grace = pause < PATIENT ? 1000 : 1500;
+    const load = { ...least, end, connections, pause, grace, requests, port: port++ };
+    return restarts(machine, { ...load, ...(go && { go }) });
   };
-  // With pauses up to a second the clients mostly wait, and 64 of them would take thirteen minutes for
-  // 100,000 requests: those run beside each other, and four loads share that one.
-  const patient = LOADS.filter(([, pause]) => pause === 1000);
+  const note = (
+    connections: number,
+    pause: number,
+    end: End,
+    of: Result,
+    ran: "alone" | "beside",
+  ) => {
+    const add = (metric: string, value: number) =>
+      record(restartsGroup(connections, pause), metric, end, value);
+    const lost = (kinds: readonly string[]) =>
+      kinds.reduce((sum, kind) => sum + (of.lost[kind] ?? 0), 0);
+    add("requests lost", lost(Object.keys(of.lost)));
+    add("of them reset", lost(["ECONNRESET", "EPIPE"]));
+    add("answered", of.answered);
+    // The waits of loads that run beside each other hold what the others' restarts take.
+    if (ran === "beside") return;
+    add("longest wait ms", of.longest);
+    // Only a program that notifies systemd says when it has started.
+    if (of.status !== "") add("next start ms", of.start);
+  };
   for (const [connections, pause, all] of LOADS)
-    if (pause < 1000)
-      for (const end of all) if (ends.includes(end)) await measure(connections, pause, end);
+    for (const end of all.filter((end) => ends.includes(end))) {
+      const requests = end === "drain" && pause < PATIENT ? least.requests : 0;
+      note(connections, pause, end, await measure(connections, pause, end, requests), "alone");
+    }
+  // The clients mostly wait, and 64 of them would take thirteen minutes for all requests: four loads
+  // share those, and run beside the one of 256 clients.
+  const patient = LOADS.filter(([, pause]) => pause >= PATIENT);
   await Promise.all(
-    patient.flatMap(([connections, pause, all]) =>
-      all.map((end) =>
-        measure(connections, pause, end, end === "drain" ? Math.ceil(256 / connections) : 1),
-      ),
-    ),
+    patient.flatMap(([connections, pause]) => {
+      const loads = Math.ceil(256 / connections);
+      return Array.from({ length: loads }, async () => {
+        const result = await measure(connections, pause, "drain", least.requests / loads);
+        note(connections, pause, "drain", result, "beside");
+      });
+    }),
   );
 }

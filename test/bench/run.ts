@@ -487,7 +487,7 @@ function claims(): string[][] {
 
   for (const group of RESTARTS) {
     const of = (metric: string): number =>
-      figures.find(group, metric, "drain")?.samples[0] ?? Number.NaN;
+      figures.find(group, metric, "drain")?.samples.reduce((a, b) => a + b) ?? Number.NaN;
     within(`${group}: lost with drain`, of("requests lost"), 0, "requests");
     const wait = of("longest wait ms") - of("next start ms");
     within(`${group}: wait beyond the start`, wait, 200, "ms");
