@@ -10,13 +10,13 @@ export interface Figure {
 }
 
 /** Adds a sample. */
-export type Record = (group: string, metric: string, who: string, value: number) => void;
+export type Recorder = (group: string, metric: string, who: string, value: number) => void;
 
 /** All that one run measured. */
 export class Figures {
   readonly all: Figure[] = [];
 
-  readonly record: Record = (group, metric, who, value) => {
+  readonly record: Recorder = (group, metric, who, value) => {
     const figure = this.find(group, metric, who);
     if (figure === undefined) this.all.push({ group, metric, who, samples: [value] });
     else figure.samples.push(value);

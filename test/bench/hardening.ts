@@ -8,7 +8,7 @@ import { join } from "node:path";
 
 import { CHECKOUT, type Machine } from "../system/machine.ts";
 import { services, styles, turns } from "./contenders.ts";
-import type { Record } from "./figures.ts";
+import type { Recorder } from "./figures.ts";
 import { Stopwatch } from "./stopwatch.ts";
 
 /** The variants without a drop-in, and with all of it. */
@@ -41,7 +41,7 @@ async function variantsOf(unit: string): Promise<Variant[]> {
 }
 
 /** Activates each service in each variant once a round. */
-export async function sandboxes(machine: Machine, rounds: number, record: Record): Promise<void> {
+export async function sandboxes(machine: Machine, rounds: number, record: Recorder): Promise<void> {
   await machine.must("make", "-C", CHECKOUT, "install");
   const all: { group: string; title: string; port: number; unit: string }[] = [];
   for (const style of styles) {

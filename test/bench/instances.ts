@@ -10,7 +10,7 @@ import { README } from "../package/reference.ts";
 import type { Tally } from "../system/http.ts";
 import { CHECKOUT, type Machine } from "../system/machine.ts";
 import { find, turns } from "./contenders.ts";
-import type { Record } from "./figures.ts";
+import type { Recorder } from "./figures.ts";
 
 const PORT = 4100;
 const BUN = `${CHECKOUT}/node_modules/${process.execPath.split("/node_modules/").pop()}`;
@@ -103,7 +103,7 @@ export const rateOf = (what: string, count: number): string => `${what}, ${count
 export async function severalProcesses(
   machine: Machine,
   { rounds, rolls }: { rounds: number; rolls: number },
-  record: Record,
+  record: Recorder,
 ): Promise<void> {
   for (const way of WAYS) {
     const note = (row: string, value: number): void => record(SHARING, way, row, value);

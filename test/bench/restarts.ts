@@ -8,7 +8,7 @@ import { programs, ROOT } from "../package/programs.ts";
 import type { Tally } from "../system/http.ts";
 import { CHECKOUT, type Machine } from "../system/machine.ts";
 import { until } from "../support/until.ts";
-import type { Record } from "./figures.ts";
+import type { Recorder } from "./figures.ts";
 
 const BUN = `${CHECKOUT}/node_modules/${process.execPath.split("/node_modules/").pop()}`;
 const PLAIN = `${CHECKOUT}/test/bench/peers/http/plain.ts`;
@@ -146,7 +146,7 @@ export const RESTARTS = LOADS.map(([connections, pause]) => restartsGroup(connec
 export async function allRestarts(
   machine: Machine,
   { go, ends, ...least }: Pick<Load, "go" | "restarts" | "requests"> & { ends: readonly End[] },
-  record: Record,
+  record: Recorder,
 ): Promise<void> {
   let port = 4100;
   const measure = (connections: number, pause: number, end: End, requests: number) => {

@@ -11,7 +11,7 @@ import { type Contender, services, turns, type Style, styles } from "./contender
 import { Stopwatch } from "./stopwatch.ts";
 
 /** Gets what one connection took, in milliseconds from connect(2). */
-type Record = (activation: {
+type Report = (activation: {
   readonly style: Style;
   readonly hardened: boolean;
   readonly who: string;
@@ -31,7 +31,7 @@ export async function throughSystemd(
   rounds: number,
   contenders: readonly Contender[],
   directory: string,
-  record: Record,
+  record: Report,
 ): Promise<void> {
   await machine.must("make", "-C", CHECKOUT, "install");
 
