@@ -9,9 +9,9 @@ import { join } from "node:path";
 import { README } from "../package/reference.ts";
 import { between } from "../support/between.ts";
 import { bunFloor, ours, services } from "./contenders.ts";
-import { type Figure, median, percentile, ratio } from "./figures.ts";
+import { type Figure, findIn, median, percentile, ratio } from "./figures.ts";
 import { NONE, sandboxGroup } from "./hardening.ts";
-import { BURST, rateOf, SHARING, SINGLE, WAYS } from "./instances.ts";
+import { BURST, KINDS, rateOf, SHARING, SINGLE, WAYS } from "./instances.ts";
 import { ENDS_OF_ALL, RESTARTS, restartsGroup } from "./restarts.ts";
 
 /** What a run writes as JSON. */
@@ -101,7 +101,7 @@ export function draw(results: Results): Map<string, string> {
 
 function svg({ title, columns, blocks }: Picture, figures: Figure[], results: Results): string {
   const find = (group = "", metric = "", who: string): Figure | undefined =>
-    figures.find((f) => f.group === group && f.metric === metric && f.who === who);
+    findIn(figures, group, metric, who);
 
   // The best of the first bars comes first, everywhere.
   const rank = (who: string): number =>
@@ -197,7 +197,7 @@ function overview({ date, machine, seconds, notes, ratios, figures }: Results): 
   const medians = [...new Set(figures.map(({ who }) => who))].map((who) => [
     nameOf(who),
     ...MEDIANS.map(([, group, metric]) => {
-      const one = figures.find((f) => f.who === who && f.group === group && f.metric === metric);
+      const one = findIn(figures, group, metric, who);
       return one === undefined ? "" : label(median(one.samples));
     }),
   ]);
@@ -226,7 +226,7 @@ type Find = (group: string, metric: string, who: string) => Figure;
 
 function finder({ figures }: Results): Find {
   return (group, metric, who) => {
-    const found = figures.find((f) => f.group === group && f.metric === metric && f.who === who);
+    const found = findIn(figures, group, metric, who);
     if (found === undefined) throw new Error(`the run has no "${group}: ${metric}" of ${who}`);
     return found;
   };
@@ -267,7 +267,7 @@ function restarts(results: Results): string {
       const value = (metric: string): number =>
         find(group, metric, who).samples.reduce((a, b) => a + b, 0);
       const [lost, reset] = [value("requests lost"), value("of them reset")];
-      const notifies = results.figures.some((f) => f.metric === "next start ms" && f.who === who);
+      const notifies = findIn(results.figures, group, "next start ms", who) !== undefined;
       return [
         group.replace("restarts, ", ""),
         `\`${who}\``,
@@ -302,10 +302,9 @@ function severalProcesses(results: Results): string {
   const waits = (what: string): Cell =>
     pair(`${what}, restarts: longest wait ms`, `${what}: longest wait ms`);
   const rates = (what: string): Cell => pair(rateOf(what, 1), rateOf(what, 2));
-  const kinds = ["kept, no pause", "kept", "new"];
   const sum = (samples: Parameters<Cell>[0], what: string): string =>
     count(
-      kinds.flatMap((kind) => samples(`${kind}, restarts: ${what}`)).reduce((a, b) => a + b, 0),
+      KINDS.flatMap(([kind]) => samples(`${kind}, restarts: ${what}`)).reduce((a, b) => a + b, 0),
     );
   return `${dated(results)}\n\n${table([
     ["", "one socket", "`ReusePort=`"],

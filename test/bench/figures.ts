@@ -12,6 +12,10 @@ export interface Figure {
 /** Adds a sample. */
 export type Recorder = (group: string, metric: string, who: string, value: number) => void;
 
+/** That of one quantity, case and contender, if it was measured. */
+export const findIn = (all: readonly Figure[], group: string, metric: string, who: string) =>
+  all.find((one) => one.group === group && one.metric === metric && one.who === who);
+
 /** All that one run measured. */
 export class Figures {
   readonly all: Figure[] = [];
@@ -23,7 +27,7 @@ export class Figures {
   };
 
   find(group: string, metric: string, who: string): Figure | undefined {
-    return this.all.find((f) => f.group === group && f.metric === metric && f.who === who);
+    return findIn(this.all, group, metric, who);
   }
 }
 

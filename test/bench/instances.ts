@@ -97,6 +97,12 @@ const computing = (program: string) =>
 export const SHARING = "several processes";
 export const BURST = { total: 200, connections: 200, row: "of 200 at once, with the first" };
 export const SINGLE = { total: 400, connections: 1, row: "of 400 one by one, with the first" };
+/** The clients' connections, their longest pause in milliseconds, and what the program changes. */
+export const KINDS = [
+  ["kept, no pause", 0],
+  ["kept", 200],
+  ["new", 200, closing],
+] as const;
 export const rateOf = (what: string, count: number): string => `${what}, ${count}: requests/s`;
 
 /** Both ways, so many times: `rolls` restarts of each instance, and throughput if there is wrk. */
@@ -113,11 +119,7 @@ export async function severalProcesses(
         for (const { total, connections, row } of [BURST, SINGLE])
           note(row, (await ask(machine, [total, connections])).answers["1"] ?? 0);
     }
-    for (const [what, pause, change] of [
-      ["kept, no pause", 0],
-      ["kept", 200],
-      ["new", 200, closing],
-    ] as const) {
+    for (const [what, pause, change] of KINDS) {
       await using _ = await instances(machine, way, 2, change);
       const args = [10_000, 64, pause];
       const still = await ask(machine, args, () => Bun.sleep(rolls * 800));
