@@ -2,19 +2,22 @@ import type { Socket, SocketHandler } from "bun";
 
 import { describe, phrase } from "./describe.ts";
 import { codeOf, misconfigured } from "./error.ts";
-import { hasCloseOnExec } from "./layout.ts";
+import { hasCloseOnExec, S_IFMT } from "./layout.ts";
 import { available, isDescriptor, wasConnected } from "./libc.ts";
 import { requireBun, runtime } from "./runtime.ts";
+import { isStandard, replaceClosed } from "./standard.ts";
 
 /**
  * Makes a Bun socket of a passed connection, half-open: the peer's end of file is an `end` event,
- * after which the socket still writes. It opens no FFI library, except to explain an error.
+ * after which the socket still writes. It opens no FFI library for a connection over IP.
  *
- * @param fd A connected stream socket over IPv4, IPv6 or AF_UNIX.
+ * @param fd A connected stream socket over IPv4, IPv6 or AF_UNIX. When the connection ends, /dev/null
+ *   replaces a descriptor from 0 to 2, and another number is closed.
  * @param handlers As in `Bun.connect`; `open` runs before the promise resolves.
- * @returns The socket, or undefined if `fd` is no socket, which is left as it is.
- * @throws {ActivationError} (78) if `fd` is not open, or a socket that listens, is of another
- *   type, or never had a peer. Nothing was sent then. A peer that is gone is no error.
+ * @returns The socket, or undefined if `fd` is no socket but a file, FIFO or device, which is left as
+ *   it is.
+ * @throws {ActivationError} (78) if `fd` is not open, an anonymous file, or a socket that listens, is
+ *   of another type, or never had a peer. Nothing was sent then. A peer that is gone is no error.
  */
 export async function adoptConnection(
   fd: number,
@@ -31,13 +34,17 @@ export async function adoptConnection(
       open(socket) {
         try {
           // Unlike an unconnected IP socket, a Unix datagram socket would send: check that first.
-          if (socket.localFamily === undefined && !isUnixStream(fd)) requireConnection(fd);
+          if (socket.localFamily === undefined) requireConnection(fd);
           handlers.open?.(socket);
           if (socket.bytesWritten === 0) requireConnection(fd);
         } catch (error) {
           refusal = error;
           socket.terminate();
         }
+      },
+      close(socket, error) {
+        replaceClosed(fd);
+        return handlers.close?.(socket, error);
       },
     },
   });
@@ -51,28 +58,20 @@ async function isSocket(fd: number): Promise<boolean> {
   const code = isDescriptor(fd) ? await adopt().catch(codeOf) : "EBADF";
   if (code === undefined)
     throw misconfigured(`descriptor ${fd} is a datagram socket, not a connection: pass one`);
-  if (code === "EBADF" || (code === "ENOTSOCK" && isOurOwn(fd)))
+  if (code === "EBADF" || (code === "ENOTSOCK" && isStandard(fd) && (await wasClosed(fd))))
     throw misconfigured(`descriptor ${fd} is not open: pass a connection on it`);
-  return code !== "ENOTSOCK";
-}
-
-/** Reports whether Bun itself opened this: what came through exec has no close-on-exec. */
-function isOurOwn(fd: number): boolean {
-  // Loaded by the call that needs it: node:fs takes 2 to 4 ms.
-  const { readFileSync } = process.getBuiltinModule("node:fs");
-  return hasCloseOnExec(readFileSync(`/proc/self/fdinfo/${fd}`, "latin1"));
-}
-
-/** Reports whether a Unix socket is a stream socket: node:dgram's error then ends in ": PIPE". */
-function isUnixStream(fd: number): boolean {
-  // Loaded by the call that needs it: node:dgram takes 2 ms.
-  const { createSocket } = process.getBuiltinModule("node:dgram");
-  try {
-    createSocket("udp4").bind({ fd, exclusive: true });
-  } catch (error) {
-    return error instanceof Error && error.message.endsWith(": PIPE");
-  }
+  if (code !== "ENOTSOCK") return true;
+  // The first descriptors that Bun opens have no type, such as an epoll instance.
+  if (((await Bun.file(fd).stat()).mode & S_IFMT) === 0)
+    throw misconfigured(
+      `descriptor ${fd} is an anonymous file, as Bun opens if nothing was passed: pass a connection on it`,
+    );
   return false;
+}
+
+/** Whether a standard descriptor was closed at exec: Bun opens /dev/null there, with close-on-exec. */
+async function wasClosed(fd: number): Promise<boolean> {
+  return hasCloseOnExec(await Bun.file(`/proc/self/fdinfo/${fd}`).text());
 }
 
 /** @throws {ActivationError} (78) unless `fd` is, or was until its peer reset it, a connection. */

@@ -1,6 +1,7 @@
 import type { Passed } from "./listen-fds.ts";
 import { duplicate } from "./libc.ts";
 import type { Served } from "./serve.ts";
+import { isStandard } from "./standard.ts";
 
 /** What is needed again when `bun --hot` evaluates every module anew in the same process. */
 interface Kept {
@@ -27,7 +28,7 @@ export function isHot(): boolean {
 
 /** The descriptor to hand to Bun, which closes it: not the passed one if that is needed again. */
 export function disposable(fd: number): number {
-  return isHot() ? duplicate(fd) : fd;
+  return isHot() || isStandard(fd) ? duplicate(fd) : fd;
 }
 
 /** Stops what an earlier evaluation put on a passed descriptor. */

@@ -5,6 +5,8 @@ export const SOCK = { STREAM: 1, DGRAM: 2, SEQPACKET: 5, CLOEXEC: 0o2000000 };
 export const SO = { TYPE: 3, ACCEPTCONN: 30, DOMAIN: 39 };
 export const SOL_SOCKET = 1;
 export const O_CLOEXEC = 0o2000000;
+/** The bits of a file's mode that are its type (inode(7)). */
+export const S_IFMT = 0o170000;
 
 /** The types of two file systems, as statfs(2) returns them. */
 export const MQUEUE_MAGIC = 0x19800202;

@@ -3,11 +3,12 @@ import type { FdSocketOptions, TCPSocketListenOptions, UnixSocketOptions } from 
 import { describe, endpoint, isListeningStream, phrase } from "./describe.ts";
 import { misconfigured } from "./error.ts";
 import { adopt, substitute } from "./event-loop.ts";
-import { disposable, supersede } from "./hot.ts";
+import { disposable, isHot, supersede } from "./hot.ts";
 import * as libc from "./libc.ts";
 import { bound } from "./max-connections.ts";
 import { keepNotifySocket } from "./notify.ts";
 import { type Listener, requireBun, runtime } from "./runtime.ts";
+import { isStandard, release } from "./standard.ts";
 
 /** The options of `Bun.listen`, with a descriptor that wins over the address if there is one. */
 export type ListenOptions<Data = undefined> = (
@@ -25,8 +26,8 @@ export type ListenOptions<Data = undefined> = (
 /**
  * `Bun.listen` with an `fd` that works: the number of a listening stream socket over IPv4, IPv6 or
  * AF_UNIX. The socket keeps its backlog, which `Bun.listen({ fd })` alone would make 511, no client
- * is turned away, and it stays open in systemd when `stop()` closes our copy. With no `fd` it is
- * `Bun.listen`, unchanged.
+ * is turned away, and it stays open in systemd when `stop()` closes our copy. /dev/null replaces a
+ * descriptor from 0 to 2. With no `fd` it is `Bun.listen`, unchanged.
  *
  * Limitation: the socket is non-blocking from then on, for all who share it, after `stop()` too.
  * systemd sets the flag anew (`NonBlocking=`) for each process that it starts.
@@ -34,6 +35,7 @@ export type ListenOptions<Data = undefined> = (
  * @param options As for `Bun.listen`. If `fd` is given, `hostname`, `port` and `unix` are ignored.
  * @throws {ActivationError} (78) if the descriptor is anything else; (71) if a system call
  *   fails, or the event loop of this Bun does not keep its sockets as it should.
+ * @throws {RangeError} unless `maxConnections` is a whole number from 1.
  * @throws What `Bun.listen` throws. After any error the descriptor is as it was.
  *
  * @example
@@ -70,6 +72,7 @@ export function listen<Data = undefined>(options: ListenOptions<Data>): Listener
     if (fd !== options.fd) libc.close(fd);
     throw error;
   }
+  if (isStandard(options.fd) && !isHot()) release(options.fd);
   supersede(options.fd, listener, () => listener.stop());
   // Bun knows it if it is over IP: `describe` takes 0.2 ms of a cold start.
   const at: { address?: string; port?: number } = {};

@@ -1,17 +1,16 @@
 import type { SocketHandler, SocketListener, SocketOptions } from "bun";
 
-import { misconfigured } from "./error.ts";
 import { pause, resume } from "./event-loop.ts";
 import * as libc from "./libc.ts";
 
 /**
  * Counts the connections of a listener, which accepts while there are fewer than `most`.
  *
- * @throws {ActivationError} (78) unless `most` is a whole number from 1.
+ * @throws {RangeError} unless `most` is a whole number from 1.
  */
 export function bound<Data>(most: number, tls: unknown) {
   if (!(Number.isInteger(most) && most > 0))
-    throw misconfigured(`maxConnections is ${most}: give a whole number from 1`);
+    throw new RangeError(`maxConnections is ${most}: give a whole number from 1`);
   let open = 0;
   let listening: { readonly watch: libc.Watch; readonly socket: number } | undefined;
 

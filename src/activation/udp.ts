@@ -2,9 +2,10 @@ import type { BinaryType, udp } from "bun";
 
 import { describe, phrase } from "./describe.ts";
 import { misconfigured } from "./error.ts";
-import { disposable, supersede } from "./hot.ts";
+import { disposable, isHot, supersede } from "./hot.ts";
 import { close } from "./libc.ts";
 import { requireBun, runtime } from "./runtime.ts";
+import { isStandard, release } from "./standard.ts";
 
 /** The options of `Bun.udpSocket`, with a descriptor that wins over the address if there is one. */
 export type UdpSocketOptions<Data extends BinaryType = "buffer"> = udp.SocketOptions<Data> & {
@@ -13,7 +14,8 @@ export type UdpSocketOptions<Data extends BinaryType = "buffer"> = udp.SocketOpt
 
 /**
  * `Bun.udpSocket` on a passed datagram socket, which becomes the socket's own: `close()` closes our
- * copy, and systemd's stays open. With no `fd` it is `Bun.udpSocket`, unchanged.
+ * copy, and systemd's stays open. /dev/null replaces a descriptor from 0 to 2. With no `fd` it is
+ * `Bun.udpSocket`, unchanged.
  *
  * @param options As for `Bun.udpSocket`. If `fd` is given, `hostname` and `port` are ignored.
  * @throws {ActivationError} (78) if the descriptor is no datagram socket over IPv4 or IPv6.
@@ -38,6 +40,7 @@ export async function udpSocket<Data extends BinaryType = "buffer">(
   const fd = disposable(options.fd);
   try {
     const socket = await runtime.udpSocket({ ...options, fd });
+    if (isStandard(options.fd) && !isHot()) release(options.fd);
     supersede(options.fd, socket, () => socket.close());
     return socket;
   } catch (error) {

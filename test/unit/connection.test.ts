@@ -82,9 +82,11 @@ describe("adoptConnection", () => {
     for (const it of isReset ? [fd] : [client, fd]) sockets.close(it);
   });
 
-  test("leaves what is no socket as it is", async () => {
-    const ends = sockets.pipe();
-    for (const fd of ends) {
+  test("leaves a FIFO, a file and a device as it is, whether or not children inherit it", async () => {
+    const [reads, writes] = sockets.pipe();
+    const files = [import.meta.path, "/dev/null"].map((path) => sockets.open(path, 0));
+    for (const fd of [reads, writes, ...files]) {
+      expect(await adoptConnection(fd, { data() {} })).toBeUndefined();
       sockets.clearCloseOnExec(fd);
       expect(await adoptConnection(fd, { data() {} })).toBeUndefined();
       expect([sockets.closesOnExec(fd), sockets.isNonBlocking(fd)]).toEqual([false, false]);
@@ -92,13 +94,16 @@ describe("adoptConnection", () => {
     }
   });
 
-  test("refuses a number that is not open, or that the runtime opened itself", async () => {
-    const [reads, writes] = sockets.pipe();
-    for (const fd of [987_654, reads])
+  test("refuses a number that is not open, and an anonymous file, as Bun itself opens", async () => {
+    const epoll = sockets.epoll();
+    for (const [fd, is] of [
+      [987_654, "not open"],
+      [epoll, "an anonymous file, as Bun opens if nothing was passed"],
+    ] as const)
       expect(await adoptConnection(fd, { data() {} }).catch((error: unknown) => error)).toEqual(
-        refusal(78, RegExp(`^descriptor ${fd} is not open: pass a connection on it$`)),
+        refusal(78, RegExp(`^descriptor ${fd} is ${is}: pass a connection on it$`)),
       );
-    for (const fd of [reads, writes]) sockets.close(fd);
+    sockets.close(epoll);
   });
 
   test.each([AF_INET, AF_INET6])("refuses a datagram socket of family %i", async (family) => {
