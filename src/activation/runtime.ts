@@ -43,6 +43,12 @@ export type FFI = Pick<typeof import("bun:ffi"), "ptr" | "read"> & {
   ): import("bun:ffi").Library<Signatures> | Error;
 };
 
+/** What a server reports: bun-types does not declare the address, which Bun reads once. */
+export interface Reported {
+  readonly protocol?: string | null;
+  readonly address?: { readonly address: string; readonly family: string; readonly port: number };
+}
+
 // Not added to Bun's own types, which are those of whoever imports this module.
 export const runtime = Bun as unknown as Runtime;
 

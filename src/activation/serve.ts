@@ -1,12 +1,13 @@
 import type { Serve, Server } from "bun";
 
 import { describe, type Descriptor, endpoint, isListeningStream } from "./describe.ts";
-import { codeOf, misconfigured } from "./error.ts";
+import { codeOf } from "./error.ts";
 import { substitute, unexpectedRuntime } from "./event-loop.ts";
 import { isHot, kept, supersede } from "./hot.ts";
 import * as libc from "./libc.ts";
 import { overlay, requireListening } from "./listen.ts";
-import { requireBun } from "./runtime.ts";
+import { type Reported, requireBun } from "./runtime.ts";
+import { release } from "./standard.ts";
 
 /** The options of `Bun.serve`, with a descriptor that wins over the address if there is one. */
 export type ServeOptions<Data = undefined, Route extends string = string> = {
@@ -27,6 +28,10 @@ export interface Served {
   drained?: Promise<boolean>;
 }
 
+const LOOPBACK = "127.0.0.1";
+/** A sandbox allows no address family but AF_UNIX, or no bind(2), or no port is free. */
+const UNAVAILABLE = ["EAFNOSUPPORT", "EPERM", "EACCES", "EADDRINUSE"];
+
 interface Closable {
   close(code: number): void;
 }
@@ -41,12 +46,15 @@ interface Closable {
  * all who share it, after `stop()` too: systemd sets the flag anew for each process that it starts.
  * A socket that is passed to several at once needs `NonBlocking=yes`, or the start of one blocks another.
  * Bun listens on a placeholder, which then gives way: for a socket over IP, a free port of the
- * loopback. If none is allowed (`RestrictAddressFamilies=AF_UNIX`), `server.requestIP` returns null.
+ * loopback. If none is allowed (`RestrictAddressFamilies=AF_UNIX`) or free, `server.requestIP` returns
+ * null. In development, a server of HTML pages answers a name of its host only if that is `hostname`.
  *
  * @param options As for `Bun.serve`. If `fd` is given, `hostname`, `port` and `unix` are ignored, and
  *   the number is closed: the server has the socket under another (under `bun --hot` it stays open).
- * @throws {ActivationError} (78) if the descriptor is anything else, or `http3` is asked for; (71) if
- *   a system call fails, or this Bun does not keep its sockets as expected. Nobody was served then.
+ *   /dev/null replaces a descriptor from 0 to 2.
+ * @throws {ActivationError} (78) if the descriptor is anything else; (71) if a system call fails, or
+ *   this Bun does not keep its sockets as expected. Nobody was served then.
+ * @throws {TypeError} if `http3` is asked for.
  * @throws What `Bun.serve` throws. After any error the descriptor is as it was.
  *
  * @example
@@ -73,17 +81,17 @@ export function serve<Data = undefined, Route extends string = never>(
 function adopt<Data, Route extends string>(passed: number, options: ServeOptions<Data, Route>) {
   requireListening(passed);
   if (options.http3 === true)
-    throw misconfigured("HTTP/3 needs a UDP socket, which cannot be passed: leave http3 out");
+    throw new TypeError("HTTP/3 needs a UDP socket, which cannot be passed: leave http3 out");
   const address = describe(passed);
   // By its id Bun knows a server again: by default its address, here the same for all.
   const identity = options.id === undefined && isHot() ? { id: `fd-${passed}` } : {};
   const none = { fd: undefined, hostname: undefined, port: undefined, unix: undefined };
   const start = (where: object) => Bun.serve(derive(options, { ...none, ...identity, ...where }));
-  const [server, at] = placeholder("port" in address, start);
+  const [server, at] = placeholder("port" in address, options, start);
   if (kept.served.has(server)) return [server, undefined] as const;
   try {
     const watch = substitute(passed, descriptorAt(at));
-    if (!isHot()) libc.close(passed);
+    if (!isHot()) release(passed);
     overlay(server, reported(server, address));
     supersede(passed, server, () => void server.stop());
     return [server, watch] as const;
@@ -94,21 +102,36 @@ function adopt<Data, Route extends string>(passed: number, options: ServeOptions
 }
 
 /** Starts a server where nobody comes, and returns that place too, as `endpoint` has it. */
-function placeholder<T extends Server<unknown>>(isInternet: boolean, start: (at: object) => T) {
-  // Each address has ports of its own.
-  for (let last = 1; isInternet && last < 255; last++)
+function placeholder<T extends Server<unknown>>(
+  isInternet: boolean,
+  { hostname, routes }: { hostname?: string | undefined; routes?: object },
+  start: (at: object) => T,
+) {
+  const hosts = isInternet ? [LOOPBACK] : [];
+  // Bun's development server answers to no other name than that with which it was started.
+  if (isInternet && hostname !== undefined && hasPages(routes)) hosts.unshift(hostname);
+  for (const host of hosts)
     try {
-      const hostname = `127.0.0.${last}`;
-      const server = start({ hostname, port: 0 });
-      return [server, `${hostname}:${server.port}`] as const;
+      const server: T & Reported = start({ hostname: host, port: 0 });
+      if (host === LOOPBACK) return [server, `${host}:${server.port}`] as const;
+      // Bun keeps this, so `reported` has to replace it.
+      const { address, family, port } = server.address ?? {};
+      return [server, family === "IPv6" ? `[${address}]:${port}` : `${address}:${port}`] as const;
     } catch (error) {
-      const code = codeOf(error);
-      // A sandbox that allows no address family but AF_UNIX, or no bind(2).
-      if (code === "EAFNOSUPPORT" || code === "EPERM" || code === "EACCES") break;
-      if (code !== "EADDRINUSE") throw error;
+      // Any errno may be that of a name which is not one of this machine.
+      if (host === LOOPBACK && !UNAVAILABLE.includes(codeOf(error))) throw error;
     }
   const name = `bun-serve-${crypto.randomUUID()}`;
   return [start({ unix: `\0${name}` }), `@${name}`] as const;
+}
+
+/** Whether one of the routes, or one of their methods, is an imported HTML page. */
+function hasPages(routes: object = {}): boolean {
+  const isPage = (value: unknown) =>
+    Object.prototype.toString.call(value) === "[object HTMLBundle]";
+  return Object.values(routes).some(
+    (route) => isPage(route) || Object.values(route ?? {}).some(isPage),
+  );
 }
 
 /** The descriptor of the socket that listens at `address`. */
@@ -119,15 +142,15 @@ function descriptorAt(address: string): number {
 }
 
 /** What a server on this socket reports, where it is not what it reports with the placeholder. */
-function reported(server: Server<unknown>, it: Descriptor): object {
+function reported({ protocol, address: bound }: Reported, it: Descriptor): object {
   if (!("port" in it)) return { url: unixURL(endpoint(it)), address: endpoint(it) };
   const { address, port, family } = it;
   // As Bun reports its own default, which is all addresses.
   const hostname = address === "::" || address === "0.0.0.0" ? "localhost" : address;
   // A URL has no place for the interface of an address of one link.
   const host = hostname.includes(":") ? `[${hostname.replace(/%.*/, "")}]` : hostname;
-  const url = new URL(`${server.protocol}://${host}:${port}/`);
-  return server.port === port
+  const url = new URL(`${protocol}://${host}:${port}/`);
+  return bound?.address === address && bound.port === port
     ? { hostname, url }
     : { hostname, url, port, address: { address, family, port } };
 }

@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { rmSync } from "node:fs";
+import { hostname } from "node:os";
 import { resolve } from "node:path";
 
 import { serve } from "../../src/activation/index.ts";
@@ -161,29 +162,42 @@ test("requestIP is the client over IP, and nobody over AF_UNIX or if only that i
 
   const native = Bun.serve;
   using sandboxed = spyOn(Bun, "serve");
-  sandboxed.mockImplementation(((options: Bun.Serve.Options<undefined>) => {
-    if (options.unix === undefined) throw Object.assign(new Error(), { code: "EAFNOSUPPORT" });
-    return native(options);
-  }) as typeof Bun.serve);
-  using ipv4 = listening("IPv4");
-  const server = started(serve({ ...options, fd: ipv4.fd }));
-  expect(server.port).toBe(portOf(ipv4.kept));
-  expect(await exchange(ipv4.to)).toEndWith("null");
+  for (const code of ["EAFNOSUPPORT", "EPERM", "EACCES", "EADDRINUSE"]) {
+    sandboxed.mockImplementation(((options: Bun.Serve.Options<undefined>) => {
+      if (options.unix === undefined) throw Object.assign(new Error(), { code });
+      return native(options);
+    }) as typeof Bun.serve);
+    using ipv4 = listening("IPv4");
+    const server = started(serve({ ...options, fd: ipv4.fd }));
+    expect(server.port).toBe(portOf(ipv4.kept));
+    expect(await exchange(ipv4.to)).toEndWith("null");
+  }
 });
 
-test("serve takes another loopback address if 127.0.0.1 has no free port", async () => {
-  using it = listening("IPv4");
-  const native = Bun.serve;
-  using full = spyOn(Bun, "serve");
-  full.mockImplementation(((options: Bun.Serve.Options<undefined>) => {
-    if (options.hostname === "127.0.0.1") throw Object.assign(new Error(), { code: "EADDRINUSE" });
-    return native(options);
-  }) as typeof Bun.serve);
-  const fetch = (request: Request, server: Bun.Server<undefined>) =>
-    Response.json(server.requestIP(request)?.address ?? null);
-  const server = started(serve({ fd: it.fd, fetch }));
-  expect(await exchange(it.to)).toEndWith(`"127.0.0.1"`);
-  expect(server.hostname).toBe("127.0.0.1");
+test("a development server answers to its own name, to localhost and to addresses, as Bun's does", async () => {
+  const page = freshPath();
+  await Bun.write(`${page}.html`, "<!doctype html><title>page</title>");
+  const { default: html } = await import(`${page}.html`);
+  const statuses = async ({ port }: { readonly port?: number | undefined }) => {
+    const names = [hostname(), "localhost", "127.0.0.1", "127.0.0.9", "elsewhere.example"];
+    const ask = async (name: string) => {
+      const headers = { Host: `${name}:${port}`, Connection: "close" };
+      return (await fetch(`http://127.0.0.1:${port}/`, { headers })).status;
+    };
+    return await Promise.all(names.map(ask));
+  };
+  for (const routes of [{ "/": html }, { "/": { GET: html } }]) {
+    const options = { development: true, routes, hostname: hostname() };
+    const bun = await statuses(started(Bun.serve({ ...options, port: 0 })));
+    expect(bun).toEqual([200, 200, 200, 200, 403]);
+    using it = listening("IPv4");
+    expect(await statuses(started(serve({ ...options, fd: it.fd })))).toEqual(bun);
+    // A name that is not one of this machine is ignored, as without pages.
+    using other = listening("IPv4");
+    const foreign = started(serve({ ...options, fd: other.fd, hostname: "elsewhere.invalid" }));
+    expect(await statuses(foreign)).toEqual([403, 200, 200, 200, 403]);
+  }
+  rmSync(`${page}.html`);
 });
 
 test("serve finds its descriptors where the first three are free", async () => {
@@ -259,7 +273,7 @@ test("serve refuses HTTP/3, and sockets of other families", () => {
   using it = listening("IPv4");
   const options = { fd: it.fd, tls: CERTIFICATE, fetch: () => new Response() };
   expect(thrown(() => serve({ ...options, http3: true }))).toEqual(
-    refusal(78, /^HTTP\/3 needs a UDP socket/),
+    TypeError("HTTP/3 needs a UDP socket, which cannot be passed: leave http3 out"),
   );
   close(it.fd);
   // AF_VSOCK listens as others do; AF_XDP has no getsockname(2).

@@ -1,0 +1,86 @@
+/* Descriptors 0 to 2, which children have as their own standard input, output and errors. */
+import { expect, test } from "bun:test";
+import { resolve } from "node:path";
+
+import { client, listening, text } from "../support/listening.ts";
+import * as sockets from "../support/sockets.ts";
+import { AF_INET, SOCK_DGRAM } from "../support/sockets.ts";
+
+const MODULE = JSON.stringify(resolve(import.meta.dir, "../../src/activation/index.ts"));
+
+/** Starts a program whose standard input is `fd`; `inherited()` is that of a child of it. */
+function withInput(fd: number, program: string, env: Record<string, string> = {}) {
+  const script = `
+    import { adoptConnection, listen, serve, udpSocket } from ${MODULE};
+    const inherited = () => {
+      const child = Bun.spawnSync(["readlink", "/proc/self/fd/0"], { stdin: "inherit" });
+      return child.stdout.toString();
+    };
+    ${program}`;
+  const child = Bun.spawn([process.execPath, "-e", script], {
+    env: { ...process.env, ...env },
+    stdio: [fd, "pipe", "inherit"],
+  });
+  sockets.close(fd);
+  return child;
+}
+
+test.each([
+  ["serve", "serve({ fd: 0, fetch: () => new Response(inherited()) });"],
+  ["listen", "listen({ fd: 0, socket: { open: (it) => void it.end(inherited()), data() {} } });"],
+])(
+  "%s on standard input leaves /dev/null there, not the next connection",
+  async (name, program) => {
+    using it = listening("IPv4");
+    await using _ = withInput(it.fd, program);
+    // The first one would have number 0.
+    for (const socket of [await client(it.to), await client(it.to)]) {
+      if (name === "serve") socket.write("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+      expect(await text(socket)).toEndWith("/dev/null\n");
+    }
+  },
+);
+
+test("listen on standard input leaves /dev/null there after stop", async () => {
+  using it = listening("IPv4");
+  await using child = withInput(
+    it.fd,
+    "listen({ fd: 0, socket: { data() {} } }).stop(); console.log(inherited());",
+  );
+  expect(await child.stdout.text()).toBe("/dev/null\n\n");
+});
+
+test("udpSocket on standard input leaves /dev/null there", async () => {
+  const fd = sockets.bound(AF_INET, SOCK_DGRAM);
+  await using child = withInput(
+    fd,
+    "const it = await udpSocket({ fd: 0 }); console.log(inherited()); it.close(); console.log(inherited());",
+  );
+  expect((await child.stdout.text()).trim().split(/\n+/)).toEqual(["/dev/null", "/dev/null"]);
+});
+
+test.each([{}, { BUN_JSC_useJIT: "0" }])(
+  "a connection that ended on standard input leaves /dev/null there, with %p",
+  async (env) => {
+    const [peer, fd] = sockets.socketPair();
+    await using child = withInput(
+      fd,
+      "await adoptConnection(0, { data() {}, end: (it) => void it.end(), close: () => console.log(inherited()) });",
+      env,
+    );
+    sockets.close(peer);
+    expect(await child.stdout.text()).toBe("/dev/null\n\n");
+  },
+);
+
+test("an error leaves the socket on standard input", async () => {
+  using it = listening("IPv4");
+  await using child = withInput(
+    it.fd,
+    `for (const options of [{ fetch: 1 }, { fetch() {}, tls: { key: "none", cert: "none" } }])
+      try { serve({ fd: 0, ...options }); } catch {}
+    try { listen({ fd: 0 }); } catch {}
+    console.log(inherited());`,
+  );
+  expect(await child.stdout.text()).toMatch(/^socket:/);
+});
