@@ -11,7 +11,7 @@
  *
  * The other way go notify.ts, barrier.ts, watchdog.ts, and log.ts with journal.ts. Under all of them:
  * libc.ts calls libc, layout.ts knows its bytes, runtime.ts what Bun accepts and does not declare,
- * hot.ts keeps what `bun --hot` needs again, error.ts.
+ * hot.ts keeps what `bun --hot` needs again, error.ts. exit-on-error.ts ends a program on an error.
  *
  * @example
  * ```ts
@@ -52,3 +52,4 @@ export { booted } from "./booted.ts";
 export { log, LogLevel, stderrIsJournal } from "./log.ts";
 export { type LogFields, type FieldValue } from "./journal.ts";
 export { ActivationError, ExitStatus } from "./error.ts";
+export { exitOnError } from "./exit-on-error.ts";

@@ -1,6 +1,6 @@
 import { version } from "../../package.json";
 import { ActivationError, ExitStatus, messageOf } from "../activation/error.ts";
-import { LogLevel, logLine } from "../activation/log.ts";
+import { exit } from "../activation/exit-on-error.ts";
 
 type Values = Readonly<Record<string, string | boolean | undefined>>;
 
@@ -19,8 +19,8 @@ export async function run(daemon: Daemon): Promise<void> {
     // What parses arguments is loaded if there are any.
     await daemon.run(Bun.argv.length > 2 ? parse(daemon) : {});
   } catch (error) {
-    logLine(LogLevel.error, `${daemon.name}: ${messageOf(error)}`);
-    process.exit(error instanceof ActivationError ? error.status : ExitStatus.systemCall);
+    const status = error instanceof ActivationError ? error.status : ExitStatus.systemCall;
+    exit(status, `${daemon.name}: ${messageOf(error)}`);
   }
 }
 
