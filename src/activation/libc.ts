@@ -1,6 +1,7 @@
 import { ActivationError, ExitStatus, messageOf } from "./error.ts";
 import * as layout from "./layout.ts";
 import { AF, O_CLOEXEC, SOCK, SOL_SOCKET } from "./layout.ts";
+import { whyNoLibc } from "./no-libc.ts";
 import { type FFI, requireBun, runtime } from "./runtime.ts";
 
 /*
@@ -61,10 +62,7 @@ function load() {
     const errno = symbols.__errno_location();
     return { ...symbols, address: ptr, errno: () => (errno === null ? 0 : read.i32(errno)) };
   } catch (cause) {
-    throw new ActivationError(
-      ExitStatus.systemCall,
-      `cannot call libc, ${messageOf(cause)}: allow memory that is writable and executable (MemoryDenyWriteExecute=no) and leave BUN_JSC_useJIT unset`,
-    );
+    throw new ActivationError(ExitStatus.systemCall, whyNoLibc(messageOf(cause)));
   }
 }
 

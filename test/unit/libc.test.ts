@@ -1,5 +1,5 @@
 import { dlopen } from "bun:ffi";
-import { expect, spyOn, test } from "bun:test";
+import { describe, expect, spyOn, test } from "bun:test";
 import { constants, fstatSync, openSync, readFileSync, statfsSync } from "node:fs";
 
 import * as libc from "../../src/activation/libc.ts";
@@ -20,7 +20,7 @@ test("without FFI each call says why and what to do, and what can do without doe
   using dlopen = spyOn(runtime.FFI, "dlopen");
   dlopen.mockReturnValue(new Error("no memory"));
   expect(thrown(() => fresh.duplicate(0))).toEqual(
-    refusal(71, /^cannot call libc, no memory: allow memory that is writable and executable /),
+    refusal(71, /^cannot call libc, no memory: allow memory that is writable and executable \(M/),
   );
   expect(fresh.available()).toBe(false);
   // LISTEN_PID has to do.
@@ -111,4 +111,36 @@ test("freeDescriptors counts down from the limit", () => {
   const fd = libc.datagramSocket();
   expect(libc.freeDescriptors(0)).toBeLessThan(before);
   close(fd);
+});
+
+describe("without the JIT, the error names the setting that is at fault", () => {
+  const program = `
+    import { describe } from "./src/activation/index.ts";
+    try { describe(0) } catch (error) { console.log(error.status, error.message) }`;
+  const command = [process.execPath, "-e", program];
+  const run = (command: string[], env: Record<string, string> = {}) => {
+    const { stdout } = Bun.spawnSync(command, { env: { PATH: process.env["PATH"], ...env } });
+    return stdout.toString();
+  };
+  const WHY = "71 cannot call libc, bun:ffi requires the JIT: ";
+
+  test.each([
+    ["-v", "LimitAS= (ulimit -v)"],
+    ["-d", "LimitDATA= (ulimit -d)"],
+  ])("ulimit %s", (limit, setting) => {
+    const limited = (kilobytes: number) =>
+      run(["/bin/sh", "-c", `ulimit ${limit} ${kilobytes}; exec "$@"`, "sh", ...command]);
+    const remedy = `raise ${setting} from 1024 MB to 4000 MB or more\n`;
+    expect(limited(1_000_000)).toBe(`${WHY}${remedy}`);
+    // Which is enough.
+    expect(limited(4_000_000_000 / 1024)).toBe("");
+  });
+
+  test("a variable", () => {
+    for (const value of ["0", "false"])
+      expect(run(command, { BUN_JSC_useJIT: value })).toBe(
+        `${WHY}leave BUN_JSC_useJIT unset, which is "${value}"\n`,
+      );
+    expect(run(command, { BUN_JSC_useJIT: "1" })).toBe("");
+  });
 });

@@ -1,0 +1,39 @@
+import { quote } from "./error.ts";
+
+/** In bytes: with less than 2.3 GB of address space or 2.5 GB of data, Bun 1.4 has no JIT. */
+const ENOUGH = 4e9;
+
+const LIMITS = [
+  { name: "address space", setting: "LimitAS= (ulimit -v)" },
+  { name: "data size", setting: "LimitDATA= (ulimit -d)" },
+];
+
+/** Returns the message for libc that cannot be called, by the reason of bun:ffi. */
+export function whyNoLibc(reason: string): string {
+  const advice = reason.includes("libc.so.6") ? "use 64-bit Linux with glibc" : remedy();
+  return `cannot call libc, ${reason}: ${advice}`;
+}
+
+/** What to do about a JIT that is not there. */
+function remedy(): string {
+  const useJIT = process.env["BUN_JSC_useJIT"] ?? "1";
+  if (!["1", "true", "yes"].includes(useJIT))
+    return `leave BUN_JSC_useJIT unset, which is ${quote(useJIT)}`;
+  for (const { name, setting } of LIMITS) {
+    const bytes = Number(RegExp(`^Max ${name} +(\\d+)`, "m").exec(limits())?.[1] ?? Infinity);
+    if (bytes < ENOUGH)
+      return `raise ${setting} from ${Math.round(bytes / 1e6)} MB to ${ENOUGH / 1e6} MB or more`;
+  }
+  // This cannot be seen from inside.
+  return "allow memory that is writable and executable (MemoryDenyWriteExecute=no)";
+}
+
+/** The limits of this process, as proc_pid_limits(5) has them; empty if /proc is not there. */
+function limits(): string {
+  const { readFileSync } = process.getBuiltinModule("node:fs");
+  try {
+    return readFileSync("/proc/self/limits", "utf8");
+  } catch {
+    return "";
+  }
+}
