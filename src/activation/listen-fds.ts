@@ -2,6 +2,7 @@ import { isName, isOwnPid, parseDecimal, takeVariable } from "./environment.ts";
 import { misconfigured, quote } from "./error.ts";
 import { isHot, kept } from "./hot.ts";
 import { closesOnExec, pidfdId, setCloseOnExec } from "./libc.ts";
+import { type Needed, notPassed, type NotPassed, REMEDY } from "./not-passed.ts";
 import { warnIfWrapped } from "./wrapper.ts";
 
 /** The number of the first passed descriptor (`SD_LISTEN_FDS_START` of sd-daemon.h). */
@@ -26,7 +27,8 @@ export interface Passed {
   readonly again?: boolean;
 }
 
-const REMEDY = "start it from a socket unit or with systemd-socket-activate";
+/** Why the last call found nothing; undefined if it found something. */
+let absence: NotPassed | undefined;
 
 /**
  * Returns the descriptors that the service manager passed to this process, by `LISTEN_PID` and (if
@@ -55,7 +57,7 @@ export function listenFds(): PassedDescriptor[] {
  * @throws {ActivationError} as {@link listenFds} does, and (78) if nothing was passed, saying why.
  */
 export function requireListenFds(): PassedDescriptor[] {
-  return inherit(requirePassed());
+  return inherit(requirePassed("socket"));
 }
 
 /**
@@ -67,20 +69,22 @@ export function requireListenFds(): PassedDescriptor[] {
 export function passedFd(): number | undefined {
   const passed = listenFds();
   if (passed.length > 1)
-    throw misconfigured(`LISTEN_FDS is ${passed.length}, but this takes one descriptor: pass one`);
+    throw misconfigured(
+      `LISTEN_FDS is ${passed.length}, but this takes one descriptor: leave one in the socket units, or use listenFds`,
+    );
   return passed[0]?.fd;
 }
 
 /**
  * Returns the one connection that the service manager accepted and passed (`Accept=yes`). It removes
- * the `LISTEN_*` variables from `process.env`, and opens no FFI library.
+ * the `LISTEN_*` variables from `process.env`. It opens no FFI library, except to explain an error.
  *
  * @returns The number of its descriptor, for {@link adoptConnection}.
  * @throws {ActivationError} (78) if nothing was passed, or more than one descriptor, or a variable
  *   is malformed.
  */
 export function acceptedFd(): number {
-  const { count } = requirePassed();
+  const { count } = requirePassed("connection");
   if (count !== 1)
     throw misconfigured(
       `LISTEN_FDS is ${count}, but this takes one connection: set Accept=yes in its socket unit`,
@@ -89,29 +93,38 @@ export function acceptedFd(): number {
 }
 
 /**
- * Returns what the variables say was passed, or the reason why nothing was, and removes all four
- * whatever the outcome. It looks at no descriptor.
+ * Returns what the variables say was passed, or why nothing was, and removes all four whatever the
+ * outcome. It looks at no descriptor.
  *
  * @throws {ActivationError} (78) if a variable is malformed.
  */
-export function takePassed(): Passed | { readonly reason: string } {
+export function takePassed(): Passed | NotPassed {
+  const passed = readPassed();
+  absence = "reason" in passed ? passed : undefined;
+  return passed;
+}
+
+function readPassed(): Passed | NotPassed {
   const pid = takeVariable("LISTEN_PID");
   const pidfd = takeVariable("LISTEN_PIDFDID");
   const fds = takeVariable("LISTEN_FDS");
   const names = takeVariable("LISTEN_FDNAMES");
 
-  if (!Bun.isMainThread) return { reason: "this is a Worker, and only the main thread is asked" };
-  if (pid === undefined)
-    return kept.found && isHot()
-      ? { ...kept.found, again: true }
-      : { reason: "LISTEN_PID is not set" };
+  if (!Bun.isMainThread)
+    return { reason: "this is a Worker", remedy: "call it in the main thread" };
+  if (pid === undefined) {
+    if (kept.found === undefined) return { reason: "LISTEN_PID is not set" };
+    if (isHot()) return { ...kept.found, again: true };
+    return { reason: "an earlier call returned it", remedy: "call it once and keep the result" };
+  }
   if (!isOwnPid("LISTEN_PID", pid)) {
-    warnIfWrapped(Number(pid));
-    return { reason: `LISTEN_PID is ${pid} and this is process ${process.pid}` };
+    const reason = `LISTEN_PID is ${pid} and this is process ${process.pid}`;
+    const remedy = warnIfWrapped(Number(pid));
+    return remedy === undefined ? { reason } : { reason, remedy };
   }
 
   if (pidfd !== undefined) {
-    // Unlike a process id, this never comes round again. Not every kernel knows it.
+    // Process ids are reused, pidfd ids are not. Not every kernel knows them.
     const forId = parseDecimal("LISTEN_PIDFDID", pidfd, "a pidfd id");
     const ownId = pidfdId();
     if (ownId !== undefined && forId !== ownId)
@@ -132,10 +145,15 @@ export function takePassed(): Passed | { readonly reason: string } {
   return (kept.found = { count, names: list });
 }
 
-function requirePassed(): Passed {
+function requirePassed(needed: Needed): Passed {
   const passed = takePassed();
-  if (!("reason" in passed)) return passed;
-  throw misconfigured(`no socket was passed, ${passed.reason}: ${REMEDY}`);
+  if ("reason" in passed) throw notPassed(passed, needed);
+  return passed;
+}
+
+/** @throws {ActivationError} (78) if the last call found nothing, saying why. */
+export function throwIfNothingPassed(): void {
+  if (absence !== undefined) throw notPassed(absence, "socket");
 }
 
 function inherit({ count, names, again }: Passed): PassedDescriptor[] {

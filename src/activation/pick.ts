@@ -1,8 +1,17 @@
+import { isName } from "./environment.ts";
 import { misconfigured, quote } from "./error.ts";
-import type { PassedDescriptor } from "./listen-fds.ts";
+import { type PassedDescriptor, throwIfNothingPassed } from "./listen-fds.ts";
 
 /** How many descriptors of a name there are: exactly one, at most one, at least one, or any number. */
 export type Quantity = "one" | "optional" | "some" | "any";
+
+/** The quantities in words for a message. */
+const QUANTITIES: Readonly<Record<Quantity, string>> = {
+  one: "one",
+  optional: "at most one",
+  some: "at least one",
+  any: "any number",
+};
 
 type Of<Wanted extends Quantity> = Wanted extends "one"
   ? number
@@ -21,7 +30,9 @@ export type Picked<Wanted extends Readonly<Record<string, Quantity>>> = {
  * @param passed What {@link listenFds} returned.
  * @param wanted How many there are of each name.
  * @returns The descriptors of each name, in the order in which they were passed.
- * @throws {ActivationError} (78) if there are more or fewer of a name, or one of another name.
+ * @throws {ActivationError} (78) if there are more or fewer of a name, one of another name, or nothing
+ *   was passed at all where something is needed, saying why.
+ * @throws {TypeError} for a quantity that is none, or a name that no socket can have.
  *
  * @example
  * ```ts
@@ -38,25 +49,47 @@ export function pick(
   passed: readonly PassedDescriptor[],
   wanted: Readonly<Record<string, Quantity>>,
 ): Readonly<Record<string, number | undefined | readonly number[]>> {
+  for (const [name, quantity] of Object.entries<string>(wanted)) {
+    if (!Object.hasOwn(QUANTITIES, quantity))
+      throw new TypeError(
+        `cannot pick ${quantity} of ${quote(name)}: give ${orList(Object.keys(QUANTITIES))}`,
+      );
+    if (!isName(name))
+      throw new TypeError(`cannot pick ${quote(name)}: no socket can have that name`);
+  }
   const byName = new Map(Object.keys(wanted).map((name): [string, number[]] => [name, []]));
   for (const { fd, name } of passed) {
     const fds = byName.get(name);
     if (fds === undefined)
-      throw misconfigured(
-        `descriptor ${fd} is named ${quote(name)}: set FileDescriptorName= to ${[...byName.keys()].join(" or ")}`,
-      );
+      throw misconfigured(`descriptor ${fd} is named ${quote(name)}: ${remedyFor(name, wanted)}`);
     fds.push(fd);
   }
-  const picked = Array.from(byName, ([name, fds]) => {
-    const quantity = wanted[name];
-    const single = quantity === "one" || quantity === "optional";
-    const needed = quantity === "one" || quantity === "some";
-    if (fds.length === 0 ? needed : single && fds.length > 1)
+  const picked = Object.entries(wanted).map(([name, quantity]) => {
+    const fds = byName.get(name) ?? [];
+    const isSingle = quantity === "one" || quantity === "optional";
+    const isNeeded = quantity === "one" || quantity === "some";
+    if (isNeeded && passed.length === 0) throwIfNothingPassed();
+    if (fds.length === 0 ? isNeeded : isSingle && fds.length > 1)
       throw misconfigured(
-        `${fds.length} descriptors are named ${quote(name)}, where ${quantity} is wanted: set FileDescriptorName=${name} in as many socket units`,
+        `${fds.length} descriptors are named ${quote(name)}, where ${QUANTITIES[quantity]} is wanted: ${
+          fds.length === 0 ? "start" : "leave one address in"
+        } the socket units of this service with FileDescriptorName=${name}`,
       );
-    return [name, single ? fds[0] : fds] as const;
+    return [name, isSingle ? fds[0] : fds] as const;
   });
   // Unlike an assignment, this makes a property of the name __proto__ too.
   return Object.fromEntries(picked);
+}
+
+/** What to do about a descriptor of a name that is not wanted. */
+function remedyFor(name: string, wanted: object): string {
+  const names = Object.keys(wanted);
+  if (names.length === 0) return "pass none";
+  if (name === "connection") return "set Accept=no in its socket unit";
+  if (name === "stored") return `store it with fdName ${orList(names)}`;
+  return `set FileDescriptorName= to ${orList(names)}`;
+}
+
+function orList(names: readonly string[]): string {
+  return names.join(" or ");
 }

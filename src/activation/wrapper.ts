@@ -1,17 +1,27 @@
 import { log, LogLevel } from "./log.ts";
 
+/** Process 1 of a machine is no wrapper. A name that is hidden may be its name. */
+const INIT = ["systemd", "init", ""];
+
 /**
- * Warns if the process `pid`, to which the sockets were passed, is one that this one descends from,
- * as with `ExecStart=bun run start`, npm or a shell. Not for process 1, from which all descend.
+ * Warns if the process `pid`, to which the sockets were passed, is one that this one descends from, as
+ * with `ExecStart=bun run start`, npm or a shell; or in a container, where that is process 1.
+ *
+ * @returns What to do then.
  */
-export function warnIfWrapped(pid: number): void {
+export function warnIfWrapped(pid: number): string | undefined {
   let ancestor = process.ppid;
   while (ancestor > 1 && ancestor !== pid) ancestor = stat(ancestor).parent;
-  if (pid === 1 || ancestor !== pid) return;
-  const message =
-    `the passed sockets are for process ${pid} (${stat(pid).name}), which started this one, ${process.pid}, ` +
-    "and are not taken: make ExecStart= the program itself, or put exec before it in the shell";
-  log(LogLevel.warning, message);
+  if (ancestor !== pid) return undefined;
+  const { name } = stat(pid);
+  if (pid === 1 && INIT.includes(name)) return undefined;
+  const place = pid === 1 ? "the command of the container" : "ExecStart=";
+  const remedy = `make ${place} the program itself, or put exec before it in the shell`;
+  log(
+    LogLevel.warning,
+    `the passed sockets are for process ${pid}${name && ` (${name})`}, which started this one, ${process.pid}, and are not taken: ${remedy}`,
+  );
+  return remedy;
 }
 
 /** The name of a process and the id of its parent: 0 if it has none, or is hidden, or has ended. */

@@ -121,9 +121,12 @@ for (const [name, passed] of [
     const VARIABLES: Record<string, [Case["env"], RegExp]> = {
       "to start by itself": [
         { LISTEN_PID: undefined, LISTEN_FDS: undefined },
-        /no socket was passed, LISTEN_PID is not set/,
+        /no (socket|connection) was passed, LISTEN_PID is not set/,
       ],
-      "sockets for another process": [{ LISTEN_PID: "1" }, /no socket was passed, LISTEN_PID is 1/],
+      "sockets for another process": [
+        { LISTEN_PID: "2147483647" },
+        /no (socket|connection) was passed, LISTEN_PID is 2147483647 and this is process \d+/,
+      ],
       "a malformed LISTEN_FDS": [{ LISTEN_FDS: "1x" }, /LISTEN_FDS is "1x"/],
       "more names than descriptors": [{ LISTEN_FDNAMES: "a:b" }, /LISTEN_FDNAMES "a:b"/],
       "more descriptors than were passed": [

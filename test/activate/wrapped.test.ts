@@ -3,8 +3,9 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 
-import { activate, Client, freePort, scratch } from "../support/daemon.ts";
-import { lacks } from "../support/needs.ts";
+import { activate, Client, freePort, Running, scratch } from "../support/daemon.ts";
+import { lacks, skipped } from "../support/needs.ts";
+import * as sockets from "../support/sockets.ts";
 
 setDefaultTimeout(30_000);
 
@@ -73,7 +74,9 @@ describe.skipIf(lacks("systemd-socket-activate", "npm"))(
         program,
         call,
       );
-      const why = expect.stringMatching(/^no socket was passed, LISTEN_PID is \d+ and this is /);
+      const why = expect.stringMatching(
+        /^no (socket|connection) was passed, LISTEN_PID is \d+ and this is process \d+: make ExecStart= the program itself, or /,
+      );
       expect({ wrappers, results }).toEqual({
         wrappers: ["sh"],
         results: [call === "listenFds" ? [] : why, []],
@@ -108,9 +111,9 @@ describe("it does not warn", () => {
     });
   });
 
-  test("if LISTEN_PID is process 1, a process that is no ancestor, or none", async () => {
+  test("if LISTEN_PID is a process that is no ancestor, or none", async () => {
     await using other = Bun.spawn(["sleep", "60"]);
-    for (const pid of [1, other.pid, 0x7fffffff]) {
+    for (const pid of [other.pid, 0x7fffffff]) {
       const child = Bun.spawn([BUN, program, "passedFd"], {
         env: { LISTEN_PID: String(pid), LISTEN_FDS: "1" },
         stdout: "pipe",
@@ -119,5 +122,113 @@ describe("it does not warn", () => {
       expect(await child.stderr.text()).toBe("");
       expect(JSON.parse(await child.stdout.text())).toEqual(notPassed);
     }
+  });
+});
+
+/** A pid namespace with a /proc of its own, as a container has them. */
+const CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
+if (process.geteuid?.() !== 0) CONTAINER.splice(1, 0, "--user", "--map-root-user");
+const noContainer = Bun.spawnSync([...CONTAINER, "true"]);
+if (!noContainer.success)
+  skipped("a wrapper that is process 1", `${noContainer.stderr.toString().trim()}`);
+
+describe.skipIf(!noContainer.success)("in a container, where the sockets are for process 1", () => {
+  /** Runs a command as process 1, as container engines pass it a socket. */
+  async function contained(...command: string[]) {
+    const passed = sockets.listening(sockets.AF_INET, 5);
+    const env = {
+      PATH: process.env["PATH"] ?? "",
+      HOME: directory.path,
+      npm_config_update_notifier: "false",
+      LISTEN_PID: "1",
+      LISTEN_FDS: "1",
+    };
+    await using running = new Running(
+      Bun.spawn([...CONTAINER, ...command], {
+        env,
+        cwd: directory.path,
+        stdio: ["ignore", "pipe", "pipe", passed],
+      }),
+    );
+    sockets.close(passed);
+    const output = running.process.stdout.text();
+    expect([await running.status(), running.stderr]).toEqual([0, expect.any(String)]);
+    const results: unknown = JSON.parse((await output).split("\n").at(-2) ?? "");
+    const warnings = [...running.stderr.matchAll(CONTAINED)].map(([, name]) => name);
+    return { warnings, results, rest: running.stderr.replaceAll(CONTAINED, "").trim() };
+  }
+  const CONTAINED =
+    /^the passed sockets are for process 1 \((.*)\), which started this one, \d+, and are not taken: make the command of the container the program itself, or put exec before it in the shell$/gm;
+
+  test("a shell that is process 1 is named", async () => {
+    const run = '"$0" "$1" passedFd; :';
+    expect(await contained("/bin/sh", "-c", run, BUN, program)).toEqual({
+      warnings: ["sh"],
+      results: notPassed,
+      rest: "",
+    });
+  });
+
+  test("the error of a program that needs a socket says the same", async () => {
+    const run = '"$0" "$1" requireListenFds; :';
+    const { warnings, results } = await contained("/bin/sh", "-c", run, BUN, program);
+    const why = expect.stringMatching(
+      /^no socket was passed, LISTEN_PID is 1 and this is process \d+: make the command of the container the program itself, or put exec before it in the shell$/,
+    );
+    expect({ warnings, results }).toEqual({ warnings: ["sh"], results: [why, []] });
+  });
+
+  test("bun run, and npm", async () => {
+    for (const name of ["bun", "npm"]) {
+      const command = name === "bun" ? BUN : (Bun.which("npm") ?? "npm");
+      const { warnings, results } = await contained(command, "run", "start");
+      expect({ count: warnings.length, results }).toEqual({ count: 1, results: notPassed });
+    }
+  });
+
+  test("a program that is process 1 itself takes the socket, with no warning", async () => {
+    const run = 'exec "$0" "$1" passedFd';
+    expect(await contained("/bin/sh", "-c", run, BUN, program)).toEqual({
+      warnings: [],
+      results: [3, []],
+      rest: "",
+    });
+  });
+
+  test.each(["systemd", "init"])("process 1 of a machine, %s, is not named", async (name) => {
+    const run = `cp /bin/sh ${name} && exec ./${name} -c '"$0" "$1" passedFd; :' "$0" "$1"`;
+    expect(await contained("/bin/sh", "-c", run, BUN, program)).toEqual({
+      warnings: [],
+      results: notPassed,
+      rest: "",
+    });
+  });
+
+  test("what /proc hides is not named: process 1, or whoever is between", async () => {
+    // Covers /proc/PID of the shell by an empty directory.
+    const hide = 'mkdir -p empty && mount --bind empty /proc/$$; "$0" "$1" passedFd; :';
+    expect(await contained("/bin/sh", "-c", hide, BUN, program)).toEqual({
+      warnings: [],
+      results: notPassed,
+      rest: "",
+    });
+    const between = `/bin/sh -c '${hide}' "$0" "$1"; :`;
+    expect(await contained("/bin/sh", "-c", between, BUN, program)).toEqual({
+      warnings: [],
+      results: notPassed,
+      rest: "",
+    });
+    // The parent itself is known without /proc.
+    const parent = `LISTEN_PID=$$; ${hide}`;
+    const { rest } = await contained(
+      "/bin/sh",
+      "-c",
+      `/bin/sh -c '${parent}' "$0" "$1"; :`,
+      BUN,
+      program,
+    );
+    expect(rest).toMatch(
+      /^the passed sockets are for process \d+, which started this one, \d+, and /,
+    );
   });
 });

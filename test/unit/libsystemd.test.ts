@@ -100,7 +100,7 @@ test("listenFds returns what sd_listen_fds_with_names(3) does, or differs as lis
   const sometimes = <T>(of: readonly T[], otherwise: T): T =>
     pick([0, 1, 2, 3]) === 0 ? pick(of) : otherwise;
   const octal = process.pid.toString(8);
-  const PIDS = ["0b1", "", "0", "1", "nobody", "4294967297", ...spellings(PID)];
+  const PIDS = ["0b1", "", "0", "2147483647", "nobody", "4294967297", ...spellings(PID)];
   PIDS.push(`0x${process.pid.toString(16)}`, `0o${octal}`, `0${octal}`);
   const COUNTS = "0 x 0x2 0b10 0o2 1e0 ２ 99999 1048577 2147483645 2147483647".split(" ");
   COUNTS.push("", "2147483648", "4294967298", "18446744073709551617");

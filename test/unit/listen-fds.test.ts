@@ -1,7 +1,8 @@
-import { afterEach, describe, expect, spyOn, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
 import { closeSync, openSync } from "node:fs";
 
 import { takeVariable } from "../../src/activation/environment.ts";
+import { kept } from "../../src/activation/hot.ts";
 import * as libc from "../../src/activation/libc.ts";
 import {
   acceptedFd,
@@ -102,7 +103,10 @@ test("passedFd refuses several", () => {
   clearCloseOnExec(3);
   Object.assign(process.env, { LISTEN_PID: process.pid, LISTEN_FDS: "2" });
   expect(thrown(passedFd)).toEqual(
-    refusal(78, /^LISTEN_FDS is 2, but this takes one descriptor: pass one$/),
+    refusal(
+      78,
+      /^LISTEN_FDS is 2, but this takes one descriptor: leave one in the socket units, or use listenFds$/,
+    ),
   );
 });
 
@@ -113,7 +117,9 @@ describe("acceptedFd", () => {
   test("returns the number of the one descriptor, once", () => {
     pass("1");
     expect(acceptedFd()).toBe(3);
-    expect(thrown(acceptedFd)).toEqual(refusal(78, /^no socket was passed, LISTEN_PID is not set/));
+    expect(thrown(acceptedFd)).toEqual(
+      refusal(78, /^no connection was passed, an earlier call returned it: call it once and keep /),
+    );
   });
 
   test("refuses several", () => {
@@ -124,7 +130,11 @@ describe("acceptedFd", () => {
   });
 });
 
+beforeEach(() => void delete kept.found);
+
 const NAMES = ["LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"] as const;
+/** The largest process id, which is no ancestor's. */
+const NOBODY = "2147483647";
 type Variables = Partial<Record<(typeof NAMES)[number], string>>;
 
 /** What takePassed makes of these variables; LISTEN_PID is this process's unless it is given. */
@@ -145,8 +155,13 @@ describe("takePassed", () => {
 
   test("says why nothing was passed", () => {
     expect(takePassed()).toEqual({ reason: "LISTEN_PID is not set" });
-    const reason = `LISTEN_PID is 1 and this is process ${process.pid}`;
-    const other = { LISTEN_PID: "1", LISTEN_FDS: "x", LISTEN_FDNAMES: "\n", LISTEN_PIDFDID: "1" };
+    const reason = `LISTEN_PID is ${NOBODY} and this is process ${process.pid}`;
+    const other = {
+      LISTEN_PID: NOBODY,
+      LISTEN_FDS: "x",
+      LISTEN_FDNAMES: "\n",
+      LISTEN_PIDFDID: "1",
+    };
     expect(taken(other)).toEqual({ reason });
     expect(taken({})).toEqual({ reason: "LISTEN_FDS is not set" });
   });

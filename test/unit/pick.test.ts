@@ -1,7 +1,10 @@
 import { describe, expect, test } from "bun:test";
 
-import { type PassedDescriptor, pick } from "../../src/activation/index.ts";
+import { quote } from "../../src/activation/error.ts";
+import { kept } from "../../src/activation/hot.ts";
+import { listenFds, type PassedDescriptor, pick } from "../../src/activation/index.ts";
 import { refusal, thrown } from "../support/checks.ts";
+import { clearCloseOnExec } from "../support/sockets.ts";
 
 describe("pick", () => {
   const passed: PassedDescriptor[] = [
@@ -24,16 +27,84 @@ describe("pick", () => {
   });
 
   test.each([
-    [{ http: "some", admin: "one", state: "one" }, /^0 descriptors are named "state", where one /],
+    [
+      { http: "some", admin: "one", state: "one" },
+      /^0 descriptors are named "state", where one is wanted: start the socket units of this service with FileDescriptorName=state$/,
+    ],
     [
       { http: "any", admin: "any", more: "some" },
-      /^0 descriptors .* "more", where some is wanted: /,
+      /^0 descriptors .* "more", where at least one is wanted: start .*=more$/,
     ],
-    [{ http: "one", admin: "one" }, /^2 descriptors .* "http", where one is wanted: set FileDesc/],
-    [{ http: "optional", admin: "one" }, /^2 .* where optional is wanted: .*Name=http in as many /],
+    [
+      { http: "one", admin: "one" },
+      /^2 descriptors are named "http", where one is wanted: leave one address in the socket units of this service with FileDescriptorName=http$/,
+    ],
+    [
+      { http: "optional", admin: "one" },
+      /^2 .* where at most one is wanted: leave one address in /,
+    ],
     [{ http: "any", stream: "any" }, /^descriptor 4 is named "admin": .*Name= to http or stream$/],
+    [{}, /^descriptor 3 is named "http": pass none$/],
   ] as const)("refuses %j", (wanted, message) => {
     expect(thrown(() => pick(passed, wanted))).toEqual(refusal(78, message));
+  });
+
+  test.each([
+    ["connection", /^descriptor 3 is named "connection": set Accept=no in its socket unit$/],
+    ["stored", /^descriptor 3 is named "stored": store it with fdName http or admin$/],
+  ])("names the setting that is at fault for the name %s", (name, message) => {
+    const wanted = { http: "any", admin: "any" } as const;
+    expect(thrown(() => pick([{ fd: 3, name }], wanted))).toEqual(refusal(78, message));
+    // A socket of that name may be wanted.
+    expect(pick([{ fd: 3, name }], { [name]: "one" })).toEqual({ [name]: 3 });
+  });
+
+  test("refuses quantities and names that are none, whatever was passed", () => {
+    const wrong = (wanted: Record<string, unknown>) =>
+      thrown(() => Reflect.apply(pick, undefined, [[], wanted]));
+    for (const quantity of ["two", "", "toString", 1, null, undefined, true])
+      expect(wrong({ http: quantity })).toEqual(
+        new TypeError(`cannot pick ${quantity} of "http": give one or optional or some or any`),
+      );
+    for (const name of ["a:b", "ü", "x".repeat(256)])
+      expect(wrong({ http: "any", [name]: "any" })).toEqual(
+        new TypeError(`cannot pick ${quote(name)}: no socket can have that name`),
+      );
+  });
+});
+
+describe("if nothing was passed, pick says why, unless nothing is needed", () => {
+  const wanted = { http: "some", admin: "optional" } as const;
+  const by = (variables: Record<string, string>) => {
+    delete kept.found;
+    Object.assign(process.env, variables);
+    return thrown(() => pick(listenFds(), wanted));
+  };
+
+  test("to nobody, to another process, or to an earlier call", () => {
+    const person = ": start it from a socket unit or with systemd-socket-activate$";
+    expect(by({})).toEqual(
+      refusal(78, RegExp(`^no socket was passed, LISTEN_PID is not set${person}`)),
+    );
+    const another = { LISTEN_PID: "2147483647", LISTEN_FDS: "1" };
+    const process = `LISTEN_PID is 2147483647 and this is process \\d+`;
+    expect(by(another)).toEqual(refusal(78, RegExp(`^no socket was passed, ${process}${person}`)));
+    kept.found = { count: 1, names: ["http"] };
+    expect(thrown(() => pick(listenFds(), wanted))).toEqual(
+      refusal(78, /^no socket was passed, an earlier call returned it: call it once and keep the /),
+    );
+  });
+
+  test("but not if nothing is needed, or the list was emptied by somebody else", () => {
+    delete kept.found;
+    expect(pick(listenFds(), { http: "any", admin: "optional" })).toEqual({
+      http: [],
+      admin: undefined,
+    });
+    clearCloseOnExec(3);
+    Object.assign(process.env, { LISTEN_PID: process.pid, LISTEN_FDS: "1" });
+    expect(listenFds()).toHaveLength(1);
+    expect(thrown(() => pick([], wanted))).toEqual(refusal(78, /^0 descriptors are named "http"/));
   });
 });
 

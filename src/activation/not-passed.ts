@@ -1,0 +1,79 @@
+import { describe, type Descriptor } from "./describe.ts";
+import { type ActivationError, misconfigured } from "./error.ts";
+import { SO } from "./layout.ts";
+import { available, socketOption } from "./libc.ts";
+
+/** Why nothing was passed, and a remedy if the reason implies one. */
+export interface NotPassed {
+  readonly reason: string;
+  readonly remedy?: string;
+}
+
+/** What the caller cannot do without. */
+export type Needed = "socket" | "connection";
+
+export const REMEDY = "start it from a socket unit or with systemd-socket-activate";
+
+/** Returns the error for a program that needs what was not passed. */
+export function notPassed({ reason, remedy }: NotPassed, needed: Needed): ActivationError {
+  const error = (advice: string, to = "") =>
+    misconfigured(`no ${needed} was passed${to}, ${reason}: ${advice}`);
+  if (remedy !== undefined) return error(remedy);
+  if (stdinSocket() !== undefined)
+    return error("a socket is standard input, leave out StandardInput=socket to have it as 3");
+  if (process.env["SYSTEMD_EXEC_PID"] !== String(process.pid))
+    return error(
+      needed === "connection"
+        ? "start it from a socket unit with Accept=yes or with systemd-socket-activate --accept"
+        : REMEDY,
+    );
+  const { service, socket, systemctl } = unitsOf(controlGroups(), needed);
+  const restart = `run ${systemctl} restart ${socket}`;
+  return error(
+    needed === "connection"
+      ? `a client's connection starts the service, ${restart} and connect`
+      : `${socket} was changed or stopped while the service ran, or the service was started without it (Requires= prevents that), ${restart}`,
+    ` by systemd to ${service}`,
+  );
+}
+
+/**
+ * Returns what standard input is if a service manager put a socket there (`StandardInput=socket`,
+ * inetd(8)): those have an address, and the ends of a socketpair have none. Undefined without FFI.
+ */
+export function stdinSocket(): Extract<Descriptor, { kind: "socket" }> | undefined {
+  // `describe` would load node:fs for what is no socket.
+  if (!available() || socketOption(0, SO.TYPE) === undefined) return undefined;
+  const it = describe(0);
+  if (it.kind !== "socket") return undefined;
+  const hasAddress = "path" in it ? it.path !== "" : !("port" in it) || it.port !== 0;
+  return hasAddress ? it : undefined;
+}
+
+/** The control groups of this process, as cgroups(7) has them; empty if /proc is not there. */
+function controlGroups(): string {
+  const { readFileSync } = process.getBuiltinModule("node:fs");
+  try {
+    return readFileSync("/proc/self/cgroup", "utf8");
+  } catch {
+    return "";
+  }
+}
+
+/**
+ * Returns the service of a process, by its /proc/PID/cgroup, the socket unit that has that name, and the
+ * command for its manager. A service for one connection is an instance: its socket unit has the name
+ * before the `@`.
+ */
+export function unitsOf(cgroup: string, needed: Needed) {
+  const path = /^(?:0:|\d+:name=systemd):(.*\.service)(?:\/|$)/m.exec(cgroup)?.[1] ?? "";
+  const isUser = /\/user@\d+\.service\//.test(path);
+  const systemctl = isUser ? "systemctl --user" : "systemctl";
+  // The kernel's own file names are escaped by an underscore.
+  const name = /\/_?([^/]+)\.service$/.exec(path)?.[1];
+  if (name === undefined || name.startsWith("user@"))
+    return { systemctl, service: "this service", socket: "its socket unit" };
+  const isInstance = needed === "connection" || /@\d+-/.test(name);
+  const socket = `${isInstance ? name.replace(/@.*/, "") : name}.socket`;
+  return { systemctl, service: `${name}.service`, socket };
+}
