@@ -2,7 +2,7 @@ import { isName, isOwnPid, parseDecimal, takeVariable } from "./environment.ts";
 import { misconfigured, quote } from "./error.ts";
 import { isHot, kept } from "./hot.ts";
 import { closesOnExec, pidfdId, setCloseOnExec } from "./libc.ts";
-import { type Needed, notPassed, type NotPassed, REMEDY } from "./not-passed.ts";
+import { type Needed, notPassed, type NotPassed, REMEDY, stdinSocket } from "./not-passed.ts";
 import { warnIfWrapped } from "./wrapper.ts";
 
 /** The number of the first passed descriptor (`SD_LISTEN_FDS_START` of sd-daemon.h). */
@@ -29,6 +29,7 @@ export interface Passed {
 
 /** Why the last call found nothing; undefined if it found something. */
 let absence: NotPassed | undefined;
+let returnedStdin = false;
 
 /**
  * Returns the descriptors that the service manager passed to this process, by `LISTEN_PID` and (if
@@ -61,9 +62,14 @@ export function requireListenFds(): PassedDescriptor[] {
 }
 
 /**
- * Returns the one descriptor that was passed: listening or not, of any name.
+ * Returns the one descriptor that was passed: listening or not, of any name. If there is none, but
+ * standard input is a socket that listens, or a bound one for datagrams (`StandardInput=socket` with
+ * `Accept=no`, or `wait` in inetd(8)), it returns 0.
  *
- * @returns Its number; undefined if nothing was passed to this process, as without systemd.
+ * Limitation: without FFI it does not look at standard input.
+ *
+ * @returns Its number; undefined if nothing was passed to this process, as without systemd, on a second
+ *   call, and in a Worker.
  * @throws {ActivationError} as {@link listenFds} does, and (78) if there are several.
  */
 export function passedFd(): number | undefined {
@@ -72,7 +78,17 @@ export function passedFd(): number | undefined {
     throw misconfigured(
       `LISTEN_FDS is ${passed.length}, but this takes one descriptor: leave one in the socket units, or use listenFds`,
     );
-  return passed[0]?.fd;
+  return passed[0]?.fd ?? stdinFd();
+}
+
+/** Standard input, if the service manager passed it and nothing else. It is returned once. */
+function stdinFd(): 0 | undefined {
+  if (returnedStdin || kept.found !== undefined || !Bun.isMainThread) return undefined;
+  const it = stdinSocket();
+  if (it === undefined || it.connected || !(it.listening || it.type === "datagram"))
+    return undefined;
+  returnedStdin = true;
+  return 0;
 }
 
 /**
