@@ -28,7 +28,8 @@ export function notPassed({ reason, remedy }: NotPassed, needed: Needed): Activa
         : REMEDY,
     );
   const { service, socket, systemctl } = unitsOf(controlGroups(), needed);
-  const restart = `run ${systemctl} restart ${socket}`;
+  // The name of a unit may hold a backslash.
+  const restart = `run ${systemctl} restart ${socket.includes("\\") ? `'${socket}'` : socket}`;
   return error(
     needed === "connection"
       ? `a client's connection starts the service, ${restart} and connect`
@@ -66,13 +67,12 @@ function controlGroups(): string {
  * before the `@`.
  */
 export function unitsOf(cgroup: string, needed: Needed) {
-  const path = /^(?:0:|\d+:name=systemd):(.*\.service)(?:\/|$)/m.exec(cgroup)?.[1] ?? "";
-  const isUser = /\/user@\d+\.service\//.test(path);
-  const systemctl = isUser ? "systemctl --user" : "systemctl";
-  // The kernel's own file names are escaped by an underscore.
-  const name = /\/_?([^/]+)\.service$/.exec(path)?.[1];
-  if (name === undefined || name.startsWith("user@"))
-    return { systemctl, service: "this service", socket: "its socket unit" };
+  const path = /^(?:0:|\d+:name=systemd):(.*)$/m.exec(cgroup)?.[1] ?? "";
+  const [, user, below = path] = /^(.*\/user@\d+\.service)(\/.*)$/.exec(path) ?? [];
+  const systemctl = user === undefined ? "systemctl" : "systemctl --user";
+  // systemd puts an underscore before a name that the kernel could take for a file of its own.
+  const name = /^.*\/_?([^/]+)\.service(?:\/|$)/.exec(below)?.[1];
+  if (name === undefined) return { systemctl, service: "this service", socket: "its socket unit" };
   const isInstance = needed === "connection" || /@\d+-/.test(name);
   const socket = `${isInstance ? name.replace(/@.*/, "") : name}.socket`;
   return { systemctl, service: `${name}.service`, socket };
