@@ -230,6 +230,19 @@ describe("socket-service-accepted and socket-service-inet print the greeting", (
     }));
 });
 
+test.each(SERVICES)(
+  "$name in a deleted directory does not start, with status 1",
+  async ({ name }) => {
+    const script = 'mkdir "$1" && cd "$1" && rmdir "$1" && exec "$0"';
+    const command = ["/bin/sh", "-c", script, executable(name), freshPath()];
+    const child = Bun.spawn(command, { stdin: "ignore", stdout: "pipe", stderr: "pipe" });
+    expect([await child.exited, await child.stdout.text()]).toEqual([1, ""]);
+    expect(await child.stderr.text()).toMatch(
+      /^error: The current working directory was deleted[^\n]*\n$/,
+    );
+  },
+);
+
 test("an error has its level before it if stderr is the journal, and only then", async () => {
   await using journal = execute("../test/activate/journal.sh", [], {}, ["socket-service"]);
   expect(await journal.status()).toBe(CONFIGURATION);

@@ -74,7 +74,10 @@ test("only SYSTEMD_EXEC_PID that is the process itself tells that systemd has st
   ] as const) {
     const become = `[ "$SYSTEMD_EXEC_PID" = self ] && export SYSTEMD_EXEC_PID=$$; exec "$@"`;
     const variables = { LISTEN_PID: undefined, LISTEN_FDS: undefined, SYSTEMD_EXEC_PID: pid };
-    const args = ["-c", become, "sh", `${import.meta.dir}/../../dist/socket-service`];
+    const module = JSON.stringify(`${import.meta.dir}/../../src/activation/index.ts`);
+    const program = `import { exitOnError, requireListenFds } from ${module};
+      try { requireListenFds(); } catch (error) { exitOnError(error); }`;
+    const args = ["-c", become, "sh", process.execPath, "-e", program];
     await using service = execute("/bin/sh", [], variables, args);
     expect([await service.status(), service.stderr]).toEqual([78, expect.stringMatching(says)]);
   }
