@@ -82,6 +82,33 @@ activated(
   },
 );
 
+activated(
+  "under bun --smol --hot, sockets keep their names, and a second call finds them",
+  async () => {
+    using source = program(`
+import { listen, listenFds, pick, requireListenFds } from "socket-service/activation";
+const { http, admin } = pick(listenFds(), { http: "one", admin: "one" });
+const names = requireListenFds().map(({ name }) => name).join();
+for (const fd of [http, admin])
+  listen({ fd, socket: { open: (socket) => void socket.end("VERSION " + names), data() {} } });
+console.error("evaluated VERSION");
+`);
+    const ports = [freePort(), freePort()];
+    await using service = await activate(process.execPath, {
+      flags: ["--fdname=http:admin"],
+      listen: ports.map((port) => `127.0.0.1:${port}`),
+      args: ["--smol", "--hot", source.path],
+    });
+    for (let version = 0; version <= 2; version++) {
+      if (version > 0) {
+        source.edit(version);
+        await service.says(new RegExp(`evaluated v${version}\n`));
+      }
+      for (const port of ports) expect(await ask(port)).toBe(`v${version} http,admin`);
+    }
+  },
+);
+
 activated("under bun --hot, a datagram socket gets the new code", async () => {
   using source = program(`
 import { passedFd, udpSocket } from "socket-service/activation";

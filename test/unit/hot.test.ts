@@ -1,6 +1,7 @@
 /* What a second evaluation of a program does, as under `bun --hot`, here in one process. */
 import { afterEach, beforeEach, expect, spyOn, test } from "bun:test";
 
+import { replace } from "../../src/activation/libc.ts";
 import { listenFds, takePassed } from "../../src/activation/listen-fds.ts";
 import { listen } from "../../src/activation/listen.ts";
 import { serve } from "../../src/activation/serve.ts";
@@ -31,6 +32,11 @@ test("what was passed is found again, and without the flag it is not", () => {
   expect(takePassed()).toEqual({ count: 2, names: undefined });
   for (let i = 0; i < 2; i++)
     expect(takePassed()).toEqual({ count: 2, names: undefined, again: true });
+  const named = { LISTEN_PID: String(process.pid), LISTEN_FDS: "2", LISTEN_FDNAMES: "a:b" };
+  Object.assign(process.env, named);
+  expect(takePassed()).toEqual({ count: 2, names: ["a", "b"] });
+  setFlags(["--smol", "--hot"]);
+  expect(takePassed()).toEqual({ count: 2, names: ["a", "b"], again: true });
   setFlags([]);
   expect(takePassed()).toMatchObject({ reason: "an earlier call returned it" });
 });
@@ -60,6 +66,20 @@ test("a listener takes the place of the former one, which leaves nothing open", 
   await server.stop();
   expect(isOpen(it.fd)).toBe(true);
   close(it.fd);
+});
+
+test("without the flag, a number that is used again stops no other server", async () => {
+  setFlags([]);
+  using one = listening("IPv4");
+  using other = listening("IPv4");
+  const first = serve({ fd: one.fd, fetch: () => new Response("first") });
+  // serve has closed the number.
+  replace(other.fd, one.fd);
+  close(other.fd);
+  const second = serve({ fd: one.fd, fetch: () => new Response("second") });
+  const bodies = [first, second].map(async ({ url }) => (await fetch(url)).text());
+  expect(await Promise.all(bodies)).toEqual(["first", "second"]);
+  await Promise.all([first.stop(true), second.stop(true)]);
 });
 
 test("a server that Bun has reloaded keeps its socket and its id", async () => {

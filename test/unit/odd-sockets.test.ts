@@ -3,8 +3,16 @@ import { dlopen } from "bun:ffi";
 import { expect, test } from "bun:test";
 import { tmpdir } from "node:os";
 
-import { adoptConnection, describe, endpoint, listen, phrase } from "../../src/activation/index.ts";
+import {
+  adoptConnection,
+  describe,
+  endpoint,
+  listen,
+  phrase,
+  serve,
+} from "../../src/activation/index.ts";
 import { refusal, thrown } from "../support/checks.ts";
+import { skipped } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_UNIX, SOCK_DGRAM, SOCK_STREAM } from "../support/sockets.ts";
 
@@ -44,6 +52,31 @@ test.each([
   sockets.clearCloseOnExec(fd);
   const error = await adoptConnection(fd, { data() {} }).catch((error: unknown) => error);
   expect(error).toEqual(refusal(78, RegExp(`${message}connection: pass one \\(Accept=yes\\)$`)));
+});
+
+const vsock = socket(40, SOCK_STREAM);
+if (vsock === undefined) skipped("a listening socket of AF_VSOCK", "this kernel has none");
+
+test.skipIf(vsock === undefined)("a listening socket of AF_VSOCK is refused", () => {
+  const fd = vsock ?? -1;
+  const { symbols: libc } = dlopen("libc.so.6", {
+    bind: { args: ["i32", "buffer", "u32"], returns: "i32" },
+    listen: { args: ["i32", "i32"], returns: "i32" },
+  });
+  // A struct sockaddr_vm: its family, then any port and any CID.
+  expect(libc.bind(fd, Uint32Array.of(40, -1, -1, 0), 16)).toBe(0);
+  expect(libc.listen(fd, 1)).toBe(0);
+  for (const call of [
+    () => listen({ fd, socket: { data() {} } }),
+    () => serve({ fd, fetch: () => new Response() }),
+  ])
+    expect(thrown(call)).toEqual(
+      refusal(
+        78,
+        /is a listening stream socket \(family 40\), not a listening stream socket over IP/,
+      ),
+    );
+  sockets.close(fd);
 });
 
 test("a path that is not UTF-8 is returned with U+FFFD in place of its bytes", () => {
