@@ -57,7 +57,9 @@ async function isSocket(fd: number): Promise<boolean> {
   const adopt = async () => (await runtime.udpSocket({ fd })).close();
   const code = isDescriptor(fd) ? await adopt().catch(codeOf) : "EBADF";
   if (code === undefined)
-    throw misconfigured(`descriptor ${fd} is a datagram socket, not a connection: pass one`);
+    throw misconfigured(
+      `descriptor ${fd} is a datagram socket, not a connection: pass one (ListenStream= and Accept=yes)`,
+    );
   if (code === "EBADF" || (code === "ENOTSOCK" && isStandard(fd) && (await wasClosed(fd))))
     throw misconfigured(`descriptor ${fd} is not open: pass a connection on it`);
   if (code !== "ENOTSOCK") return true;
@@ -82,6 +84,6 @@ function requireConnection(fd: number): void {
   const isStream = descriptor.kind === "socket" && descriptor.type === "stream";
   if (!isStream || !(descriptor.connected || wasConnected(fd)))
     throw misconfigured(
-      `descriptor ${fd} is ${phrase(descriptor)}, not a connection: pass one (Accept=yes)`,
+      `descriptor ${fd} is ${phrase(descriptor)}, not a connection: pass one (ListenStream= and Accept=yes)`,
     );
 }

@@ -1,7 +1,7 @@
 import { ActivationError, ExitStatus, messageOf } from "./error.ts";
 import * as layout from "./layout.ts";
 import { AF, O_CLOEXEC, SOCK, SOL_SOCKET } from "./layout.ts";
-import { whyNoLibc } from "./no-libc.ts";
+import { remedyForCall, whyNoLibc } from "./libc-errors.ts";
 import { type FFI, requireBun, runtime } from "./runtime.ts";
 
 /*
@@ -90,7 +90,8 @@ function check(call: string, result: number | bigint, ...expected: number[]): nu
   // Loaded by the call that needs it: node:util takes 2 ms.
   const { getSystemErrorMap } = process.getBuiltinModule("node:util");
   const [code, text] = getSystemErrorMap().get(-errno) ?? [`errno ${errno}`, "unknown error"];
-  throw new ActivationError(ExitStatus.systemCall, `${call} failed, ${text} (${code})`, code);
+  const message = `${call} failed, ${text} (${code})${remedyForCall(call, code)}`;
+  throw new ActivationError(ExitStatus.systemCall, message, code);
 }
 
 /** Whether this can be a descriptor: bun:ffi cuts other numbers to 32 bits, 2^32 + 3 to 3. */

@@ -2,7 +2,7 @@ import { isName, isOwnPid, parseDecimal, takeVariable } from "./environment.ts";
 import { misconfigured, quote } from "./error.ts";
 import { isHot, kept } from "./hot.ts";
 import { closesOnExec, pidfdId, setCloseOnExec } from "./libc.ts";
-import { type Needed, notPassed, type NotPassed, REMEDY, stdinSocket } from "./not-passed.ts";
+import { type Needed, notPassed, type NotPassed, stdinSocket } from "./not-passed.ts";
 import { warnIfWrapped } from "./wrapper.ts";
 
 /** The number of the first passed descriptor (`SD_LISTEN_FDS_START` of sd-daemon.h). */
@@ -26,6 +26,10 @@ export interface Passed {
   /** Whether it was found before: `bun --hot` has evaluated the program again. */
   readonly again?: boolean;
 }
+
+/** The remedies for variables that do not fit together, and for those of another process. */
+const LEAVE = "leave LISTEN_* to the service manager";
+const ITSELF = "have the service manager start this program itself, and leave LISTEN_* to it";
 
 /** Why the last call found nothing; undefined if it found something. */
 let absence: NotPassed | undefined;
@@ -135,8 +139,7 @@ function readPassed(): Passed | NotPassed {
   }
   if (!isOwnPid("LISTEN_PID", pid)) {
     const reason = `LISTEN_PID is ${pid} and this is process ${process.pid}`;
-    const remedy = warnIfWrapped(Number(pid));
-    return remedy === undefined ? { reason } : { reason, remedy };
+    return { reason, remedy: warnIfWrapped(Number(pid)) ?? ITSELF };
   }
 
   if (pidfd !== undefined) {
@@ -144,20 +147,20 @@ function readPassed(): Passed | NotPassed {
     const forId = parseDecimal("LISTEN_PIDFDID", pidfd, "a pidfd id");
     const ownId = pidfdId();
     if (ownId !== undefined && forId !== ownId)
-      return { reason: `LISTEN_PIDFDID is ${pidfd} and this is process ${ownId}` };
+      return { reason: `LISTEN_PIDFDID is ${pidfd} and this is process ${ownId}`, remedy: ITSELF };
   }
 
-  if (fds === undefined) return { reason: "LISTEN_FDS is not set" };
+  if (fds === undefined) return { reason: "LISTEN_FDS is not set", remedy: LEAVE };
   // The kernel allows a process no more, unless somebody raised fs.nr_open.
   const count = parseDecimal("LISTEN_FDS", fds, "a count of descriptors", 1 << 20);
   const list = names?.split(":");
   if (names !== undefined && list?.length !== count)
     throw misconfigured(
-      `LISTEN_FDNAMES ${quote(names)} holds ${list?.length} name(s) where LISTEN_FDS is ${count}: ${REMEDY}`,
+      `LISTEN_FDNAMES ${quote(names)} holds ${list?.length} name(s) where LISTEN_FDS is ${count}: ${LEAVE}`,
     );
   for (const name of list ?? [])
     if (!isName(name))
-      throw misconfigured(`LISTEN_FDNAMES holds ${quote(name)}, which is not a name: ${REMEDY}`);
+      throw misconfigured(`LISTEN_FDNAMES holds ${quote(name)}, which is not a name: ${LEAVE}`);
   return (kept.found = { count, names: list });
 }
 
@@ -184,7 +187,7 @@ function inherit({ count, names, again }: Passed): PassedDescriptor[] {
         `descriptor ${fd} is not open, though LISTEN_FDS is ${count}: ${
           process.execArgv.includes("--watch")
             ? "bun --watch closes what was passed when it starts anew after an edit, use bun --hot"
-            : "pass as many as it says"
+            : "start the program directly, nothing in between may close what was passed"
         }`,
       );
     setCloseOnExec(fd);

@@ -89,7 +89,7 @@ export function listen<Data = undefined>(options: ListenOptions<Data>): Listener
 export function requireListening(fd: number): void {
   if (!isListeningStream(fd))
     throw misconfigured(
-      `descriptor ${fd} is ${phrase(describe(fd))}, not a listening stream socket over IP or AF_UNIX: pass one (Accept=no)`,
+      `descriptor ${fd} is ${phrase(describe(fd))}, not a listening stream socket over IP or AF_UNIX: pass one (ListenStream= and Accept=no)`,
     );
   keepNotifySocket();
 }

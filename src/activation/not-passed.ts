@@ -12,8 +12,6 @@ export interface NotPassed {
 /** What the caller cannot do without. */
 export type Needed = "socket" | "connection";
 
-export const REMEDY = "start it from a socket unit or with systemd-socket-activate";
-
 /** Returns the error for a program that needs what was not passed. */
 export function notPassed({ reason, remedy }: NotPassed, needed: Needed): ActivationError {
   const error = (advice: string, to = "") =>
@@ -25,7 +23,7 @@ export function notPassed({ reason, remedy }: NotPassed, needed: Needed): Activa
     return error(
       needed === "connection"
         ? "start it from a socket unit with Accept=yes or with systemd-socket-activate --accept"
-        : REMEDY,
+        : "start it from a socket unit or with systemd-socket-activate",
     );
   const { service, socket, systemctl } = unitsOf(controlGroups(), needed);
   // The name of a unit may hold a backslash.
@@ -67,7 +65,8 @@ function controlGroups(): string {
  * before the `@`.
  */
 export function unitsOf(cgroup: string, needed: Needed) {
-  const path = /^(?:0:|\d+:name=systemd):(.*)$/m.exec(cgroup)?.[1] ?? "";
+  // A hybrid hierarchy has both lines, and one of them is "/" in a container.
+  const path = /^(?:0:|\d+:name=systemd):(.*\.service.*)$/m.exec(cgroup)?.[1] ?? "";
   const [, user, below = path] = /^(.*\/user@\d+\.service)(\/.*)$/.exec(path) ?? [];
   const systemctl = user === undefined ? "systemctl" : "systemctl --user";
   // systemd puts an underscore before a name that the kernel could take for a file of its own.

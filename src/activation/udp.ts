@@ -35,7 +35,7 @@ export async function udpSocket<Data extends BinaryType = "buffer">(
   const it = describe(options.fd);
   if (!("port" in it) || it.type !== "datagram")
     throw misconfigured(
-      `descriptor ${options.fd} is ${phrase(it)}, not a datagram socket over IP: pass one (ListenDatagram=)`,
+      `descriptor ${options.fd} is ${phrase(it)}, not a datagram socket over IP: pass one (ListenDatagram= with a port)`,
     );
   const fd = disposable(options.fd);
   try {

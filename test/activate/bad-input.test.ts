@@ -167,6 +167,16 @@ describe("socket-service refuses", () => {
     }));
 });
 
+test("socket-service with too few descriptors says which limit to raise", async () => {
+  const { fds, ours = [] } = listening();
+  await using service = execute("../test/activate/limited.sh", fds, {}, ["7"]);
+  [...fds, ...ours].forEach(sockets.close);
+  expect(await service.status()).toBe(SYSTEM_CALL);
+  expect(service.stderr).toMatch(
+    /^socket-service: [a-z]+ failed, too many open files \(EMFILE\): raise LimitNOFILE= \(ulimit -n\)\n$/,
+  );
+});
+
 describe("socket-service-accepted refuses", () => {
   test.each(Object.entries(WRONG_FOR_CONNECTION))("%s", (_, passed) =>
     expectRefusal("socket-service-accepted", { passed, says: /descriptor 3 is/ }),

@@ -122,7 +122,9 @@ describe("adoptConnection", () => {
   ])("refuses a connected %s socket over AF_UNIX, and sends nothing", async (name, type) => {
     const [one, other] = sockets.socketPair(type);
     const message = `^descriptor ${one} is a connected ${name} socket \\(Unix\\), not a connection: `;
-    expect(await refused(one)).toEqual(refusal(78, RegExp(`${message}pass one \\(Accept=yes\\)$`)));
+    expect(await refused(one)).toEqual(
+      refusal(78, RegExp(`${message}pass one \\(ListenStream= and Accept=yes\\)$`)),
+    );
     expect(sockets.peek(other)).toBe("");
     sockets.close(other);
   });

@@ -162,8 +162,12 @@ describe("takePassed", () => {
       LISTEN_FDNAMES: "\n",
       LISTEN_PIDFDID: "1",
     };
-    expect(taken(other)).toEqual({ reason });
-    expect(taken({})).toEqual({ reason: "LISTEN_FDS is not set" });
+    const remedy = "have the service manager start this program itself, and leave LISTEN_* to it";
+    expect(taken(other)).toEqual({ reason, remedy });
+    expect(taken({})).toEqual({
+      reason: "LISTEN_FDS is not set",
+      remedy: "leave LISTEN_* to the service manager",
+    });
   });
 
   test("returns a count, with names and without", () => {
@@ -183,7 +187,8 @@ describe("takePassed", () => {
     const own = { LISTEN_FDS: "1", LISTEN_PIDFDID: String(id ?? 1) };
     expect(taken(own)).toEqual({ count: 1, names: undefined });
     const reason = `LISTEN_PIDFDID is 4711 and this is process ${id}`;
-    const other = id === undefined ? { count: 1, names: undefined } : { reason };
+    const other =
+      id === undefined ? { count: 1, names: undefined } : { reason, remedy: expect.any(String) };
     expect(taken({ LISTEN_FDS: "1", LISTEN_PIDFDID: "4711" })).toEqual(other);
     using _ = spyOn(libc, "pidfdId").mockReturnValue(undefined);
     expect(taken({ LISTEN_FDS: "1", LISTEN_PIDFDID: "4711" })).toEqual({
@@ -208,14 +213,20 @@ describe("takePassed", () => {
   test("refuses names that are not as many as the descriptors", () => {
     for (const names of ["a", "a:b:c", "", "::"])
       expect(taken({ LISTEN_FDS: "2", LISTEN_FDNAMES: names })).toEqual(
-        refusal(78, /^LISTEN_FDNAMES "[abc:]*" holds [13] .* LISTEN_FDS is 2: start it from a /),
+        refusal(
+          78,
+          /^LISTEN_FDNAMES "[abc:]*" holds [13] .* LISTEN_FDS is 2: leave LISTEN_\* to the service manager$/,
+        ),
       );
   });
 
   test("refuses a name that is none", () => {
     for (const names of ["a:b\x7f", "\x1f:", "a:ü", `a:${"x".repeat(256)}`])
       expect(taken({ LISTEN_FDS: "2", LISTEN_FDNAMES: names })).toEqual(
-        refusal(78, /^LISTEN_FDNAMES holds ".*", which is not a name: start it from a socket unit/),
+        refusal(
+          78,
+          /^LISTEN_FDNAMES holds ".*", which is not a name: leave LISTEN_\* to the service manager$/,
+        ),
       );
   });
 });

@@ -34,6 +34,7 @@ test.each([
     "a.service",
     "a.socket",
   ],
+  ["1:name=systemd:/\n0::/system.slice/a.service\n", SYSTEM, "a.service", "a.socket"],
   [
     "12:cpu:/other.service\n1:name=systemd:/system.slice/a.service\n",
     SYSTEM,

@@ -51,7 +51,9 @@ test.each([
   expect(thrown(() => listen(options))).toEqual(refusal(78, RegExp(`${message}listening`)));
   sockets.clearCloseOnExec(fd);
   const error = await adoptConnection(fd, { data() {} }).catch((error: unknown) => error);
-  expect(error).toEqual(refusal(78, RegExp(`${message}connection: pass one \\(Accept=yes\\)$`)));
+  expect(error).toEqual(
+    refusal(78, RegExp(`${message}connection: pass one \\(ListenStream= and Accept=yes\\)$`)),
+  );
 });
 
 const vsock = socket(40, SOCK_STREAM);

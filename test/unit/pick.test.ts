@@ -88,7 +88,12 @@ describe("if nothing was passed, pick says why, unless nothing is needed", () =>
     );
     const another = { LISTEN_PID: "2147483647", LISTEN_FDS: "1" };
     const process = `LISTEN_PID is 2147483647 and this is process \\d+`;
-    expect(by(another)).toEqual(refusal(78, RegExp(`^no socket was passed, ${process}${person}`)));
+    expect(by(another)).toEqual(
+      refusal(
+        78,
+        RegExp(`^no socket was passed, ${process}: have the service manager start this `),
+      ),
+    );
     kept.found = { count: 1, names: ["http"] };
     expect(thrown(() => pick(listenFds(), wanted))).toEqual(
       refusal(78, /^no socket was passed, an earlier call returned it: call it once and keep the /),

@@ -37,3 +37,12 @@ function limits(): string {
     return "";
   }
 }
+
+/** Returns what to do about a call that failed, after a colon; empty if this file knows nothing. */
+export function remedyForCall(call: string, code: string): string {
+  if (code === "EMFILE") return ": raise LimitNOFILE= (ulimit -n)";
+  if (code === "EAFNOSUPPORT") return ": allow AF_UNIX (RestrictAddressFamilies=)";
+  // The kernel itself denies no other of the calls: sendmsg for another process it does.
+  if (code === "EPERM" && call !== "sendmsg") return `: allow ${call} (SystemCallFilter=)`;
+  return "";
+}
