@@ -197,6 +197,11 @@ export function setNonBlocking(fd: number): void {
   check("fcntl", libc.fcntl(fd, 4, SOCK_NONBLOCK));
 }
 
+/** Blocking, as systemd passes a socket. */
+export function setBlocking(fd: number): void {
+  check("fcntl", libc.fcntl(fd, 4, 0));
+}
+
 export function isNonBlocking(fd: number): boolean {
   return (check("fcntl", libc.fcntl(fd, 3, 0)) & SOCK_NONBLOCK) !== 0;
 }

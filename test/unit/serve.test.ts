@@ -3,11 +3,13 @@ import { rmSync } from "node:fs";
 import { hostname } from "node:os";
 import { resolve } from "node:path";
 
-import { serve } from "../../src/activation/index.ts";
+import { listen, serve } from "../../src/activation/index.ts";
+import { replace } from "../../src/activation/libc.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
 import { CERTIFICATE, client, FAMILIES, freshPath, listening, text } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
 import { backlogOf, close, portOf } from "../support/sockets.ts";
+import { until } from "../support/until.ts";
 
 // Some search for what is not there, through all numbers that a descriptor may have.
 setDefaultTimeout(30_000);
@@ -102,6 +104,86 @@ test("serve upgrades to WebSocket", async () => {
   await server.stop(true);
 });
 
+const upgrade = (request: Request, server: Bun.Server<undefined>) =>
+  server.upgrade(request) ? undefined : new Response("", { status: 400 });
+
+/** A WebSocket to a server, open. */
+async function webSocket(server: { readonly url: URL }): Promise<WebSocket> {
+  const socket = new WebSocket(server.url);
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  socket.onopen = () => resolve();
+  socket.onerror = () => reject(new Error("the WebSocket fails"));
+  await promise;
+  return socket;
+}
+
+test("the handlers of a WebSocket get what Bun gives them, also inherited ones", async () => {
+  using it = listening("IPv4");
+  const calls: unknown[] = [];
+  const closed = Promise.withResolvers<void>();
+  class Handlers {
+    maxPayloadLength = 5;
+    open(this: unknown, socket: Bun.ServerWebSocket<undefined>, ...others: unknown[]) {
+      calls.push(["open", this, typeof socket.send, others]);
+      socket.send("welcome");
+    }
+    message(socket: Bun.ServerWebSocket<undefined>, message: string | Buffer) {
+      socket.send(`echo ${message}`);
+    }
+    close(this: unknown, _: Bun.ServerWebSocket<undefined>, ...others: unknown[]) {
+      calls.push(["close", this, others]);
+      closed.resolve();
+    }
+  }
+  const server = started(serve({ fd: it.fd, websocket: new Handlers(), fetch: upgrade }));
+  const socket = await webSocket(server);
+  const received = Promise.withResolvers<unknown>();
+  socket.onmessage = ({ data }) => received.resolve(data);
+  expect(await received.promise).toBe("welcome");
+  const ended = new Promise<CloseEvent>((resolve) => (socket.onclose = resolve));
+  socket.send("longer than five");
+  // Bun's own limit, which is one of the options.
+  expect((await ended).code).toBe(1009);
+  await closed.promise;
+  expect(calls).toEqual([
+    ["open", undefined, "function", []],
+    ["close", undefined, [1006, expect.any(String)]],
+  ]);
+
+  calls.length = 0;
+  const second = await webSocket(server);
+  second.close(3001, "bye");
+  await until("the second is closed", 10, () => calls.length === 2);
+  expect(calls[1]).toEqual(["close", undefined, [3001, "bye"]]);
+});
+
+test.each(["serve", "reload"])(
+  "a WebSocket of %s that has closed leaves nothing in memory",
+  async (how) => {
+    using it = listening("IPv4");
+    const opened: WeakRef<object>[] = [];
+    const options = {
+      fetch: upgrade,
+      websocket: { open: (socket: object) => void opened.push(new WeakRef(socket)), message() {} },
+    };
+    const none = { ...options, websocket: { message() {} } };
+    const server = started(serve({ fd: it.fd, ...(how === "serve" ? options : none) }));
+    if (how === "reload") expect(server.reload(options)).toBe(server);
+    for (let n = 0; n < 20; n++) {
+      const socket = await webSocket(server);
+      const closed = new Promise((resolve) => (socket.onclose = resolve));
+      socket.close();
+      await closed;
+    }
+    expect(opened.length).toBe(20);
+    await until("they are collected", 10, () => {
+      Bun.gc(true);
+      // A few may be found on the stack.
+      return opened.filter((socket) => socket.deref() !== undefined).length < 4;
+    });
+  },
+);
+
 test("serve answers a request under way after stop()", async () => {
   using it = listening("IPv4");
   const release = Promise.withResolvers<void>();
@@ -139,7 +221,9 @@ test("serve makes a socket that blocks non-blocking, and no child inherits it", 
   started(serve({ fd, ...answer("") }));
   expect(sockets.isNonBlocking(kept)).toBe(true);
   close(kept);
-  expect([...descriptors().keys()].filter((name) => name.endsWith("inherit"))).toEqual([]);
+  // Those of the tests themselves, such as a stdout that is a socket, are none of ours.
+  const inherited = [...descriptors().keys()].filter((name) => name.endsWith("inherit"));
+  expect(inherited.filter((name) => !before.has(name))).toEqual([]);
 });
 
 test.each([1, 37, 511, 4096])("serve keeps a backlog of %i", (backlog) => {
@@ -200,6 +284,43 @@ test("a development server answers to its own name, to localhost and to addresse
   rmSync(`${page}.html`);
 });
 
+test.each(["EAFNOSUPPORT", "EPERM", "EACCES"])(
+  "serve serves if Bun may not listen over IP, which is %s",
+  async (code) => {
+    using it = listening("IPv4");
+    const native = Bun.serve;
+    using sandboxed = spyOn(Bun, "serve");
+    sandboxed.mockImplementation(((options: Bun.Serve.Options<undefined>) => {
+      if (options.unix === undefined) throw Object.assign(new Error(), { code });
+      return native(options);
+    }) as typeof Bun.serve);
+    started(serve({ fd: it.fd, ...answer("all the same") }));
+    expect(await exchange(it.to)).toEndWith("all the same");
+    // It does not ask again for each address.
+    expect(sandboxed).toHaveBeenCalledTimes(2);
+  },
+);
+
+test("serve needs no address over IP for a Unix socket, nor if none has a free port", async () => {
+  for (const [family, failures] of [
+    ["Unix", 0],
+    ["IPv6", 254],
+  ] as const) {
+    using it = listening(family);
+    const native = Bun.serve;
+    let failed = 0;
+    using full = spyOn(Bun, "serve");
+    full.mockImplementation(((options: Bun.Serve.Options<undefined>) => {
+      if (options.unix !== undefined) return native(options);
+      failed++;
+      throw Object.assign(new Error(), { code: "EADDRINUSE" });
+    }) as typeof Bun.serve);
+    started(serve({ fd: it.fd, ...answer("all the same") }));
+    expect(await exchange(it.to)).toEndWith("all the same");
+    expect(failed).toBe(failures);
+  }
+});
+
 test("serve finds its descriptors where the first three are free", async () => {
   using it = listening("IPv4");
   const program = `
@@ -231,6 +352,49 @@ test("serve works while another thread opens and closes descriptors", async () =
     await serve({ fd: it.fd, fetch: () => new Response() }).stop();
   }
   worker.terminate();
+});
+
+test.each([
+  ["hostname", () => ({ hostname: "192.0.2.1" })],
+  ["port", () => ({ port: 1 })],
+  ["hostname and port", () => ({ hostname: "192.0.2.1", port: 1 })],
+  ["unix", () => ({ unix: "/nonexistent/socket" })],
+] as const)("serve ignores %s beside a descriptor", async (_, address) => {
+  for (const family of ["IPv6", "Unix"] as const) {
+    using it = listening(family);
+    const server = started(serve({ ...address(), fd: it.fd, ...answer("passed") }));
+    expect(await exchange(it.to)).toEndWith("passed");
+    expect(server.port).toBe("port" in it.to ? it.to.port : undefined);
+  }
+});
+
+test("serve leaves the id that the program gives its server, and gives none itself", async () => {
+  for (const id of [undefined, "mine"]) {
+    using it = listening("IPv4");
+    const server = started(serve({ fd: it.fd, ...(id && { id }), ...answer("") }));
+    const bun = started(Bun.serve({ port: 0, hostname: "127.0.0.1", ...(id && { id }), ...answer("") }));
+    expect(server.id.replace(/\d+$/, "PORT")).toBe(bun.id.replace(/\d+$/, "PORT"));
+  }
+});
+
+test("a number that a second socket has leaves the server of the first alone", async () => {
+  using it = listening("IPv4");
+  using other = listening("IPv6");
+  using third = listening("Unix");
+  started(serve({ fd: it.fd, ...answer("first") }));
+  // As the kernel hands out numbers: the first server closed it.
+  replace(other.fd, it.fd);
+  started(serve({ fd: it.fd, ...answer("second") }));
+  replace(third.fd, it.fd);
+  const greeter = listen({
+    fd: it.fd,
+    socket: { open: (socket) => void socket.end("third"), data() {} },
+  });
+  [other.fd, third.fd].forEach(close);
+  expect(await exchange(it.to)).toEndWith("first");
+  expect(await exchange(other.to)).toEndWith("second");
+  expect(await text(await client(third.to))).toBe("third");
+  greeter.stop();
 });
 
 test("serve is Bun.serve if no socket was passed, with its own default address", async () => {
@@ -389,12 +553,14 @@ describe("serve leaves the descriptor as it was", () => {
     [fd, other].forEach(close);
   });
 
-  test("if Bun.serve refuses the options", async () => {
-    using it = listening("IPv4");
+  test.each(FAMILIES)("if Bun.serve refuses the options, over %s", async (family) => {
+    using it = listening(family);
+    sockets.setBlocking(it.fd);
     const open = descriptors();
     const tls = { key: "no key", cert: "no certificate" };
     expect(thrown(() => serve({ fd: it.fd, ...answer(""), tls }))).toBeInstanceOf(Error);
     expect(descriptors()).toEqual(open);
+    expect(sockets.isNonBlocking(it.fd)).toBe(false);
     started(serve({ fd: it.fd, ...answer("still") }));
     expect(await exchange(it.to)).toEndWith("still");
   });
