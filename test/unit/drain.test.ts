@@ -357,6 +357,145 @@ test("what is left at timeout is cut off, and the result says so", async () => {
   await until("the connection is cut off", 10, () => stuck.end !== undefined);
 });
 
+test("grace ends at a shorter timeout", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response() });
+  const begun = performance.now();
+  expect(await drain(server, { grace: 10_000, timeout: 200 })).toBe(true);
+  expect(performance.now() - begun).toBeWithin(190, 2000);
+});
+
+test("nobody is waited for beyond timeout, though a connection has brought nothing", async () => {
+  let shortest = Infinity;
+  // A busy machine makes it longer, and nothing makes it shorter.
+  for (let n = 0; n < 5; n++) {
+    using it = listening("IPv4");
+    const server = serve({ fd: it.fd, fetch: () => new Response() });
+    const silent = await Kept.to(it.to);
+    const other = await Kept.to(it.to);
+    await other.ask("/");
+    const begun = performance.now();
+    await drain(server, { grace: 0, timeout: 20 });
+    shortest = Math.min(shortest, performance.now() - begun);
+    await until("the connection is closed", 10, () => silent.end !== undefined);
+  }
+  expect(shortest).toBeLessThan(120);
+});
+
+test("a WebSocket is open until the last request is answered", async () => {
+  using it = listening("IPv4");
+  const release = Promise.withResolvers<void>();
+  const server = serve({
+    fd: it.fd,
+    async fetch(request, server) {
+      if (server.upgrade(request)) return undefined;
+      await release.promise;
+      return new Response("slow");
+    },
+    websocket: { message: (socket, message) => void socket.send(`echo ${message}`) },
+  });
+  const open = await Kept.to(it.to);
+  open.send("/", UPGRADE);
+  await until("the upgrade", 10, () => open.received.startsWith("HTTP/1.1 101 "));
+  const drained = drain(server, { grace: 50 });
+  const slow = await Kept.to(it.to);
+  slow.send("/slow");
+  // Beyond grace, and beyond all that a connection may take for its first request.
+  await Bun.sleep(600);
+  expect(open.end).toBeUndefined();
+  open.received = "";
+  open.socket.write(Uint8Array.of(0x81, 0x82, 0, 0, 0, 0, 0x68, 0x69));
+  await until("the echo", 10, () => open.received === "\x81\x07echo hi");
+  release.resolve();
+  expect(await slow.answer()).toMatchObject({ body: "slow" });
+  expect(await drained).toBe(true);
+  await until("the server closes the WebSocket", 10, () => open.end === "closed");
+  expect(open.received).toMatch(GOING_AWAY);
+});
+
+test("at timeout, WebSockets are closed with 1001 all the same", async () => {
+  using it = listening("IPv4");
+  const server = serve({
+    fd: it.fd,
+    fetch: (request, server) =>
+      server.upgrade(request) ? undefined : new Promise<Response>(() => {}),
+    websocket: { message() {} },
+  });
+  const open = await Kept.to(it.to);
+  open.send("/", UPGRADE);
+  await until("the upgrade", 10, () => open.received.startsWith("HTTP/1.1 101 "));
+  const stuck = await Kept.to(it.to);
+  stuck.send("/");
+  await until("the request is under way", 10, () => server.pendingRequests === 1);
+  expect(await drain(server, { grace: 0, timeout: 200 })).toBe(false);
+  await until("the server closes the WebSocket", 10, () => open.end !== undefined);
+  expect(open.received).toMatch(GOING_AWAY);
+});
+
+test("an upgrade is refused however it is spelled, in a route too", async () => {
+  using it = listening("IPv4");
+  let upgrades = 0;
+  const upgrade = (request: Request, server: Bun.Server<undefined>) => {
+    upgrades++;
+    return server.upgrade(request) ? undefined : new Response();
+  };
+  const server = serve({
+    fd: it.fd,
+    routes: { "/route": upgrade, "/method": { GET: upgrade } },
+    fetch: upgrade,
+    websocket: { message() {} },
+  });
+  const drained = drain(server, { grace: 200 });
+  for (const target of ["/", "/route", "/method"])
+    for (const word of ["websocket", "WebSocket", "WEBSOCKET"]) {
+      const headers = UPGRADE.replace("websocket", word);
+      expect(await (await Kept.to(it.to)).ask(target, headers)).toMatchObject({
+        status: 503,
+        closes: true,
+      });
+    }
+  expect(upgrades).toBe(0);
+  // Another protocol is the handler's own.
+  const other = UPGRADE.replace("websocket", "h2c");
+  expect(await (await Kept.to(it.to)).ask("/", other)).toMatchObject({ status: 200, closes: true });
+  expect(await drained).toBe(true);
+});
+
+test.each(["throws", "rejects"])(
+  "newcomers are served while a request is under way, though the handler of one %s",
+  async (how) => {
+    using it = listening("IPv4");
+    const release = Promise.withResolvers<void>();
+    const server = serve({
+      fd: it.fd,
+      development: false,
+      async fetch({ url }) {
+        if (url.endsWith("/slow")) await release.promise;
+        return new Response("answered");
+      },
+      routes: {
+        "/fails": () => {
+          const error = new Error("on purpose");
+          if (how === "throws") throw error;
+          return Promise.reject(error);
+        },
+      },
+      error: () => new Response("failed", { status: 500 }),
+    });
+    const slow = await Kept.to(it.to);
+    slow.send("/slow");
+    await until("the request is under way", 10, () => server.pendingRequests === 1);
+    const drained = drain(server, { grace: 50 });
+    for (let n = 0; n < 3; n++)
+      expect(await (await Kept.to(it.to)).ask("/fails")).toMatchObject({ status: 500 });
+    await Bun.sleep(500);
+    expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "answered" });
+    release.resolve();
+    expect(await slow.answer()).toMatchObject({ body: "answered" });
+    expect(await drained).toBe(true);
+  },
+);
+
 test("a second call returns the first one's promise", async () => {
   using it = listening("IPv4");
   const server = serve({ fd: it.fd, fetch: () => new Response() });
@@ -375,6 +514,46 @@ test("the handlers of a reload count, before the call and after", async () => {
   server.reload({ routes: { "/": new Response("three") } });
   expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "three", closes: true });
   expect(await drained).toBe(true);
+});
+
+test("a reload that Bun refuses changes nothing, before the call and after", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response("one") });
+  const wrong = JSON.parse(`{ "fetch": 1 }`);
+  expect(thrown(() => server.reload(wrong))).toBeInstanceOf(TypeError);
+  expect((await (await Kept.to(it.to)).ask("/")).body).toBe("one");
+  const drained = drain(server, { grace: 200 });
+  expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "one", closes: true });
+  expect(thrown(() => server.reload(JSON.parse(`{ "websocket": 1 }`)))).toBeInstanceOf(Error);
+  expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "one", closes: true });
+  expect(await drained).toBe(true);
+});
+
+test("a WebSocket that a reload brought is closed with 1001, and one that closed is left alone", async () => {
+  using it = listening("IPv4");
+  let closed = 0;
+  const upgrade = {
+    fetch: (request: Request, server: Bun.Server<undefined>) =>
+      server.upgrade(request) ? undefined : new Response(),
+    websocket: { message() {}, close: () => void closed++ },
+  };
+  const server = serve({ fd: it.fd, ...upgrade });
+  const sockets: Kept[] = [];
+  for (let n = 0; n < 3; n++) {
+    const kept = await Kept.to(it.to);
+    kept.send("/", UPGRADE);
+    await until("the upgrade", 10, () => kept.received.startsWith("HTTP/1.1 101 "));
+    sockets.push(kept);
+    if (n === 1) server.reload(upgrade);
+  }
+  sockets[1]?.socket.destroy();
+  await until("one is gone", 10, () => closed === 1);
+  expect(await drain(server, { grace: 10 })).toBe(true);
+  for (const kept of [sockets[0], sockets[2]]) {
+    await until("the server closes the WebSocket", 10, () => kept?.end === "closed");
+    expect(kept?.received).toMatch(GOING_AWAY);
+  }
+  expect(closed).toBe(3);
 });
 
 test("drains a server over TLS", async () => {
