@@ -4,7 +4,7 @@ import { describe, phrase } from "./describe.ts";
 import { codeOf, misconfigured } from "./error.ts";
 import { hasCloseOnExec, S_IFMT } from "./layout.ts";
 import { available, isDescriptor, wasConnected } from "./libc.ts";
-import { requireBun, runtime } from "./runtime.ts";
+import { derive, requireBun, runtime } from "./runtime.ts";
 import { isStandard, replaceClosed } from "./standard.ts";
 
 /**
@@ -29,24 +29,23 @@ export async function adoptConnection(
   const socket = await runtime.connect<undefined>({
     fd,
     allowHalfOpen: true,
-    socket: {
-      ...handlers,
-      open(socket) {
+    socket: derive(handlers, {
+      open(socket: Socket<undefined>) {
         try {
           // Unlike an unconnected IP socket, a Unix datagram socket would send: check that first.
           if (socket.localFamily === undefined) requireConnection(fd);
-          handlers.open?.(socket);
+          handlers.open?.call(socket, socket);
           if (socket.bytesWritten === 0) requireConnection(fd);
         } catch (error) {
           refusal = error;
           socket.terminate();
         }
       },
-      close(socket, error) {
+      close(socket: Socket<undefined>, error?: Error) {
         replaceClosed(fd);
-        return handlers.close?.(socket, error);
+        return handlers.close?.call(socket, socket, error);
       },
-    },
+    }),
   });
   if (refusal !== undefined) throw refusal;
   return socket;

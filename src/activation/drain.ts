@@ -5,7 +5,8 @@ import { misconfigured } from "./error.ts";
 import { LONGEST_TIMER, pause } from "./event-loop.ts";
 import { kept } from "./hot.ts";
 import * as libc from "./libc.ts";
-import { derive, type Served } from "./serve.ts";
+import { derive } from "./runtime.ts";
+import type { Served } from "./serve.ts";
 
 /** In milliseconds: how long a server takes to end. */
 export interface DrainOptions {

@@ -7,7 +7,7 @@ import { disposable, isHot, supersede } from "./hot.ts";
 import * as libc from "./libc.ts";
 import { bound } from "./max-connections.ts";
 import { keepNotifySocket } from "./notify.ts";
-import { type Listener, requireBun, runtime } from "./runtime.ts";
+import { derive, type Listener, requireBun, runtime } from "./runtime.ts";
 import { isStandard, release } from "./standard.ts";
 
 /** The options of `Bun.listen`, with a descriptor that wins over the address if there is one. */
@@ -46,9 +46,9 @@ export type ListenOptions<Data = undefined> = (
  */
 export function listen<Data = undefined>(options: ListenOptions<Data>): Listener<Data> {
   requireBun();
-  const { maxConnections, ...own } = options;
-  const limit = maxConnections === undefined ? undefined : bound<Data>(maxConnections, own.tls);
-  const counted = limit ? { ...own, socket: limit.counting(own.socket) } : own;
+  const { maxConnections, socket, tls } = options;
+  const limit = maxConnections === undefined ? undefined : bound<Data>(maxConnections, tls);
+  const counted = limit ? derive(options, { socket: limit.counting(socket) }) : options;
   if (options.fd === undefined) {
     const listener = runtime.listen(counted);
     limit?.apply(listener, adopt(listener.fd), libc.duplicate(listener.fd));
@@ -61,7 +61,7 @@ export function listen<Data = undefined>(options: ListenOptions<Data>): Listener
   let listener: ReturnType<typeof runtime.listen<Data>> | undefined;
   try {
     libc.replaceByPlaceholder(fd);
-    listener = runtime.listen({ ...counted, fd });
+    listener = runtime.listen(derive(counted, { fd }));
     const watch = substitute(passed, fd);
     if (limit) limit.apply(listener, watch, passed);
     else libc.close(passed);

@@ -2,6 +2,7 @@ import type { SocketHandler, SocketListener, SocketOptions } from "bun";
 
 import { pause, resume } from "./event-loop.ts";
 import * as libc from "./libc.ts";
+import { derive } from "./runtime.ts";
 
 /**
  * Counts the connections of a listener, which accepts while there are fewer than `most`.
@@ -18,18 +19,18 @@ export function bound<Data>(most: number, tls: unknown) {
   function counting(handlers: SocketHandler<Data>): SocketHandler<Data> {
     // Over TLS with no such handler, Bun calls `open` only after the handshake.
     const afterHandshake = Boolean(tls) && handlers.handshake === undefined;
-    return {
-      ...handlers,
-      ...(afterHandshake ? { handshake: (socket) => void handlers.open?.(socket) } : {}),
+    const called: SocketHandler<Data> = {
       open(socket) {
         if (++open === most && listening) pause(listening.watch);
-        return afterHandshake ? undefined : handlers.open?.(socket);
+        return afterHandshake ? undefined : handlers.open?.call(socket, socket);
       },
       close(socket, error) {
         if (open-- === most && listening) resume(listening.watch, listening.socket);
-        return handlers.close?.(socket, error);
+        return handlers.close?.call(socket, socket, error);
       },
     };
+    if (afterHandshake) called.handshake = (socket) => void handlers.open?.call(socket, socket);
+    return derive(handlers, called);
   }
 
   /** @param socket A descriptor of the listening socket, kept while that is not watched. */
@@ -46,7 +47,7 @@ export function bound<Data>(most: number, tls: unknown) {
     define("stop", end);
     define(Symbol.dispose, () => end());
     define("reload", (options: Pick<SocketOptions<Data>, "socket">) =>
-      reload.call(listener, { ...options, socket: counting(options.socket) }),
+      reload.call(listener, derive(options, { socket: counting(options.socket) })),
     );
   }
   return { counting, apply };

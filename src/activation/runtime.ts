@@ -62,3 +62,8 @@ export function requireBun(version = Bun.version): void {
       `Bun ${version} is too old for socket-service/activation: use Bun 1.4.0 or newer`,
     );
 }
+
+/** An object with other properties. Bun also reads what the object inherits, as from a class. */
+export function derive<T extends object>(object: T, properties: object): T {
+  return Object.create(object, Object.getOwnPropertyDescriptors(properties));
+}

@@ -6,7 +6,7 @@ import { substitute, unexpectedRuntime } from "./event-loop.ts";
 import { isHot, kept, supersede } from "./hot.ts";
 import * as libc from "./libc.ts";
 import { overlay, requireListening } from "./listen.ts";
-import { type Reported, requireBun } from "./runtime.ts";
+import { derive, type Reported, requireBun } from "./runtime.ts";
 import { release } from "./standard.ts";
 
 /** The options of `Bun.serve`, with a descriptor that wins over the address if there is one. */
@@ -197,9 +197,4 @@ function recordSockets<Options extends object>(options: Options, sockets: Set<Cl
     },
   };
   return derive(options, { websocket: derive(websocket, handlers) });
-}
-
-/** An object with other properties. What it inherits, as from a class, Bun reads as well. */
-export function derive<T extends object>(object: T, properties: object): T {
-  return Object.create(object, Object.getOwnPropertyDescriptors(properties));
 }

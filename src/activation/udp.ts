@@ -4,7 +4,7 @@ import { describe, phrase } from "./describe.ts";
 import { misconfigured } from "./error.ts";
 import { disposable, isHot, supersede } from "./hot.ts";
 import { close } from "./libc.ts";
-import { requireBun, runtime } from "./runtime.ts";
+import { derive, requireBun, runtime } from "./runtime.ts";
 import { isStandard, release } from "./standard.ts";
 
 /** The options of `Bun.udpSocket`, with a descriptor that wins over the address if there is one. */
@@ -39,7 +39,7 @@ export async function udpSocket<Data extends BinaryType = "buffer">(
     );
   const fd = disposable(options.fd);
   try {
-    const socket = await runtime.udpSocket({ ...options, fd });
+    const socket = await runtime.udpSocket(derive(options, { hostname: it.address, fd }));
     if (isStandard(options.fd) && !isHot()) release(options.fd);
     supersede(options.fd, socket, () => socket.close());
     return socket;

@@ -146,14 +146,47 @@ describe("adoptConnection", () => {
     },
   );
 
-  test("passes on what a handler throws, and closes the connection", async () => {
-    const [one, other] = sockets.socketPair();
-    const open = () => {
-      throw new Error("of the handler");
-    };
-    const error = await adoptConnection(one, { open, data() {} }).catch((error: unknown) => error);
-    expect(error).toEqual(new Error("of the handler"));
-    sockets.close(other);
+  test.each([
+    ["TCP", () => tcp(AF_INET)],
+    ["AF_UNIX", () => sockets.socketPair()],
+  ] as const)(
+    "passes on what a handler throws, and closes the connection (%s)",
+    async (_, pair) => {
+      const [other, one] = pair();
+      const open = () => {
+        throw new Error("of the handler");
+      };
+      const error = await adoptConnection(one, { open, data() {} }).catch(
+        (error: unknown) => error,
+      );
+      expect(error).toEqual(new Error("of the handler"));
+      // The peer need not close its side for that.
+      await until("the descriptor is closed", 3, () => !sockets.isOpen(one));
+      sockets.close(other);
+    },
+  );
+
+  test("calls handlers as Bun.connect does: open before the promise resolves, inherited ones too", async () => {
+    const [client, fd] = tcp(AF_INET6);
+    const calls: unknown[] = [];
+    class Handlers {
+      open(this: unknown, socket: Bun.Socket<undefined>) {
+        calls.push(["open", this === socket]);
+      }
+      data(this: unknown, socket: Bun.Socket<undefined>, data: Buffer) {
+        calls.push(["data", this === socket, String(data)]);
+        socket.end();
+      }
+      close(this: unknown, socket: Bun.Socket<undefined>) {
+        calls.push(["close", this === socket]);
+      }
+    }
+    await adoptConnection(fd, new Handlers());
+    calls.push("resolved");
+    const peer = await adoptConnection(client, { data() {} });
+    peer?.end("hello");
+    await until("it is closed", 3, () => calls.length === 4);
+    expect(calls).toEqual([["open", true], "resolved", ["data", true, "hello"], ["close", true]]);
   });
 
   test("adopts a connection that its peer has reset", async () => {

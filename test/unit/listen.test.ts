@@ -32,10 +32,12 @@ const greet = (greeting: string) => ({
 
 test.each(FAMILIES)("listen accepts over %s, and stop leaves the socket open", async (family) => {
   using it = listening(family);
+  const early = await client(it.to);
   const open = descriptors();
   const listener = listen({ fd: it.fd, ...greet("first") });
   // On the same number, and nothing else.
   expect(descriptors()).toEqual(open);
+  expect(await text(early)).toBe("first");
   expect(await text(await client(it.to))).toBe("first");
   listener.stop();
   expect(sockets.isOpen(it.fd)).toBe(false);
@@ -84,6 +86,40 @@ test("listen is Bun.listen if no socket was passed", async () => {
   expect(await text(await client({ path }))).toBe("mine");
 });
 
+test.each([
+  ["hostname and port", () => ({ hostname: "192.0.2.1", port: 1 })],
+  ["unix", () => ({ unix: "/nonexistent/socket" })],
+] as const)("listen ignores %s beside a descriptor", async (_, address) => {
+  for (const family of ["IPv6", "Unix"] as const)
+    for (const limit of [{}, { maxConnections: 5 }]) {
+      using it = listening(family);
+      const listener = started(listen({ ...address(), ...limit, fd: it.fd, ...greet("passed") }));
+      expect(await text(await client(it.to))).toBe("passed");
+      const { host, port, path } = { host: undefined, port: undefined, path: undefined, ...it.to };
+      expect(listener).toMatchObject({
+        hostname: host,
+        port,
+        unix: path,
+      });
+    }
+});
+
+test("options may be inherited, as with Bun.listen", async () => {
+  class Application {
+    hostname = "127.0.0.1";
+    port = 0;
+    get socket() {
+      return greet("inherited").socket;
+    }
+  }
+  const own = started(listen(new Application()));
+  const to = { host: "127.0.0.1", port: Number(Reflect.get(own, "port")) };
+  expect(await text(await client(to))).toBe("inherited");
+  using it = listening("IPv4");
+  started(listen(Object.assign(new Application(), { fd: it.fd })));
+  expect(await text(await client(it.to))).toBe("inherited");
+});
+
 test("a listener reports its address as one of Bun.listen does", () => {
   using tcp = listening("IPv4");
   const ours = started(listen({ fd: tcp.fd, ...greet("") }));
@@ -95,6 +131,12 @@ test("a listener reports its address as one of Bun.listen does", () => {
   });
   expect(Object.getOwnPropertyNames(ours)).toEqual(Object.getOwnPropertyNames(bun));
   expect(bun).toHaveProperty("unix", undefined);
+  // Nobody changes them.
+  for (const listener of [ours, bun])
+    for (const name of ["hostname", "port", "unix"])
+      expect(thrown(() => Object.assign(listener, { [name]: "changed" }))).toBeInstanceOf(
+        TypeError,
+      );
   using unix = listening("Unix");
   const { unix: path } = started(listen({ fd: unix.fd, ...greet("") }));
   expect(unix.to).toMatchObject({ path });
@@ -129,12 +171,14 @@ describe("listen leaves the descriptor as it was", () => {
 
   test("if Bun.listen refuses the options", async () => {
     using it = listening("IPv4");
+    sockets.setBlocking(it.fd);
     const open = descriptors();
     const tls = { key: "no key", cert: "no certificate" };
     expect(thrown(() => listen({ fd: it.fd, ...greet(""), tls }))).toBeInstanceOf(Error);
     await nothingLeft(open);
     expect(describeFd(it.fd)).toMatchObject({ listening: true, family: "IPv4" });
     expect(backlogOf(it.fd)).toBe(37);
+    expect(sockets.isNonBlocking(it.fd)).toBe(false);
     started(listen({ fd: it.fd, ...greet("still") }));
     expect(await text(await client(it.to))).toBe("still");
   });

@@ -3,10 +3,10 @@ import { once } from "node:events";
 import { connect as connectTls } from "node:tls";
 
 import { listen } from "../../src/activation/index.ts";
-import { close, duplicate, queueOf } from "../support/sockets.ts";
+import { close, duplicate, isOpen, pipe, queueOf } from "../support/sockets.ts";
 import { until } from "../support/until.ts";
 import { descriptors, nothingLeft, thrown } from "../support/checks.ts";
-import { CERTIFICATE, client, listening, text } from "../support/listening.ts";
+import { CERTIFICATE, client, FAMILIES, listening, text } from "../support/listening.ts";
 
 const listeners: Bun.SocketListener<undefined>[] = [];
 afterEach(() => {
@@ -84,6 +84,176 @@ describe.each([
     await nothingLeft(before);
     expect(seen.accepted).toBe(1);
   });
+});
+
+test.each(FAMILIES)("maxConnections holds over %s", async (family) => {
+  using it = listening(family, 64);
+  const { seen, socket } = greeter();
+  const listener = started(listen({ fd: it.fd, socket, maxConnections: 2 }));
+  const clients = await Promise.all(Array.from({ length: 6 }, () => client(it.to)));
+  for (let served = 2; served <= 6; served += 2) {
+    await accepted(seen, served);
+    for (const socket of seen.open) socket.end();
+  }
+  expect(await Promise.all(clients.map(text))).toEqual(Array(6).fill("hello"));
+  expect(seen.most).toBe(2);
+  expect("port" in it.to ? it.to.port : undefined).toBe(Reflect.get(listener, "port"));
+});
+
+test("maxConnections holds on a path of the program's own", async () => {
+  const path = `\0${crypto.randomUUID()}`;
+  const { seen, socket } = greeter();
+  started(listen({ unix: path, socket, maxConnections: 1 }));
+  const clients = [await client({ path }), await client({ path })];
+  for (const count of [1, 2]) {
+    await accepted(seen, count);
+    for (const socket of seen.open) socket.end();
+  }
+  expect(await Promise.all(clients.map(text))).toEqual(["hello", "hello"]);
+  expect(seen.most).toBe(1);
+});
+
+test("maxConnections holds though a handler throws", async () => {
+  using it = listening("IPv4", 64);
+  using other = listening("IPv4");
+  const { seen, socket } = greeter();
+  const errors: string[] = [];
+  let fails = 2;
+  const open = (opened: Bun.Socket<undefined>) => {
+    if (fails-- > 0) throw new Error("of the handler");
+    socket.open(opened);
+  };
+  const error = (_: unknown, { message }: Error) => void errors.push(message);
+  started(listen({ fd: it.fd, socket: { ...socket, open, error }, maxConnections: 1 }));
+  started(listen({ fd: other.fd, socket: greeter().socket }));
+  // Bun closes the connection of a handler that throws.
+  for (let n = 0; n < 2; n++) expect(await text(await client(it.to))).toBe("");
+  expect(errors).toEqual(["of the handler", "of the handler"]);
+  const clients = [await client(it.to), await client(it.to), await client(it.to)];
+  for (const count of [1, 2, 3]) {
+    await accepted(seen, count);
+    // The event loop has come round, and would have accepted the next.
+    const probe = await client(other.to);
+    await once(probe, "data");
+    probe.destroy();
+    expect(seen.accepted).toBe(count);
+    for (const socket of seen.open) socket.end();
+  }
+  expect(await Promise.all(clients.map(text))).toEqual(["hello", "hello", "hello"]);
+});
+
+test.each([false, true])(
+  "stop(%p) leaves open connections open, or closes them, also while it does not accept",
+  async (closes) => {
+    for (const maxConnections of [1, 2]) {
+      using it = listening("IPv4", 64);
+      const { seen, socket } = greeter();
+      const listener = listen({ fd: it.fd, socket, maxConnections });
+      const one = await client(it.to);
+      await accepted(seen, 1);
+      listener.stop(closes);
+      if (closes) expect(await text(one)).toBe("hello");
+      expect(seen.open.size).toBe(closes ? 0 : 1);
+      for (const socket of seen.open) socket.end();
+      if (!closes) expect(await text(one)).toBe("hello");
+      one.destroy();
+    }
+  },
+);
+
+test("a listener that is stopped twice closes no descriptor of another", async () => {
+  using it = listening("IPv4", 64);
+  const { socket } = greeter();
+  const listener = listen({ fd: it.fd, socket, maxConnections: 1 });
+  listener.stop();
+  const files = [...pipe(), ...pipe(), ...pipe()];
+  listener.stop();
+  listener.stop(true);
+  listener[Symbol.dispose]();
+  expect(files.filter((fd) => !isOpen(fd))).toEqual([]);
+  files.forEach(close);
+});
+
+test("over TLS, open and handshake are called once each, as without maxConnections", async () => {
+  for (const maxConnections of [undefined, 1])
+    for (const has of [false, true]) {
+      using it = listening("IPv4", 64);
+      const calls: string[] = [];
+      const done = Promise.withResolvers<void>();
+      const socket = {
+        open: () => void calls.push("open"),
+        data(socket: Bun.Socket<undefined>) {
+          calls.push("data");
+          socket.end("bye");
+        },
+        close: () => done.resolve(),
+        ...(has && {
+          handshake: (_: unknown, success: boolean) => void calls.push(`handshake ${success}`),
+        }),
+      };
+      const limit = maxConnections === undefined ? {} : { maxConnections };
+      started(listen({ fd: it.fd, socket, tls: CERTIFICATE, ...limit }));
+      // Two after each other, so that the first has been counted out.
+      for (let n = 0; n < 2; n++) {
+        const peer = connectTls({ ...it.to, rejectUnauthorized: false });
+        peer.write("hello");
+        expect(await text(peer)).toBe("bye");
+      }
+      await done.promise;
+      const each = has ? ["open", "handshake true", "data"] : ["open", "data"];
+      expect(calls).toEqual([...each, ...each]);
+    }
+});
+
+test("a TLS handshake that fails, and clients that reset, leave the others their turn", async () => {
+  using it = listening("IPv4", 64);
+  const { seen, socket } = greeter();
+  started(listen({ fd: it.fd, socket, maxConnections: 1, tls: CERTIFICATE }));
+  for (let n = 0; n < 3; n++) {
+    const wrong = await client(it.to);
+    wrong.on("error", () => {});
+    wrong.write("GET / HTTP/1.0\r\n\r\n");
+    const gone = await client(it.to);
+    gone.resetAndDestroy();
+    const next = connectTls({ ...it.to, rejectUnauthorized: false });
+    const [greeting] = await once(next, "data");
+    expect(String(greeting)).toBe("hello");
+    wrong.destroy();
+    next.destroy();
+    await until("the connection is closed", 5, () => seen.open.size === 0);
+  }
+  expect(seen.most).toBe(1);
+});
+
+test("handlers get what Bun gives them: the connection, its end, this", async () => {
+  using it = listening("IPv4");
+  const calls: unknown[] = [];
+  const done = Promise.withResolvers<void>();
+  // Inherited ones, as of a class, too.
+  class Handlers {
+    open(this: unknown, ...given: unknown[]) {
+      calls.push(["open", this === given[0], given.length]);
+    }
+    data(socket: Bun.Socket<undefined>, data: Buffer) {
+      calls.push(["data", String(data)]);
+      socket.end();
+    }
+    close(this: unknown, ...given: unknown[]) {
+      calls.push(["close", this === given[0], given.slice(1)]);
+      done.resolve();
+    }
+  }
+  const socket = new Handlers();
+  started(listen({ fd: it.fd, socket, maxConnections: 1 }));
+  const peer = await client(it.to);
+  peer.end("hello");
+  await done.promise;
+  const counted = calls.splice(0);
+  const bun = started(Bun.listen({ hostname: "127.0.0.1", port: 0, socket }));
+  const other = await client({ host: "127.0.0.1", port: Number(Reflect.get(bun, "port")) });
+  other.end("hello");
+  await until("it is closed too", 5, () => calls.length === 3);
+  expect(counted).toEqual(calls);
 });
 
 test("maxConnections leaves whoever waits in the queue to the next that listens", async () => {

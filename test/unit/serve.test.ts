@@ -372,7 +372,9 @@ test("serve leaves the id that the program gives its server, and gives none itse
   for (const id of [undefined, "mine"]) {
     using it = listening("IPv4");
     const server = started(serve({ fd: it.fd, ...(id && { id }), ...answer("") }));
-    const bun = started(Bun.serve({ port: 0, hostname: "127.0.0.1", ...(id && { id }), ...answer("") }));
+    const bun = started(
+      Bun.serve({ port: 0, hostname: "127.0.0.1", ...(id && { id }), ...answer("") }),
+    );
     expect(server.id.replace(/\d+$/, "PORT")).toBe(bun.id.replace(/\d+$/, "PORT"));
   }
 });

@@ -6,10 +6,12 @@ import { refusal } from "../support/checks.ts";
 import { listening } from "../support/listening.ts";
 import {
   AF_INET,
+  AF_INET6,
   AF_UNIX,
   bound,
   close,
   duplicate,
+  isOpen,
   portOf,
   SOCK_DGRAM,
 } from "../support/sockets.ts";
@@ -20,10 +22,11 @@ const echo = {
 };
 
 /** What comes back from a port when it is sent something. */
-async function ask(port: number): Promise<string> {
+async function ask(port: number, hostname = "127.0.0.1"): Promise<string> {
   const { promise, resolve } = Promise.withResolvers<string>();
   const client = await Bun.udpSocket({
-    connect: { hostname: "127.0.0.1", port },
+    hostname,
+    connect: { hostname, port },
     socket: { data: (_, data) => resolve(data.toString()) },
   });
   client.send("hello");
@@ -32,21 +35,44 @@ async function ask(port: number): Promise<string> {
   return answer;
 }
 
-test("udpSocket receives on a passed socket, and leaves it with its passer", async () => {
-  const fd = bound(AF_INET, SOCK_DGRAM);
-  const kept = duplicate(fd);
-  const socket = await udpSocket({ fd, port: 1, socket: echo });
-  expect(socket.port).toBe(portOf(kept));
-  expect(await ask(socket.port)).toBe("hello");
-  socket.close();
-  expect(describe(kept)).toMatchObject({ type: "datagram", family: "IPv4" });
-  close(kept);
-});
+test.each([
+  ["IPv4", AF_INET, "127.0.0.1"],
+  ["IPv6", AF_INET6, "::1"],
+] as const)(
+  "udpSocket receives on a passed socket over %s, and leaves it with its passer",
+  async (family, domain, hostname) => {
+    const fd = bound(domain, SOCK_DGRAM);
+    const kept = duplicate(fd);
+    // The address is ignored: nobody has it here.
+    const socket = await udpSocket({ fd, hostname: "192.0.2.1", port: 1, socket: echo });
+    expect([socket.port, socket.hostname]).toEqual([portOf(kept), hostname]);
+    expect(await ask(socket.port, hostname)).toBe("hello");
+    socket.close();
+    expect(isOpen(fd)).toBe(false);
+    expect(describe(kept)).toMatchObject({ type: "datagram", family });
+    close(kept);
+  },
+);
 
 test("udpSocket is Bun.udpSocket if no socket was passed", async () => {
   const socket = await udpSocket({ fd: undefined, hostname: "127.0.0.1", port: 0, socket: echo });
   expect(await ask(socket.port)).toBe("hello");
   socket.close();
+});
+
+test("options may be inherited, as with Bun.udpSocket", async () => {
+  class Options {
+    hostname = "127.0.0.1";
+    get socket() {
+      return echo;
+    }
+  }
+  const fd = bound(AF_INET, SOCK_DGRAM);
+  for (const options of [new Options(), Object.assign(new Options(), { fd })]) {
+    const socket = await udpSocket(options);
+    expect(await ask(socket.port)).toBe("hello");
+    socket.close();
+  }
 });
 
 test("udpSocket refuses what is no datagram socket over IP, and leaves it open", async () => {
@@ -63,4 +89,18 @@ test("udpSocket refuses what is no datagram socket over IP, and leaves it open",
     refusal(78, /^descriptor \d+ is an unconnected datagram socket \(Unix\), not/),
   );
   close(unix);
+});
+
+test("udpSocket leaves the descriptor as it was if Bun refuses the options", async () => {
+  const fd = bound(AF_INET6, SOCK_DGRAM);
+  const port = portOf(fd);
+  const wrong = JSON.parse(`{ "data": 1 }`);
+  expect(await udpSocket({ fd, socket: wrong }).catch((error) => error)).toBeInstanceOf(TypeError);
+  expect(describe(fd)).toMatchObject({ type: "datagram", family: "IPv6", port });
+  const socket = await udpSocket({ fd, socket: echo });
+  expect(await ask(port, "::1")).toBe("hello");
+  socket.close();
+  expect(await udpSocket({ fd: 987_654 }).catch((error) => error)).toEqual(
+    refusal(78, /^descriptor 987654 is not open/),
+  );
 });
