@@ -37,7 +37,7 @@ function program(source = PROGRAM) {
 const start = (flag: string, path: string, ports: number[]): Promise<Running> =>
   activate(process.execPath, {
     listen: ports.map((port) => `127.0.0.1:${port}`),
-    args: [flag, path],
+    args: [...flag.split(" "), path],
   });
 
 const get = async (port: number) =>
@@ -108,6 +108,74 @@ console.error("evaluated VERSION");
     }
   },
 );
+
+const DRAINED = `
+import { drain, passedFd, serve } from "socket-service/activation";
+const server = serve({
+  fd: passedFd(),
+  fetch: (request, server) => (server.upgrade(request) ? undefined : new Response("http VERSION")),
+  websocket: { open: (socket) => void socket.send("ws VERSION"), message() {} },
+});
+process.removeAllListeners("SIGTERM").on("SIGTERM", async () => {
+  const drained = drain(server, { grace: 500 });
+  console.error("draining VERSION");
+  process.exit((await drained) ? 0 : 1);
+});
+console.error("evaluated VERSION");
+`;
+
+activated.each(["--hot", "--smol --hot", "--hot --smol"])(
+  "under bun %s, drain ends the newest code, and WebSockets of each version",
+  async (flags) => {
+    using source = program(DRAINED);
+    const port = freePort();
+    await using service = await start(flags, source.path, [port]);
+    const codes: Promise<number>[] = [];
+    for (let version = 0; version <= 2; version++) {
+      if (version > 0) {
+        source.edit(version);
+        await service.says(new RegExp(`evaluated v${version}\n`));
+      }
+      expect(await get(port)).toBe(`http v${version}`);
+      const socket = new WebSocket(`ws://127.0.0.1:${port}/`);
+      codes.push(new Promise((resolve) => (socket.onclose = ({ code }) => resolve(code))));
+      const greeting = await new Promise(
+        (resolve) => (socket.onmessage = ({ data }) => resolve(data)),
+      );
+      expect(greeting).toBe(`ws v${version}`);
+    }
+    service.process.kill("SIGTERM");
+    await service.says(/draining v2\n/);
+    const response = await fetch(`http://127.0.0.1:${port}/`, { keepalive: false });
+    expect(await response.text()).toBe("http v2");
+    expect(response.headers.get("Connection")).toBe("close");
+    expect(await service.status()).toBe(0);
+    expect(await Promise.all(codes)).toEqual([1001, 1001, 1001]);
+  },
+);
+
+activated("under bun --hot, a socket may change from serve to listen and back", async () => {
+  using source = program(`
+import { listen, passedFd, serve } from "socket-service/activation";
+const fd = passedFd();
+const version = "VERSION";
+if (version === "v1") listen({ fd, socket: { open: (socket) => void socket.end(version), data() {} } });
+else serve({ fd, fetch: () => new Response(version) });
+console.error("evaluated VERSION");
+`);
+  const port = freePort();
+  await using service = await start("--hot", source.path, [port]);
+  for (let version = 0; version <= 2; version++) {
+    if (version > 0) {
+      source.edit(version);
+      await service.says(new RegExp(`evaluated v${version}\n`));
+    }
+    const one = version === 1 ? () => ask(port) : () => get(port);
+    // If the former one still accepted, some would be its.
+    const answers = await Promise.all(Array.from({ length: 20 }, one));
+    expect(answers).toEqual(Array(20).fill(`v${version}`));
+  }
+});
 
 activated("under bun --hot, a datagram socket gets the new code", async () => {
   using source = program(`

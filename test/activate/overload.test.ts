@@ -28,6 +28,11 @@ async function patient(port: number): Promise<string> {
   return received;
 }
 
+/** Whether a process sleeps: the kernel wakes it before a client's connect(2) returns. */
+function isIdle(pid: number): boolean {
+  return readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.startsWith("S") ?? false;
+}
+
 /** What a service does until it is disposed of, looked at ten times a second. */
 class Watched implements Disposable {
   readonly #timer: Timer;
@@ -171,6 +176,59 @@ describe("a program that does not bound its connections,", () => {
     expect(service.stderr).toBe("");
     sockets.close(fd);
     receiver.close();
+  });
+
+  test.concurrent("serves who waits for a descriptor, also after a pause and a stop", async () => {
+    using directory = scratch();
+    const fds = [sockets.listening(AF_INET, 64), sockets.listening(AF_INET, 64)];
+    const [bounded = 0, late = 0] = fds.map(sockets.portOf);
+    // SIGUSR1 takes all descriptors that are free, SIGUSR2 gives them back.
+    const source = `import { openSync, closeSync } from "node:fs";
+      const socket = { open: (socket) => void socket.write("Hello\\n"), data() {} };
+      listen({ fd: 3, socket, maxConnections: 1 });
+      let files = [];
+      process.on("SIGUSR1", () => {
+        try { for (;;) files.push(openSync("/dev/null", "r")); } catch { console.error("full"); }
+      });
+      process.on("SIGUSR2", () => { for (const file of files.splice(0)) closeSync(file); });
+      process.on("SIGHUP", () => { listen({ fd: 4, socket }); console.error("second"); });
+      console.error("first");`;
+    const file = join(directory.path, "program.ts");
+    const activation = resolve(import.meta.dir, "../../src/activation/index.ts");
+    writeFileSync(file, `import { listen } from "${activation}";\n${source}`);
+    const script = `ulimit -n 64; exec ${process.execPath} ${file}`;
+    await using service = execute("/bin/sh", fds, {}, ["-c", script]);
+    await service.says(/first\n/);
+    /** With no descriptor free a client waits, and is served when there are some. */
+    const servesWhoWaits = async (port: number) => {
+      const heard = service.stderr.length;
+      service.process.kill("SIGUSR1");
+      await until("its descriptors are gone", 10, () =>
+        service.stderr.slice(heard).includes("full"),
+      );
+      const waiting = await Client.connect(port);
+      await until("it has tried to accept", 10, () => isIdle(service.process.pid));
+      service.process.kill("SIGUSR2");
+      const began = performance.now();
+      await waiting.firstByte();
+      expect(performance.now() - began).toBeLessThan(1000);
+      waiting.close();
+    };
+    const first = await Client.connect(bounded);
+    await first.firstByte();
+    // At its bound it does not accept. It looks again every half a second, and finds none to watch.
+    await Bun.sleep(1200);
+    first.close();
+    // It accepts again.
+    const second = await Client.connect(bounded);
+    await second.firstByte();
+    second.close();
+    await servesWhoWaits(bounded);
+    // One that is opened later.
+    service.process.kill("SIGHUP");
+    await service.says(/second\n/);
+    await servesWhoWaits(late);
+    fds.forEach(sockets.close);
   });
 
   test.concurrent("notifies, and serves who waits though nobody comes after", async () => {

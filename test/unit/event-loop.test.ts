@@ -1,7 +1,7 @@
 import { expect, spyOn, test } from "bun:test";
 
 import { describe as describeFd } from "../../src/activation/describe.ts";
-import { substitute } from "../../src/activation/event-loop.ts";
+import { adopt, substitute } from "../../src/activation/event-loop.ts";
 import { readProc, replace } from "../../src/activation/libc.ts";
 import { close, socketPair } from "../support/sockets.ts";
 import { refusal, thrown } from "../support/checks.ts";
@@ -58,5 +58,32 @@ test("a socket is watched edge-triggered, and looked at again until its number i
   if (!pair.includes(fd)) replace(pair[0], fd);
   lookAgain();
   expect(end).toHaveBeenCalledTimes(1);
+  // Another that is watched later is looked at again, too.
+  using next = listening("IPv6");
+  const later = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
+  const timers = interval.mock.calls.length;
+  fresh.substitute(next.fd, "fd" in later && typeof later.fd === "number" ? later.fd : -1);
+  expect(interval.mock.calls.length).toBe(timers + 1);
+  later.stop();
+  lookAgain();
+  close(next.fd);
   for (const number of new Set([fd, it.fd, ...pair])) close(number);
+});
+
+test("each socket is found by its own number, and not by one that ends in the same digits", () => {
+  // Numbers up to 200 and more: 13 and 113, 20 and 120.
+  const listeners = Array.from({ length: 200 }, () =>
+    Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } }),
+  );
+  const data = new Set<string>();
+  for (const listener of listeners) {
+    const fd = "fd" in listener && typeof listener.fd === "number" ? listener.fd : -1;
+    const watch = adopt(fd);
+    expect(watch.fd).toBe(fd);
+    expect(watch.events).toBeGreaterThan(0);
+    data.add(watch.data.join());
+  }
+  // Bun's own data tells one socket from another.
+  expect(data.size).toBe(200);
+  for (const listener of listeners) listener.stop();
 });

@@ -82,6 +82,39 @@ test("without the flag, a number that is used again stops no other server", asyn
   await Promise.all([first.stop(true), second.stop(true)]);
 });
 
+test("a listener takes the place of a server, which gets no client any more", async () => {
+  using it = listening("IPv4");
+  serve({ fd: it.fd, fetch: () => new Response("of the server") });
+  for (const line of ["one", "two"]) {
+    listen({ fd: it.fd, ...greet(line) });
+    // With two that accept, each would get some.
+    const clients = await Promise.all(Array.from({ length: 20 }, () => client(it.to)));
+    expect(await Promise.all(clients.map(text))).toEqual(Array(20).fill(line));
+    for (const socket of clients) socket.destroy();
+  }
+  // The last listener, too, is stopped by this.
+  const server = serve({ fd: it.fd, fetch: () => new Response() });
+  await server.stop(true);
+  close(it.fd);
+});
+
+test("an error leaves the passed descriptor, and what was on it, and opens nothing", async () => {
+  using it = listening("IPv4");
+  const listener = listen({ fd: it.fd, ...greet("former") });
+  const open = descriptors();
+  const tls = { key: "no key", cert: "no certificate" };
+  expect(thrown(() => listen({ fd: it.fd, ...greet(""), tls }))).toBeInstanceOf(Error);
+  expect(thrown(() => serve({ fd: it.fd, fetch: () => new Response(), tls }))).toBeInstanceOf(
+    Error,
+  );
+  await nothingLeft(open);
+  const socket = await client(it.to);
+  expect(await text(socket)).toBe("former");
+  socket.destroy();
+  listener.stop();
+  close(it.fd);
+});
+
 test("a server that Bun has reloaded keeps its socket and its id", async () => {
   using it = listening("IPv4");
   const server = serve({ fd: it.fd, fetch: () => new Response("one") });
