@@ -18,6 +18,8 @@ import { isStandard, replaceClosed } from "./standard.ts";
  *   it is.
  * @throws {ActivationError} (78) if `fd` is not open, an anonymous file, or a socket that listens, is
  *   of another type, or never had a peer. Nothing was sent then. A peer that is gone is no error.
+ * @throws What `open` throws. The connection is closed then: over TCP by a reset, so that the client
+ *   does not take what it got for all of it.
  */
 export async function adoptConnection(
   fd: number,

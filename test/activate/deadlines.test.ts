@@ -1,5 +1,6 @@
 /* When connections, services and notifications end or come. All of it waits, so all run at once. */
 import { expect, setDefaultTimeout, test } from "bun:test";
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 
 import { lacks } from "../support/needs.ts";
@@ -7,7 +8,7 @@ import * as sockets from "../support/sockets.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
 import { AF_INET } from "../support/sockets.ts";
 import { activate, ask, Client, execute, freePort, scratch, SERVICES } from "../support/daemon.ts";
-import { SLOW } from "../support/until.ts";
+import { SLOW, until } from "../support/until.ts";
 
 setDefaultTimeout(40_000);
 
@@ -119,6 +120,59 @@ for (const open of [500, 1500])
       expect(performance.now() - closed).toBeWithin(1000, 1000 + LATE);
     },
   );
+
+test.concurrent("socket-service is never ready after it was told to stop", async () => {
+  using directory = scratch();
+  const path = join(directory.path, "notify");
+  const fd = sockets.listening(AF_INET, 5);
+  const port = sockets.portOf(fd);
+  // Nobody receives yet, so it tries again every second.
+  await using service = execute(NAME, [fd], { NOTIFY_SOCKET: path });
+  sockets.close(fd);
+  const { client } = await stay(port);
+  await service.says(/cannot notify/);
+  service.process.kill("SIGTERM");
+  await until("it no longer accepts", 5, () => !existsSync(`/proc/${service.process.pid}/fd/3`));
+  const receiver = new NotifyReceiver(path);
+  // The open connection has its five seconds.
+  await client.closed();
+  expect(await service.status()).toBe(0);
+  for (let next = receiver.poll(); next !== undefined; next = receiver.poll())
+    expect(next.text).not.toContain("READY=1");
+  receiver.close();
+});
+
+/** The default numbers of drain, in a program of its own. */
+const DRAIN = `
+  import { drain, serve } from "./src/activation/index.ts";
+  const server = serve({
+    fd: 3,
+    fetch: ({ url }) => (url.endsWith("/never") ? new Promise(() => {}) : new Response("Hello")),
+  });
+  process.on("SIGTERM", async () => process.exit((await drain(server)) ? 0 : 1));
+  console.error("serves");`;
+
+for (const [what, target, milliseconds, status] of [
+  ["grace of drain is one second", "/", 1000, 0],
+  ["timeout of drain is ten seconds", "/never", 10_000, 1],
+] as const)
+  test.concurrent(`by default the ${what}`, async () => {
+    const fd = sockets.listening(AF_INET, 5);
+    await using service = execute(process.execPath, [fd], {}, ["-e", DRAIN]);
+    await service.says(/serves/);
+    const port = sockets.portOf(fd);
+    sockets.close(fd);
+    const client = await Client.connect(port);
+    await client.send(`GET ${target} HTTP/1.1\r\nHost: example\r\n\r\n`);
+    if (target === "/") await client.firstByte();
+    // Bun has read it by the time that it answers another.
+    else expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe("Hello");
+    const begun = performance.now();
+    service.process.kill("SIGTERM");
+    expect(await service.status(20_000)).toBe(status);
+    expect(performance.now() - begun).toBeWithin(milliseconds, milliseconds + 200 + LATE);
+    client.close();
+  });
 
 activated("socket-service tells the number served at once, and then once a second", async () => {
   using directory = scratch();

@@ -72,6 +72,18 @@ describe("socket-service under load", () => {
     sockets.close(fd);
   });
 
+  test.each([22, 32])("greets with hardly any descriptors: %i", async (limit) => {
+    const fds = [sockets.listening(AF_INET, 64), sockets.listening(AF_INET6, 64)];
+    await using service = execute("../test/activate/limited.sh", fds, {}, [String(limit)]);
+    const [ipv4 = 0, ipv6 = 0] = fds.map(sockets.portOf);
+    const asked = Array.from({ length: 20 }, () => [ask(ipv4), ask(ipv6, "::1")]).flat();
+    expect(await Promise.all(asked)).toEqual(Array(40).fill(GREETING));
+    service.process.kill("SIGTERM");
+    expect(await service.status()).toBe(0);
+    expect(service.stderr).toBe("");
+    fds.forEach(sockets.close);
+  });
+
   test("gives back the memory for 8,000 clients that never closed, once they are dropped", async () => {
     const fd = sockets.listening(AF_INET, 4096);
     const port = sockets.portOf(fd);
@@ -163,6 +175,36 @@ describe("socket-service ends", () => {
     expect(service.stderr + next.stderr).toBe("");
     sockets.close(late);
     sockets.close(fd);
+  });
+
+  test("and accepts on none of its sockets from the signal on", async () => {
+    using directory = scratch();
+    const path = join(directory.path, "socket");
+    const fds = [
+      sockets.listening(AF_INET, 5),
+      sockets.listening(AF_INET6, 5),
+      sockets.listening(AF_UNIX, 5, path),
+    ];
+    const [ipv4 = 0, ipv6 = 0] = fds.map((fd, at) => (at < 2 ? sockets.portOf(fd) : 0));
+    await using service = execute(NAME, fds);
+    const open = await Client.connect(path);
+    expect(await open.received()).toBe(GREETING);
+    service.process.kill("SIGTERM");
+    await until("all three are closed", 5, () =>
+      [3, 4, 5].every((fd) => !existsSync(`/proc/${service.process.pid}/fd/${fd}`)),
+    );
+    const late = [{ family: AF_INET, port: ipv4 }, { family: AF_INET6, port: ipv6 }, path].map(
+      (to) => sockets.connected(to) ?? -1,
+    );
+    open.close();
+    expect(await service.status()).toBe(0);
+    expect(late.map(sockets.peek)).toEqual(["", "", ""]);
+    // All wait for the next process.
+    await using next = execute(NAME, fds);
+    for (const client of late)
+      await until("the next process greets", 5, () => sockets.peek(client) === GREETING);
+    expect(service.stderr + next.stderr).toBe("");
+    [...late, ...fds].forEach(sockets.close);
   });
 
   test("at once at a second signal", async () => {

@@ -1,4 +1,6 @@
 import { afterEach, describe, expect, test } from "bun:test";
+import { once } from "node:events";
+import { connect } from "node:net";
 
 import { adoptConnection } from "../../src/activation/index.ts";
 import { descriptors, nothingLeft, refusal } from "../support/checks.ts";
@@ -165,6 +167,25 @@ describe("adoptConnection", () => {
       sockets.close(other);
     },
   );
+
+  test("resets a client over TCP if a handler throws, so that half a reply is not taken for one", async () => {
+    const listener = sockets.listening(AF_INET, 1);
+    const client = connect({ port: sockets.portOf(listener), host: "127.0.0.1" });
+    const end = Promise.withResolvers<unknown>();
+    client
+      .on("end", () => end.resolve("an end of file"))
+      .on("error", end.resolve)
+      .resume();
+    await once(client, "connect");
+    const fd = sockets.accept(listener);
+    const open = (socket: Bun.Socket<undefined>) => {
+      socket.write("half");
+      throw new Error("of the handler");
+    };
+    await adoptConnection(fd, { open, data() {} }).catch(() => {});
+    expect(await end.promise).toMatchObject({ code: "ECONNRESET" });
+    sockets.close(listener);
+  });
 
   test("calls handlers as Bun.connect does: open before the promise resolves, inherited ones too", async () => {
     const [client, fd] = tcp(AF_INET6);
