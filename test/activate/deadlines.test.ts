@@ -1,6 +1,6 @@
 /* When connections, services and notifications end or come. All of it waits, so all run at once. */
 import { expect, setDefaultTimeout, test } from "bun:test";
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 
 import { lacks } from "../support/needs.ts";
@@ -103,6 +103,34 @@ test.concurrent("socket-service ends when it had no connection for its idle time
   expect(service.said).toBe("");
   receiver.close();
 });
+
+test.concurrent(
+  "socket-service sleeps until its idle timeout, after 80 clients as after one",
+  async () => {
+    const fd = sockets.listening(AF_INET, 5);
+    const port = sockets.portOf(fd);
+    await using service = execute(NAME, [fd], {}, ["--idle-timeout=1"]);
+    sockets.close(fd);
+    for (let n = 0; n < 80; n++) {
+      expect(await ask(port)).toBe("This is a test\n");
+      await Bun.sleep(10);
+    }
+    /** How often it has slept, of proc_pid_status(5). */
+    const slept = () => {
+      const status = readFileSync(`/proc/${service.process.pid}/status`, "utf8");
+      return Number(/^voluntary_ctxt_switches:\s+(\d+)/m.exec(status)?.[1]);
+    };
+    const before = slept();
+    let after = before;
+    await until("it ends", 10, () => {
+      if (service.process.exitCode !== null) return true;
+      after = slept();
+      return false;
+    });
+    expect(await service.status()).toBe(0);
+    expect(after - before).toBeLessThan(30);
+  },
+);
 
 // The one ends before the first second is over, the other after.
 for (const open of [500, 1500])
