@@ -76,7 +76,7 @@ async function end(server: Server<unknown>, served: Served, grace: number, deadl
   let underWay = server.pendingRequests;
   while (underWay > 0 && left() > 0) {
     await wait(INTERVAL);
-    underWay = Math.min(underWay, server.pendingRequests - inHandlers);
+    underWay = server.pendingRequests - inHandlers;
   }
   await wait(grace);
   // A server that has given up its socket does not know it any more.
