@@ -207,6 +207,8 @@ test.each([
   };
   const server = serve({ ...absent, fd: it.fd, development: false, routes: { "/fails": fails } });
   const drained = drain(server, { grace: 100 });
+  using printed = spyOn(console, "error");
+  printed.mockImplementation(() => {});
   expect(await (await Kept.to(it.to)).ask("/none")).toEqual({
     status: 404,
     body: "",
@@ -217,6 +219,7 @@ test.each([
     body: "Something went wrong!",
     closes: true,
   });
+  expect(printed.mock.calls).toEqual([[new Error("on purpose")]]);
   expect(await drained).toBe(true);
 });
 
@@ -355,6 +358,48 @@ test("what is left at timeout is cut off, and the result says so", async () => {
   expect(await drain(server, { grace: 20, timeout: 300 })).toBe(false);
   expect(performance.now() - begun).toBeWithin(290, 800);
   await until("the connection is cut off", 10, () => stuck.end !== undefined);
+});
+
+test.each([2 ** 40, Infinity])("a grace and a timeout of %d ms are no short ones", async (long) => {
+  using it = listening("IPv4");
+  const server = started(serve({ fd: it.fd, fetch: () => new Response("served") }));
+  let isOver = false;
+  void drain(server, { grace: long, timeout: long }).finally(() => (isOver = true));
+  await Bun.sleep(300);
+  expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "served" });
+  expect(isOver).toBe(false);
+});
+
+test("who connects when grace is over is the next one's, whenever the request comes", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response("first") });
+  // With one that brings nothing, the end takes its time.
+  await Kept.to(it.to);
+  await (await Kept.to(it.to)).ask("/");
+  const drained = drain(server, { grace: 0 });
+  await Bun.sleep(80);
+  const newcomer = await Kept.to(it.to);
+  expect(await drained).toBe(true);
+  started(serve({ fd: sockets.duplicate(it.kept), fetch: () => new Response("second") }));
+  expect((await newcomer.ask("/")).body).toBe("second");
+});
+
+test("a connection of another server, which brings nothing, is not waited for", async () => {
+  using other = listening("IPv4");
+  started(serve({ fd: other.fd, fetch: () => new Response("other") }));
+  const silent = await Kept.to(other.to);
+  await (await Kept.to(other.to)).ask("/");
+  let shortest = Infinity;
+  // A busy machine makes it longer, and nothing makes it shorter.
+  for (let n = 0; n < 5; n++) {
+    using it = listening("IPv4");
+    const server = serve({ fd: it.fd, fetch: () => new Response() });
+    const begun = performance.now();
+    expect(await drain(server, { grace: 0 })).toBe(true);
+    shortest = Math.min(shortest, performance.now() - begun);
+  }
+  expect(shortest).toBeLessThan(150);
+  expect(silent.end).toBeUndefined();
 });
 
 test("grace ends at a shorter timeout", async () => {

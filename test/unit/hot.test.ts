@@ -133,6 +133,14 @@ test("a server that Bun has reloaded keeps its socket and its id", async () => {
   close(it.fd);
 });
 
+test("the id that the program gives its server stays", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, id: "mine", fetch: () => new Response() });
+  expect(server.id).toBe("mine");
+  await server.stop(true);
+  close(it.fd);
+});
+
 test("a datagram socket takes the place of the former one, and no error closes the passed one", async () => {
   const fd = bound(AF_INET, SOCK_DGRAM);
   const first = await udpSocket({ fd });

@@ -140,6 +140,9 @@ test("the handlers of a WebSocket get what Bun gives them, also inherited ones",
   const received = Promise.withResolvers<unknown>();
   socket.onmessage = ({ data }) => received.resolve(data);
   expect(await received.promise).toBe("welcome");
+  const echoed = new Promise((resolve) => (socket.onmessage = ({ data }) => resolve(data)));
+  socket.send("hi");
+  expect(await echoed).toBe("echo hi");
   const ended = new Promise<CloseEvent>((resolve) => (socket.onclose = resolve));
   socket.send("longer than five");
   // Bun's own limit, which is one of the options.
@@ -419,6 +422,15 @@ test("the URL of a path or a name has every character of it that means something
   rmSync(path);
 });
 
+test("the URL of an abstract name, too", () => {
+  const name = `${crypto.randomUUID()} /?#%@ü`;
+  const fd = sockets.listening(sockets.AF_UNIX, 1, `@${name}`);
+  const server = started(serve({ fd, ...answer("") }));
+  expect(decodeURIComponent(server.url.host)).toBe(name);
+  expect(server.url.pathname + server.url.search + server.url.hash).toBe("/");
+  expect(server).toHaveProperty("address", `@${name}`);
+});
+
 test("the URL of an address of one link has no interface in it", () => {
   const fd = sockets.listening(sockets.AF_INET6, 1, "link");
   const port = portOf(fd);
@@ -560,7 +572,12 @@ describe("serve leaves the descriptor as it was", () => {
     sockets.setBlocking(it.fd);
     const open = descriptors();
     const tls = { key: "no key", cert: "no certificate" };
-    expect(thrown(() => serve({ fd: it.fd, ...answer(""), tls }))).toBeInstanceOf(Error);
+    {
+      using native = spyOn(Bun, "serve");
+      expect(thrown(() => serve({ fd: it.fd, ...answer(""), tls }))).toBeInstanceOf(Error);
+      // It is no reason to try another address.
+      expect(native).toHaveBeenCalledTimes(1);
+    }
     expect(descriptors()).toEqual(open);
     expect(sockets.isNonBlocking(it.fd)).toBe(false);
     started(serve({ fd: it.fd, ...answer("still") }));
