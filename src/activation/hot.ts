@@ -11,7 +11,7 @@ interface Kept {
   /** The socket that notifications are sent from. */
   notify?: number;
   /** How to stop what is on each passed descriptor. */
-  readonly inUse: Map<number, { readonly by: object; readonly stop: () => void }>;
+  readonly inUse: Map<number, () => void>;
   /** The servers of `serve`: Bun keeps a server across a reload. */
   readonly served: WeakMap<object, Served>;
 }
@@ -32,9 +32,8 @@ export function disposable(fd: number): number {
 }
 
 /** Stops what an earlier evaluation put on a passed descriptor. */
-export function supersede(fd: number, by: object, stop: () => void): void {
+export function supersede(fd: number, stop: () => void): void {
   if (!isHot()) return;
-  const former = kept.inUse.get(fd);
-  if (former !== undefined && former.by !== by) former.stop();
-  kept.inUse.set(fd, { by, stop });
+  kept.inUse.get(fd)?.();
+  kept.inUse.set(fd, stop);
 }

@@ -73,7 +73,7 @@ export function listen<Data = undefined>(options: ListenOptions<Data>): Listener
     throw error;
   }
   if (isStandard(options.fd) && !isHot()) release(options.fd);
-  supersede(options.fd, listener, () => listener.stop());
+  supersede(options.fd, () => listener.stop());
   // Bun knows it if it is over IP: `describe` takes 0.2 ms of a cold start.
   const at: { address?: string; port?: number } = {};
   listener.getsockname(at);

@@ -93,7 +93,7 @@ function adopt<Data, Route extends string>(passed: number, options: ServeOptions
     const watch = substitute(passed, descriptorAt(at));
     if (!isHot()) release(passed);
     overlay(server, reported(server, address));
-    supersede(passed, server, () => void server.stop());
+    supersede(passed, () => void server.stop());
     return [server, watch] as const;
   } catch (error) {
     void server.stop(true);

@@ -41,7 +41,7 @@ export async function udpSocket<Data extends BinaryType = "buffer">(
   try {
     const socket = await runtime.udpSocket(derive(options, { hostname: it.address, fd }));
     if (isStandard(options.fd) && !isHot()) release(options.fd);
-    supersede(options.fd, socket, () => socket.close());
+    supersede(options.fd, () => socket.close());
     return socket;
   } catch (error) {
     if (fd !== options.fd) close(fd);

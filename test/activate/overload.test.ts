@@ -28,6 +28,13 @@ async function patient(port: number): Promise<string> {
   return received;
 }
 
+/** Processor time of a process so far, in milliseconds: utime and stime of proc_pid_stat(5). */
+function processorTime(pid: number): number {
+  const stat = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1];
+  const [user, system] = stat?.split(" ").slice(11, 13).map(Number) ?? [];
+  return 10 * ((user ?? Number.NaN) + (system ?? Number.NaN));
+}
+
 /** Whether a process sleeps: the kernel wakes it before a client's connect(2) returns. */
 function isIdle(pid: number): boolean {
   return readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.startsWith("S") ?? false;
@@ -50,11 +57,8 @@ class Watched implements Disposable {
     this.#timer = setInterval(() => this.#look(), 100);
   }
 
-  /** Processor time so far, in milliseconds: utime and stime of proc_pid_stat(5). */
   get #processor(): number {
-    const stat = readFileSync(`/proc/${this.service.process.pid}/stat`, "utf8").split(") ")[1];
-    const [user, system] = stat?.split(" ").slice(11, 13).map(Number) ?? [];
-    return 10 * ((user ?? Number.NaN) + (system ?? Number.NaN));
+    return processorTime(this.service.process.pid);
   }
 
   #look(): void {
@@ -142,8 +146,22 @@ describe("socket-service, flooded by silent clients,", () => {
 });
 
 describe("a program that does not bound its connections,", () => {
+  /** SIGUSR1 takes all descriptors that are free, SIGUSR2 gives them back. */
+  const HOARDS = `import { openSync, closeSync } from "node:fs";
+    const socket = { open: (socket) => void socket.write("Hello\\n"), data() {} };
+    let files = [];
+    process.on("SIGUSR1", () => {
+      try { for (;;) files.push(openSync("/dev/null", "r")); } catch { console.error("full"); }
+    });
+    process.on("SIGUSR2", () => { for (const file of files.splice(0)) closeSync(file); });`;
+
   /** Runs a program, which notifies nobody before its descriptors are gone. */
-  function limited(directory: string, fd: number, env: Record<string, string>, source: string) {
+  function limited(
+    directory: string,
+    fds: readonly number[],
+    env: Record<string, string>,
+    source: string,
+  ) {
     const file = join(directory, "program.ts");
     const activation = resolve(import.meta.dir, "../../src/activation/index.ts");
     writeFileSync(
@@ -151,7 +169,7 @@ describe("a program that does not bound its connections,", () => {
       `import { listen, notify, passedFd, serve, startWatchdog } from "${activation}";\n${source}`,
     );
     const script = `ulimit -n 256; exec ${process.execPath} ${file}`;
-    return execute("/bin/sh", [fd], env, ["-c", script]);
+    return execute("/bin/sh", fds, env, ["-c", script]);
   }
 
   test.concurrent("flooded on serve, stays calm, pings, and serves again", async () => {
@@ -162,7 +180,7 @@ describe("a program that does not bound its connections,", () => {
     const env = { NOTIFY_SOCKET: receiver.address, WATCHDOG_USEC: "2000000" };
     const source = `serve({ fd: passedFd(), idleTimeout: 2, fetch: () => new Response("Hello") });
       startWatchdog((error) => console.error(error));`;
-    await using service = limited(directory.path, fd, env, source);
+    await using service = limited(directory.path, [fd], env, source);
     using watched = new Watched(service, receiver);
     const flooding = flood(port, 400, 6);
     await until("its descriptors are gone", 20, () => watched.seen.most === 256);
@@ -182,22 +200,10 @@ describe("a program that does not bound its connections,", () => {
     using directory = scratch();
     const fds = [sockets.listening(AF_INET, 64), sockets.listening(AF_INET, 64)];
     const [bounded = 0, late = 0] = fds.map(sockets.portOf);
-    // SIGUSR1 takes all descriptors that are free, SIGUSR2 gives them back.
-    const source = `import { openSync, closeSync } from "node:fs";
-      const socket = { open: (socket) => void socket.write("Hello\\n"), data() {} };
-      listen({ fd: 3, socket, maxConnections: 1 });
-      let files = [];
-      process.on("SIGUSR1", () => {
-        try { for (;;) files.push(openSync("/dev/null", "r")); } catch { console.error("full"); }
-      });
-      process.on("SIGUSR2", () => { for (const file of files.splice(0)) closeSync(file); });
+    const source = `listen({ fd: 3, socket, maxConnections: 1 });
       process.on("SIGHUP", () => { listen({ fd: 4, socket }); console.error("second"); });
       console.error("first");`;
-    const file = join(directory.path, "program.ts");
-    const activation = resolve(import.meta.dir, "../../src/activation/index.ts");
-    writeFileSync(file, `import { listen } from "${activation}";\n${source}`);
-    const script = `ulimit -n 64; exec ${process.execPath} ${file}`;
-    await using service = execute("/bin/sh", fds, {}, ["-c", script]);
+    await using service = limited(directory.path, fds, {}, HOARDS + source);
     await service.says(/first\n/);
     /** With no descriptor free a client waits, and is served when there are some. */
     const servesWhoWaits = async (port: number) => {
@@ -231,6 +237,30 @@ describe("a program that does not bound its connections,", () => {
     fds.forEach(sockets.close);
   });
 
+  test.concurrent(
+    "stays calm on an address of its own, too, if it counts connections",
+    async () => {
+      using directory = scratch();
+      const source = `const at = { hostname: "127.0.0.1", port: 0 };
+      console.error("port", listen({ ...at, socket, maxConnections: 1000 }).port);`;
+      await using service = limited(directory.path, [], {}, HOARDS + source);
+      const [, port = ""] = await service.says(/port (\d+)\n/);
+      service.process.kill("SIGUSR1");
+      await service.says(/full\n/);
+      const waiting = await Client.connect(Number(port));
+      // By then it has looked, and is told no more of who waits.
+      await Bun.sleep(1000);
+      const before = processorTime(service.process.pid);
+      await Bun.sleep(1000);
+      expect(processorTime(service.process.pid) - before).toBeLessThan(200);
+      service.process.kill("SIGUSR2");
+      const began = performance.now();
+      await waiting.firstByte();
+      expect(performance.now() - began).toBeLessThan(1000);
+      waiting.close();
+    },
+  );
+
   test.concurrent("notifies, and serves who waits though nobody comes after", async () => {
     using directory = scratch();
     const receiver = new NotifyReceiver(join(directory.path, "notify"));
@@ -242,7 +272,7 @@ describe("a program that does not bound its connections,", () => {
       });
       process.on("SIGUSR1", () => notify({ status: "full" }));`;
     const env = { NOTIFY_SOCKET: receiver.address };
-    await using service = limited(directory.path, fd, env, source);
+    await using service = limited(directory.path, [fd], env, source);
     const silent = Array.from(
       { length: 300 },
       () => sockets.connected({ family: AF_INET, port }) ?? -1,

@@ -142,6 +142,17 @@ test("a listener reports its address as one of Bun.listen does", () => {
   expect(unix.to).toMatchObject({ path });
 });
 
+test.each(["listen", "serve"])("unref on what %s returns lets the program end", async (name) => {
+  using it = listening("IPv4");
+  const script = `
+    import { ${name} } from "./src/activation/index.ts";
+    const options = { listen: { socket: { data() {} } }, serve: { fetch: () => new Response() } };
+    ${name}({ fd: 3, ...options["${name}"] }).unref();`;
+  await using child = execute(process.execPath, [it.fd], {}, ["-e", script]);
+  close(it.fd);
+  expect([await child.status(), child.stderr]).toEqual([0, ""]);
+});
+
 describe("listen leaves the descriptor as it was", () => {
   test("that is no listening stream socket", () => {
     const socket = sockets.bound(AF_INET, SOCK_STREAM);

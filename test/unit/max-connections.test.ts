@@ -256,6 +256,20 @@ test("handlers get what Bun gives them: the connection, its end, this", async ()
   expect(counted).toEqual(calls);
 });
 
+test("the close handler gets the error of a connection that was reset", async () => {
+  using it = listening("Unix");
+  using tcp = listening("IPv4");
+  const ends: unknown[] = [];
+  const socket = { data() {}, close: (_: unknown, error: unknown) => void ends.push(error) };
+  started(listen({ fd: tcp.fd, socket, maxConnections: 1 }));
+  started(listen({ fd: it.fd, socket, maxConnections: 1 }));
+  (await client(it.to)).destroy();
+  await until("the first has ended", 5, () => ends.length === 1);
+  (await client(tcp.to)).resetAndDestroy();
+  await until("the second has ended", 5, () => ends.length === 2);
+  expect(ends).toEqual([undefined, expect.objectContaining({ code: "ECONNRESET" })]);
+});
+
 test("maxConnections leaves whoever waits in the queue to the next that listens", async () => {
   using it = listening("IPv4", 64);
   const { seen, socket } = greeter();
