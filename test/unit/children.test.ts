@@ -1,12 +1,15 @@
 /* What others than the main thread of the process that was started get to know. */
 import { expect, test } from "bun:test";
 import { randomUUID } from "node:crypto";
+import { once } from "node:events";
 import { closeSync, openSync } from "node:fs";
 import { SHARE_ENV, Worker as NodeWorker, type WorkerOptions } from "node:worker_threads";
 
-import { execute } from "../support/daemon.ts";
+import { serve } from "../../src/activation/index.ts";
+import { ask, execute } from "../support/daemon.ts";
 import { lines } from "../support/lines.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
+import * as sockets from "../support/sockets.ts";
 
 const MODULE = JSON.stringify(`${import.meta.dir}/../../src/activation/index.ts`);
 
@@ -110,4 +113,44 @@ test("a Worker is passed nothing and notifies nobody, and leaves the environment
   }
   expect(receiver.poll()).toBeUndefined();
   receiver.close();
+});
+
+test("a Worker serves, listens and drains on descriptors it is given, while the main thread does", async () => {
+  const fds = [1, 2, 3].map(() => sockets.listening(sockets.AF_INET, 5));
+  const [main = 0, http = 0, tcp = 0] = fds;
+  const [mainPort, httpPort, tcpPort] = fds.map(sockets.portOf);
+  const server = serve({ fd: main, fetch: () => new Response("main") });
+  const program = `
+    import { parentPort } from "node:worker_threads";
+    import { drain, listen, serve } from ${MODULE};
+    const server = serve({ fd: ${http}, fetch: () => new Response("worker") });
+    const open = (socket) => void socket.end("worker");
+    const listener = listen({ fd: ${tcp}, maxConnections: 1, socket: { open, data() {} } });
+    parentPort.on("message", async () => {
+      listener.stop();
+      parentPort.postMessage(await drain(server, { grace: 10 }));
+    });
+    parentPort.postMessage("serves");`;
+  const worker = new NodeWorker(program, { eval: true });
+  try {
+    expect((await once(worker, "message"))[0]).toBe("serves");
+    for (let n = 0; n < 5; n++) {
+      for (const [port, answer] of [
+        [mainPort, "main"],
+        [httpPort, "worker"],
+      ] as const) {
+        const response = await fetch(`http://127.0.0.1:${port}/`, { keepalive: false });
+        expect(await response.text()).toBe(answer);
+      }
+      expect(await ask(tcpPort ?? 0)).toBe("worker");
+    }
+    const drained = once(worker, "message");
+    worker.postMessage("drain");
+    expect(await drained).toEqual([true]);
+    const response = await fetch(`http://127.0.0.1:${mainPort}/`, { keepalive: false });
+    expect(await response.text()).toBe("main");
+  } finally {
+    await worker.terminate();
+    await server.stop(true);
+  }
 });
