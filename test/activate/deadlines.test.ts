@@ -79,6 +79,7 @@ test.concurrent(
     const last = await stay(port);
     await Bun.sleep(1000);
     service.process.kill("SIGTERM");
+    await until("it no longer accepts", 3, () => !existsSync(`/proc/${service.process.pid}/fd/3`));
     // The end of one is not the end of all.
     other.client.close();
     await expectFiveSeconds(last);
@@ -230,6 +231,28 @@ activated("socket-service tells the number served at once, and then once a secon
   // In the end it has told of all of them.
   expect(await next()).toBe(asked + 1);
   expect(service.said).toBe("");
+  receiver.close();
+});
+
+test.concurrent("socket-service tells of a client at once after a quiet time", async () => {
+  using directory = scratch();
+  const receiver = new NotifyReceiver(join(directory.path, "notify"));
+  const fd = sockets.listening(AF_INET, 5);
+  const port = sockets.portOf(fd);
+  await using service = execute(NAME, [fd], { NOTIFY_SOCKET: receiver.address });
+  sockets.close(fd);
+  expect((await receiver.next()).text).toStartWith("READY=1\n");
+  for (let served = 1; served <= 2; served++) {
+    // It would have told of more by then, if there were any.
+    await Bun.sleep(1500);
+    expect(receiver.poll()).toBeUndefined();
+    const began = performance.now();
+    await ask(port);
+    const { text } = await receiver.next();
+    expect(text).toBe(`STATUS=Socket accepted, connections served: ${served}\n`);
+    expect(performance.now() - began).toBeLessThan(LATE);
+  }
+  expect(service.stderr).toBe("");
   receiver.close();
 });
 

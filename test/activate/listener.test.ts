@@ -128,6 +128,20 @@ describe("socket-service tells the service manager", () => {
     fds.forEach(sockets.close);
   });
 
+  test("no more than systemd reads, however many sockets it has", async () => {
+    using directory = scratch();
+    const receiver = new NotifyReceiver(join(directory.path, "notify"));
+    const paths = Array.from({ length: 60 }, (_, n) => `@${"x".repeat(90)}-${process.pid}-${n}`);
+    const fds = paths.map((path) => sockets.listening(AF_UNIX, 5, path));
+    await using service = execute(NAME, fds, { NOTIFY_SOCKET: receiver.address });
+    const { text } = await receiver.next();
+    expect(text).toMatch(/^READY=1\nSTATUS=Listening on (@x+-\d+-\d+, )+@x+-\d+-1 and 58 more\n$/);
+    expect(await ask(`\0${paths[59]?.slice(1)}`)).toBe(GREETING);
+    expect(service.stderr).toBe("");
+    receiver.close();
+    fds.forEach(sockets.close);
+  });
+
   test("nothing while nobody receives, warns once, serves, and is ready when somebody does", async () => {
     using directory = scratch();
     const path = join(directory.path, "notify");
@@ -190,9 +204,11 @@ describe("socket-service ends", () => {
     const open = await Client.connect(path);
     expect(await open.received()).toBe(GREETING);
     service.process.kill("SIGTERM");
-    await until("all three are closed", 5, () =>
+    // Before it ends: an open connection has five seconds.
+    await until("all three are closed", 3, () =>
       [3, 4, 5].every((fd) => !existsSync(`/proc/${service.process.pid}/fd/${fd}`)),
     );
+    expect(service.process.exitCode).toBeNull();
     const late = [{ family: AF_INET, port: ipv4 }, { family: AF_INET6, port: ipv6 }, path].map(
       (to) => sockets.connected(to) ?? -1,
     );
