@@ -145,8 +145,8 @@ test("the handlers of a WebSocket get what Bun gives them, also inherited ones",
   expect(await echoed).toBe("echo hi");
   const ended = new Promise<CloseEvent>((resolve) => (socket.onclose = resolve));
   socket.send("longer than five");
-  // Bun's own limit, which is one of the options.
-  expect((await ended).code).toBe(1009);
+  // Bun's own limit, which is one of the options. Bun 1.4.0 says 1006.
+  expect((await ended).code).toBeOneOf([1009, 1006]);
   await closed.promise;
   expect(calls).toEqual([
     ["open", undefined, "function", []],
