@@ -2,7 +2,7 @@ import type { Server } from "bun";
 
 import { describe } from "./describe.ts";
 import { misconfigured } from "./error.ts";
-import { LONGEST_TIMER, pause } from "./event-loop.ts";
+import { pause } from "./event-loop.ts";
 import { kept } from "./hot.ts";
 import * as libc from "./libc.ts";
 import { derive } from "./runtime.ts";
@@ -65,7 +65,7 @@ export function drain(
 
 async function end(server: Server<unknown>, served: Served, grace: number, deadline: number) {
   const left = () => Math.max(0, deadline - performance.now());
-  const wait = (milliseconds: number) => Bun.sleep(Math.min(milliseconds, left(), LONGEST_TIMER));
+  const wait = (milliseconds: number) => Bun.sleep(Math.min(milliseconds, left()));
 
   /** How many requests our handlers have. */
   let inHandlers = 0;
