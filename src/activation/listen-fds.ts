@@ -61,7 +61,7 @@ export function listenFds(): PassedDescriptor[] {
  * @returns The descriptors in order: at least one.
  * @throws {ActivationError} as {@link listenFds} does, and (78) if nothing was passed, saying why.
  */
-export function requireListenFds(): PassedDescriptor[] {
+export function requireListenFds(): [PassedDescriptor, ...PassedDescriptor[]] {
   return inherit(requirePassed("socket"));
 }
 
@@ -175,9 +175,8 @@ export function throwIfNothingPassed(): void {
   if (absence !== undefined) throw notPassed(absence, "socket");
 }
 
-function inherit({ count, names, again }: Passed): PassedDescriptor[] {
-  const descriptors: PassedDescriptor[] = [];
-  for (let index = 0; index < count; index++) {
+function inherit({ count, names, again }: Passed): [PassedDescriptor, ...PassedDescriptor[]] {
+  const descriptor = (index: number): PassedDescriptor => {
     const fd = LISTEN_FDS_START + index;
     const closes = closesOnExec(fd);
     // What came through exec has no close-on-exec: if 3 has it, Bun opened that. From 4 up this says
@@ -191,7 +190,9 @@ function inherit({ count, names, again }: Passed): PassedDescriptor[] {
         }`,
       );
     setCloseOnExec(fd);
-    descriptors.push({ fd, name: names?.[index] ?? "unknown" });
-  }
+    return { fd, name: names?.[index] ?? "unknown" };
+  };
+  const descriptors: [PassedDescriptor, ...PassedDescriptor[]] = [descriptor(0)];
+  for (let index = 1; index < count; index++) descriptors.push(descriptor(index));
   return descriptors;
 }
