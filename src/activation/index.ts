@@ -17,7 +17,12 @@
  * ```ts
  * import { notify, passedFd, serve } from "socket-service/activation";
  *
- * serve({ fd: passedFd(), port: 4000, fetch: () => new Response("Hello\n") });
+ * serve({
+ *   fd: passedFd(),
+ *   hostname: "127.0.0.1",
+ *   port: 4000,
+ *   fetch: () => new Response("Hello\n"),
+ * });
  * notify({ ready: true });
  * ```
  *

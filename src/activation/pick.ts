@@ -38,7 +38,7 @@ export type Picked<Wanted extends Readonly<Record<string, Quantity>>> = {
  * ```ts
  * const { http, admin } = pick(listenFds(), { http: "some", admin: "optional" });
  * for (const fd of http) serve({ fd, fetch });
- * serve({ fd: admin, port: 4001, fetch });
+ * serve({ fd: admin, hostname: "127.0.0.1", port: 4001, fetch });
  * ```
  */
 export function pick<const Wanted extends Readonly<Record<string, Quantity>>>(

@@ -59,7 +59,8 @@ interface Closable {
  *
  * @example
  * ```ts
- * serve({ fd: passedFd(), port: 4000, fetch: () => new Response("Hello\n") });
+ * const fetch = () => new Response("Hello\n");
+ * serve({ fd: passedFd(), hostname: "127.0.0.1", port: 4000, fetch });
  * ```
  */
 export function serve<Data = undefined, Route extends string = never>(

@@ -24,7 +24,7 @@ export type UdpSocketOptions<Data extends BinaryType = "buffer"> = udp.SocketOpt
  * @example
  * ```ts
  * const socket = { data: (socket, data, port, address) => void socket.send(data, port, address) };
- * await udpSocket({ fd: passedFd(), port: 4000, socket });
+ * await udpSocket({ fd: passedFd(), hostname: "127.0.0.1", port: 4000, socket });
  * ```
  */
 export async function udpSocket<Data extends BinaryType = "buffer">(

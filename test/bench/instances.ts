@@ -5,7 +5,7 @@
  */
 import { join } from "node:path";
 
-import { programs, ROOT } from "../package/programs.ts";
+import { programs, ROOT, units } from "../package/programs.ts";
 import { README } from "../package/reference.ts";
 import type { Tally } from "../system/http.ts";
 import { CHECKOUT, type Machine } from "../system/machine.ts";
@@ -29,14 +29,13 @@ export async function instances(
   count: number,
   change: (program: string) => string = (program) => program,
 ): Promise<AsyncDisposable> {
-  const readme = await Bun.file(README).text();
-  const unit = (name: string) => {
-    const [, text = ""] = readme.split(`# ${name}\n`);
-    return text.slice(0, text.search(/\n# |```/)).replace("=4000", `=127.0.0.1:${PORT}`);
-  };
+  const unit = (name: string) =>
+    units(README).get(name)?.replace("=127.0.0.1:4000", `=127.0.0.1:${PORT}`) ?? "";
   const start = `ExecStart=${BUN} /srv/programs/web.ts %i`;
   const service = unit("web@.service").replace(/^ExecStart=.*$/m, start);
-  const alone = service.replace(/^(Sockets|NonBlocking)=.*\n/gm, "");
+  const alone = service
+    .replace(/^(Sockets|NonBlocking)=.*\n/gm, "")
+    .replaceAll("=web.socket", "=web@%i.socket");
   const program = programs(README).get("http.ts")?.replace('"Hello\\n"', "process.argv[2]") ?? "";
   const files = {
     [`/run/systemd/system/${way}`]: unit(way),

@@ -1,43 +1,61 @@
-/* The programs of the README that need a framework, under systemd-socket-activate. */
+/* The programs of the README that need a framework, by its commands, under systemd-socket-activate. */
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
-import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 
-import { activate, freePort, scratch } from "../support/daemon.ts";
+import { activate, freePort, Running, scratch } from "../support/daemon.ts";
 import { lacks } from "../support/needs.ts";
-import { programs, ROOT } from "./programs.ts";
+import { NotifyReceiver } from "../support/notify-receiver.ts";
+import { until } from "../support/until.ts";
+import { activation, programs, ROOT } from "./programs.ts";
+import { README } from "./reference.ts";
 
 setDefaultTimeout(120_000);
 
 /** Installed for these tests, into directories of their own. */
-const FRAMEWORKS = ["hono@4.13.19", "elysia@1.4.30", "srvx@1.0.8"];
+const FRAMEWORKS = ["hono@4.13.19", "elysia@1.4.30", "srvx@1.0.8", "express@5.3.0"];
 
-const NAMES = ["Hono", "Elysia", "srvx"];
-const file = (name: string) => `${name.toLowerCase()}.ts`;
-const PROGRAMS = programs(join(ROOT, "src/activation/README.md"));
+const PROGRAMS = programs(README);
+/** What each answers, and whether it echoes on a WebSocket. */
+const ANSWERS = {
+  "hono.ts": ["Hello from Hono\n", true],
+  "srvx.ts": ["Hello from srvx\n", false],
+  "elysia.ts": ["Hello 127.0.0.1 from Elysia\n", true],
+} as const;
+const NAMES = Object.keys(ANSWERS);
 
-/** What has a build of its own: its packages, that build, and the smallest application. */
-const BUILT = {
-  SvelteKit: {
-    packages: [
-      "svelte-adapter-bun@1.0.1",
-      "@sveltejs/kit@2.70.4",
-      "@sveltejs/vite-plugin-svelte@6.2.4",
-      "svelte@5.57.3",
-      "vite@7.3.8",
-    ],
-    build: ["vite", "build"],
-    files: {
-      "svelte.config.js": `import adapter from "svelte-adapter-bun";
-        export default { kit: { adapter: adapter() } };`,
-      "vite.config.js": `import { sveltekit } from "@sveltejs/kit/vite";
-        export default { plugins: [sveltekit()] };`,
-      "src/app.html": "%sveltekit.head% %sveltekit.body%",
-      "src/routes/+page.svelte": "Hello from SvelteKit",
-      "static/file.txt": "a file",
-    },
+const SVELTE_KIT = {
+  command: "build/index.js",
+  build: ["vite", "build"],
+  files: {
+    "src/app.html": "%sveltekit.head% %sveltekit.body%",
+    "src/routes/+page.svelte": "Hello from SvelteKit",
+    "static/file.txt": "a file",
   },
+};
+const svelteKit = (kit: string, adapter: string, version: string) => ({
+  ...SVELTE_KIT,
+  packages: [
+    `@sveltejs/kit@${kit}`,
+    `${adapter}@${version}`,
+    "@sveltejs/vite-plugin-svelte@7.3.1",
+    "svelte@5.57.3",
+    "vite@8.4.0",
+  ],
+  files: {
+    ...SVELTE_KIT.files,
+    "vite.config.js": `import { sveltekit } from "@sveltejs/kit/vite";
+      import adapter from "${adapter}";
+      export default { plugins: [sveltekit({ adapter: adapter() })] };`,
+  },
+});
+
+/** What has a build of its own: its packages, that build, the smallest application, and its start. */
+const BUILT = {
+  "SvelteKit with adapter-node": svelteKit("3.2.0", "@sveltejs/adapter-node", "6.0.1"),
+  "SvelteKit with adapter-bun": svelteKit("3.0.0-next.23", "@sveltejs/adapter-bun", "1.0.0-next.1"),
   Nitro: {
+    command: ".output/server/index.mjs",
     packages: ["nitro@3.0.0"],
     build: ["nitro", "build", "--preset", "bun"],
     files: {
@@ -58,57 +76,109 @@ function install(cwd: string, packages: readonly string[], names: readonly strin
   writeFileSync(join(cwd, "package.json"), `{ "type": "module" }`);
   bun(cwd, "add", "--ignore-scripts", "--silent", ...packages);
   symlinkSync(ROOT, join(cwd, "node_modules/socket-service"));
-  for (const name of names) writeFileSync(join(cwd, file(name)), PROGRAMS.get(file(name)) ?? "");
+  for (const name of names) writeFileSync(join(cwd, name), PROGRAMS.get(name) ?? "");
 }
 
 let directory: ReturnType<typeof scratch>;
 beforeAll(() => {
   directory = scratch();
-  install(directory.path, FRAMEWORKS, NAMES);
+  install(directory.path, FRAMEWORKS, [...NAMES, "passed.ts"]);
 });
 afterAll(() => directory[Symbol.dispose]());
 
-test.skipIf(lacks("systemd-socket-activate")).each(NAMES)(
-  "%s serves on a passed socket",
-  async (name) => {
-    const path = join(directory.path, file(name));
+const activated = test.skipIf(lacks("systemd-socket-activate"));
+
+/** Runs the README's command for a program, with a service manager, until it is disposed of. */
+async function run(cwd: string, program: string, port: number) {
+  const receiver = new NotifyReceiver(join(cwd, "notify"));
+  const { args, ...activator } = activation(README, program, [port]);
+  const env = { NOTIFY_SOCKET: receiver.address };
+  const service = await activate(process.execPath, { ...activator, args, cwd, env });
+  return {
+    service,
+    ready: async () => (await receiver.next()).text,
+    async [Symbol.asyncDispose]() {
+      await service[Symbol.asyncDispose]();
+      receiver.close();
+      rmSync(receiver.address);
+    },
+  };
+}
+
+/** What comes back on a WebSocket. */
+async function echoed(port: number): Promise<unknown> {
+  const socket = new WebSocket(`ws://127.0.0.1:${port}/echo`);
+  socket.addEventListener("open", () => socket.send("echo"));
+  const { data } = await new Promise<MessageEvent>((resolve, reject) => {
+    socket.addEventListener("message", resolve);
+    socket.addEventListener("close", reject);
+  });
+  socket.close();
+  return data;
+}
+
+activated.each(Object.entries(ANSWERS))(
+  "%s serves on a passed socket, and tells systemd that it is ready",
+  async (name, [answer, echoes]) => {
     const port = freePort();
-    const listen = [`127.0.0.1:${port}`];
-    await using service = await activate(process.execPath, { listen, args: [path] });
-    expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe(`Hello from ${name}\n`);
-    if (name === "Hono") {
-      const socket = new WebSocket(`ws://127.0.0.1:${port}/echo`);
-      socket.addEventListener("open", () => socket.send("echo"));
-      const { data } = await new Promise<MessageEvent>((resolve, reject) => {
-        socket.addEventListener("message", resolve);
-        socket.addEventListener("close", reject);
-      });
-      expect(data).toBe("echo");
-      socket.close();
-    }
-    expect(service.stderr).not.toContain("error");
+    await using it = await run(directory.path, name, port);
+    expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe(answer);
+    if (echoes) expect(await echoed(port)).toBe("echo");
+    expect(await it.ready()).toBe("READY=1\n");
+    expect(it.service.stderr).not.toContain("error");
   },
 );
 
-test.skipIf(lacks("systemd-socket-activate")).each(Object.entries(BUILT))(
-  "the output of %s serves on a passed socket",
-  async (name, { packages, build, files }) => {
+activated("Express serves on a passed socket with passed.ts before it", async () => {
+  const source = `import express from "express";
+    const app = express();
+    app.get("/", (request, response) => void response.send("Hello " + request.ip));
+    app.listen(4000, "127.0.0.1");`;
+  writeFileSync(join(directory.path, "node-http.ts"), source);
+  const port = freePort();
+  await using it = await run(directory.path, "node-http.ts", port);
+  expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe("Hello 127.0.0.1");
+  expect(await it.ready()).toBe("READY=1\n");
+  expect(it.service.said).toBe("");
+});
+
+test.each(NAMES)("%s serves on the loopback's first address alone by itself", async (name) => {
+  const port = freePort();
+  const source = PROGRAMS.get(name)?.replace("4000", String(port)) ?? "";
+  writeFileSync(join(directory.path, `alone-${name}`), source);
+  const child = Bun.spawn([process.execPath, `alone-${name}`], {
+    cwd: directory.path,
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  await using _ = new Running(child);
+  const get = (host: string) => fetch(`http://${host}:${port}/`).catch(() => undefined);
+  await until("it answers", 10, () => get("127.0.0.1"));
+  // What listens on all addresses has this one too.
+  expect(await get("127.0.0.2")).toBeUndefined();
+});
+
+activated.each(Object.entries(BUILT))(
+  "the output of %s serves on a passed socket with passed.ts before it",
+  async (_, { command, packages, build, files }) => {
     using directory = scratch();
     const cwd = directory.path;
-    install(cwd, packages, [name]);
+    install(cwd, packages, ["passed.ts"]);
     for (const [path, text] of Object.entries(files)) {
       mkdirSync(dirname(join(cwd, path)), { recursive: true });
       writeFileSync(join(cwd, path), text);
     }
-    const [command = "", ...args] = build;
-    bun(cwd, "--bun", join("node_modules/.bin", command), ...args);
-    const url = `http://127.0.0.1:${freePort()}`;
-    const listen = [url.slice("http://".length)];
-    await using service = await activate(process.execPath, { listen, args: [file(name)], cwd });
-    const get = async (path: string) => await (await fetch(url + path)).text();
-    expect(await get("/")).toContain(`Hello from ${name}`);
+    const [program = "", ...args] = build;
+    bun(cwd, "--bun", join("node_modules/.bin", program), ...args);
+    const port = freePort();
+    await using it = await run(cwd, command, port);
+    const get = async (path: string) =>
+      await (await fetch(`http://127.0.0.1:${port}${path}`)).text();
+    expect(await get("/")).toMatch(/Hello from (SvelteKit|Nitro)/);
     expect(await get("/file.txt")).toBe("a file");
-    expect(service.stderr).not.toContain("error");
+    expect(await it.ready()).toBe("READY=1\n");
+    expect(it.service.stderr).not.toContain("error");
   },
 );
 
@@ -126,7 +196,7 @@ test("they type-check", () => {
     noEmit: true,
     strict: true,
   };
-  const files = NAMES.map(file);
+  const files = NAMES;
   const configuration = JSON.stringify({ compilerOptions, files });
   writeFileSync(join(directory.path, "tsconfig.json"), configuration);
   const tsc = join(ROOT, "node_modules/typescript/bin/tsc");

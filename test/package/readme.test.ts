@@ -3,33 +3,32 @@ import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 
-import {
-  activate,
-  type ActivateOptions,
-  ask,
-  Client,
-  execute,
-  freePort,
-  Running,
-  scratch,
-} from "../support/daemon.ts";
+import { activate, ask, Client, execute, freePort, Running, scratch } from "../support/daemon.ts";
+import { CERTIFICATE } from "../support/listening.ts";
 import { lacks } from "../support/needs.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, SOCK_DGRAM } from "../support/sockets.ts";
 import { until } from "../support/until.ts";
-import { programs, ROOT } from "./programs.ts";
+import { activation, programs, ROOT, units } from "./programs.ts";
 import { README, withReference } from "./reference.ts";
 
 setDefaultTimeout(60_000);
 
 const PROGRAMS = programs(README);
+/** Those that need no framework: frameworks.test.ts has the others. */
+const OWN = [...PROGRAMS.keys()].filter(
+  (name) => !/ from "(?!node:|socket-service\/)/.test(PROGRAMS.get(name) ?? ""),
+);
 
 let directory: ReturnType<typeof scratch>;
 beforeAll(() => {
   directory = scratch();
   mkdirSync(join(directory.path, "node_modules"));
   symlinkSync(ROOT, join(directory.path, "node_modules/socket-service"));
+  for (const name of OWN) write(name);
+  writeFileSync(join(directory.path, "key.pem"), CERTIFICATE.key);
+  writeFileSync(join(directory.path, "cert.pem"), CERTIFICATE.cert);
 });
 afterAll(() => directory[Symbol.dispose]());
 
@@ -43,18 +42,22 @@ function write(name: string, source = PROGRAMS.get(name)): string {
 
 const activated = test.skipIf(lacks("systemd-socket-activate"));
 
-/** Runs a program of the module's README on ports of the loopback. */
-async function run(
-  name: string,
-  ports: number[],
-  options: Omit<ActivateOptions, "listen"> = {},
-): Promise<Running> {
-  const listen = ports.map((port) => `127.0.0.1:${port}`);
-  return await activate(process.execPath, { ...options, listen, args: [write(name)] });
+interface RunOptions {
+  readonly env?: Readonly<Record<string, string>>;
+  /** Options of Bun. */
+  readonly bun?: readonly string[];
+}
+
+/** Runs the command that the module's README has for a program, on other ports. */
+async function run(name: string, ports: number[], options: RunOptions = {}): Promise<Running> {
+  const { args, ...activator } = activation(README, name, ports);
+  const { env = {}, bun = [] } = options;
+  const cwd = directory.path;
+  return await activate(process.execPath, { ...activator, args: [...bun, ...args], env, cwd });
 }
 
 const get = async (port: number, path = "/"): Promise<string> =>
-  await (await fetch(`http://127.0.0.1:${port}${path}`)).text();
+  await (await fetch(`http://127.0.0.1:${port}${path}`, { keepalive: false })).text();
 
 activated("the README's hello.ts serves as it stands, and compiled to one executable", async () => {
   const source = write("hello.ts", programs(join(ROOT, "README.md")).get("hello.ts"));
@@ -69,7 +72,16 @@ activated("the README's hello.ts serves as it stands, and compiled to one execut
     await using service = await activate(command, { listen: [port], args });
     expect(await get(port)).toBe("Hello\n");
     expect(service.said).toBe("");
+    service.process.kill("SIGTERM");
+    expect(await service.status()).toBe(0);
   }
+});
+
+test("the README's hello.ts says so if nothing was passed, and opens no port", async () => {
+  const source = write("hello.ts", programs(join(ROOT, "README.md")).get("hello.ts"));
+  await using service = execute(process.execPath, [], { LISTEN_PID: undefined }, [source]);
+  expect(await service.status()).not.toBe(0);
+  expect(service.stderr).toContain("no socket was passed");
 });
 
 activated("http.ts serves, reports readiness, and ends at SIGTERM", async () => {
@@ -92,24 +104,57 @@ activated("idle.ts ends when it is idle", async () => {
   expect(await service.status()).toBe(0);
 });
 
-test("http.ts serves on its own port if nothing was passed, and ends at SIGTERM", async () => {
+activated("idle.ts under bun --hot goes on while it is busy, and then ends", async () => {
   const port = freePort();
-  // The port that the README names may be taken here.
-  const file = write("http.ts", PROGRAMS.get("http.ts")?.replace("port: 4000", `port: ${port}`));
-  const child = Bun.spawn([process.execPath, file], {
-    stdin: "ignore",
-    stdout: "pipe",
-    stderr: "pipe",
-  });
-  await using service = new Running(child);
-  expect(await until("an answer", 10, () => get(port).catch(() => undefined))).toBe("Hello\n");
-  service.process.kill("SIGTERM");
+  const options = { bun: ["--hot"], env: { IDLE_SECONDS: "1" } };
+  await using service = await run("idle.ts", [port], options);
+  expect(await get(port)).toBe("Hello\n");
+  write("idle.ts", PROGRAMS.get("idle.ts")?.replace("Hello", "Edited"));
+  await until("the new code answers", 10, async () => (await get(port)) === "Edited\n");
+  // For longer than the code before the edit would wait.
+  for (const begun = performance.now(); performance.now() - begun < 2000; await Bun.sleep(50))
+    expect(await get(port)).toBe("Edited\n");
   expect(await service.status()).toBe(0);
 });
 
+/** How a connection to a port goes: "connected", or the error. */
+async function reach(port: number, host: string): Promise<string> {
+  try {
+    (await Client.connect(port, host)).close();
+    return "connected";
+  } catch (error) {
+    return error instanceof Error && "code" in error ? String(error.code) : String(error);
+  }
+}
+
+test.each(["http.ts", "idle.ts", "node-http.ts", "tls.ts"])(
+  "%s serves on the loopback's first address alone if nothing was passed",
+  async (name) => {
+    const port = freePort();
+    // The port that the README names may be taken here.
+    const file = write(`alone-${name}`, PROGRAMS.get(name)?.replace("4000", String(port)));
+    const child = Bun.spawn([process.execPath, file], {
+      cwd: directory.path,
+      stdin: "ignore",
+      stdout: "pipe",
+      stderr: "pipe",
+    });
+    await using service = new Running(child);
+    const url = `${name === "tls.ts" ? "https" : "http"}://127.0.0.1:${port}/`;
+    const options = { keepalive: false, tls: { rejectUnauthorized: false } };
+    await until("it answers", 10, () => fetch(url, options).catch(() => undefined));
+    // What listens on all addresses has this one too.
+    expect(await reach(port, "127.0.0.2")).toBe("ECONNREFUSED");
+    if (name !== "idle.ts") {
+      service.process.kill("SIGTERM");
+      expect(await service.status()).toBe(0);
+    }
+  },
+);
+
 activated("named.ts serves both of its sockets", async () => {
   const [http, admin] = [freePort(), freePort()];
-  await using service = await run("named.ts", [http, admin], { flags: ["--fdname=http:admin"] });
+  await using service = await run("named.ts", [http, admin]);
   expect(await get(http)).toBe("Hello\n");
   expect(await ask(admin)).toBe(`1 requests on 127.0.0.1:${http}\n`);
   expect(service.stderr).not.toContain("error");
@@ -117,7 +162,9 @@ activated("named.ts serves both of its sockets", async () => {
 
 activated("named.ts says which socket is missing", async () => {
   const port = freePort();
-  await using service = await run("named.ts", [port], { flags: ["--fdname=http"] });
+  const flags = ["--fdname=http"];
+  const args = [write("named.ts")];
+  await using service = await activate(process.execPath, { flags, listen: [port], args });
   const client = await Client.connect(port);
   await service.says(/0 descriptors are named "admin", where one is wanted/);
   client.close();
@@ -125,7 +172,7 @@ activated("named.ts says which socket is missing", async () => {
 
 activated("echo.ts sends datagrams back", async () => {
   const port = freePort(AF_INET, SOCK_DGRAM);
-  await using service = await run("echo.ts", [port], { flags: ["-d"] });
+  await using service = await run("echo.ts", [port]);
   const received = Promise.withResolvers<string>();
   const socket = await Bun.udpSocket({
     connect: { hostname: "127.0.0.1", port },
@@ -138,7 +185,7 @@ activated("echo.ts sends datagrams back", async () => {
 });
 
 test("counter.ts goes on counting after a restart", async () => {
-  const file = write("counter.ts");
+  const file = join(directory.path, "counter.ts");
   const receiver = new NotifyReceiver(join(directory.path, "store"));
   const http = sockets.listening(AF_INET, 5);
   const port = sockets.portOf(http);
@@ -169,11 +216,140 @@ test("counter.ts goes on counting after a restart", async () => {
   receiver.close();
 });
 
-activated("node-http.ts serves through node:http", async () => {
+activated("node-http.ts serves through node:http, and ends at SIGTERM", async () => {
   const port = freePort();
   await using service = await run("node-http.ts", [port]);
   expect(await get(port, "/there")).toBe("You asked for /there\n");
-  expect(service.stderr).not.toContain("error");
+  service.process.kill("SIGTERM");
+  expect(await service.status()).toBe(0);
+  expect(service.said).toBe("");
+});
+
+activated("node-http.ts has the timeouts of node:http", async () => {
+  const port = freePort();
+  const source = PROGRAMS.get("node-http.ts")?.replace(
+    "createServer(",
+    "createServer({ headersTimeout: 500, connectionsCheckingInterval: 100 }, ",
+  );
+  write("node-http.ts", source);
+  await using service = await run("node-http.ts", [port]);
+  const client = await Client.connect(port);
+  expect(await client.received()).toStartWith("HTTP/1.1 408 ");
+  expect(service.said).toBe("");
+  client.close();
+  write("node-http.ts");
+});
+
+activated("node-http.ts under bun --hot gets the new code, if it imports passed.ts", async () => {
+  const source = `import "./passed.ts";\n${PROGRAMS.get("node-http.ts")}`;
+  const file = write("hot.ts", source);
+  const port = freePort();
+  await using service = await activate(process.execPath, { listen: [port], args: ["--hot", file] });
+  expect(await get(port)).toBe("You asked for /\n");
+  for (const word of ["wanted", "wished"]) {
+    write("hot.ts", source.replace("asked", word));
+    await until("the new code answers", 10, async () => {
+      const answer = await get(port);
+      expect(["asked", "wanted", "wished"]).toContain(answer.split(" ")[1] ?? "");
+      return answer === `You ${word} for /\n`;
+    });
+  }
+  expect(service.said).toBe("");
+});
+
+activated("passed.ts gives a second server its own address, and a class its methods", async () => {
+  const [port, other] = [freePort(), freePort()];
+  const file = write(
+    "two.ts",
+    `class Application { answer = "first"; fetch() { return new Response(this.answer); } }
+     const application = new Application();
+     Bun.serve({ port: ${other}, hostname: "127.0.0.1", fetch: () => new Response("second") });
+     export default application;`,
+  );
+  const args = ["--preload", "./passed.ts", file];
+  const cwd = directory.path;
+  await using service = await activate(process.execPath, { listen: [port], args, cwd });
+  expect(await get(port)).toBe("second");
+  expect(service.said).toBe("");
+});
+
+activated.each(["http.ts", "node-http.ts", "named.ts", "echo.ts", "idle.ts"])(
+  "%s tells systemd that it is ready",
+  async (name) => {
+    const [port, other] = [freePort(), freePort()];
+    using scratched = scratch();
+    const receiver = new NotifyReceiver(join(scratched.path, "notify"));
+    await using _ = await run(name, [port, other], { env: { NOTIFY_SOCKET: receiver.address } });
+    // What comes first has systemd-socket-activate start it.
+    if (name === "echo.ts") {
+      const client = await Bun.udpSocket({ connect: { hostname: "127.0.0.1", port } });
+      client.send("hello");
+      client.close();
+    } else expect(await reach(port, "127.0.0.1")).toBe("connected");
+    expect((await receiver.next()).text).toMatch(/^READY=1$/m);
+    receiver.close();
+  },
+);
+
+test("every program is started by a command, or by a unit, or before another program", () => {
+  const started = [...units(README).values()].map((unit) =>
+    /^ExecStart=bun \/srv\/(.*)$/m.exec(unit),
+  );
+  const names = started.map((found) => found?.[1]);
+  const left = OWN.filter((name) => {
+    const { listen } = activation(README, name, [1, 2]);
+    return listen.length === 0 && !names.includes(name) && name !== "passed.ts";
+  });
+  expect(left).toEqual([]);
+});
+
+/** The pages that have examples. */
+const PAGES = ["README.md", "src/activation/README.md", "test/bench/README.md"];
+
+test.each(PAGES)("no example of %s listens on all addresses", (page) => {
+  const text = readFileSync(join(ROOT, page), "utf8");
+  const given = [
+    ...text.matchAll(/systemd-socket-activate .*?(?<=-l )(\S+)(?: -l (\S+))?/g),
+    ...text.matchAll(/^ListenStream=(.*)()$/gm),
+  ].flatMap(([, first = "", second = ""]) => [first, second].filter(Boolean));
+  expect(given.filter((address) => !/^(127\.0\.0\.1:\d+|\/.*)$/.test(address))).toEqual([]);
+  // Programs, and the examples of the reference.
+  const blocks = [...text.matchAll(/```ts\n(.*?)```/gs)].map(([, source = ""]) => source);
+  const ports = blocks.flatMap((source) => [
+    ...source.matchAll(/.*\n?.*\bport: \d+/g),
+    ...source.matchAll(/\.listen\(.*/g),
+  ]);
+  expect(ports.filter(([use]) => !use.includes('"127.0.0.1"')).map(([use]) => use)).toEqual([]);
+});
+
+/** The lines of these directives in a unit. */
+const lines = (unit: string, directives: readonly string[]): string[] =>
+  directives.map((name) => new RegExp(`^${name}=.*$`, "m").exec(unit)?.[0] ?? `no ${name}=`);
+
+const EXAMPLES = PAGES.flatMap((page) => [...units(join(ROOT, page))]);
+
+test.each(EXAMPLES)(
+  "%s, an example, has what keeps socket-service's own units running",
+  (name, unit) => {
+    const own = (suffix: string) =>
+      readFileSync(join(ROOT, "units/socket-service") + suffix, "utf8");
+    if (name.endsWith(".socket")) {
+      const directives = ["TriggerLimitIntervalSec", "TriggerLimitBurst", "WantedBy"];
+      expect(lines(unit, directives)).toEqual(lines(own(".socket"), directives));
+      return;
+    }
+    const directives = ["StartLimitIntervalSec", "Type", "Restart", "RestartSec"];
+    expect(lines(unit, directives)).toEqual(lines(own(".service"), directives));
+    const socket = name.replace("@", "").replace(".service", ".socket");
+    expect(lines(unit, ["Requires", "After"])).toEqual([`Requires=${socket}`, `After=${socket}`]);
+  },
+);
+
+test("both pages have units to look at", () => {
+  expect(EXAMPLES.map(([name]) => name)).toEqual([
+    ...["hello.socket", "hello.service", "counter.socket", "counter.service"],
+    ...["tls.socket", "tls.service", "web.socket", "web@.service", "web@.socket"],
+  ]);
 });
 
 test("the reference is what the doc comments say: make format puts it there", () => {

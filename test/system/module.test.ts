@@ -1,10 +1,12 @@
 /** The activation module in services of one's own, under a real systemd. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { readFileSync } from "node:fs";
 import { join } from "node:path";
 
 import { ask as askAll, closing, instances, roll, WAYS } from "../bench/instances.ts";
 import { restarts } from "../bench/restarts.ts";
+import { programs, units } from "../package/programs.ts";
+import { README } from "../package/reference.ts";
+import { CERTIFICATE } from "../support/listening.ts";
 import { cannotRun, nothingFailed } from "./harness.ts";
 import type { Tally } from "./http.ts";
 import { until } from "../support/until.ts";
@@ -12,15 +14,8 @@ import { CHECKOUT, Machine } from "./machine.ts";
 
 setDefaultTimeout(60_000);
 
-const README = readFileSync(join(import.meta.dir, "../../src/activation/README.md"), "utf8");
 const BUN = `${CHECKOUT}/node_modules/${process.execPath.split("/node_modules/").pop()}`;
 const PORT = 4100;
-
-/** A program of the module's README. */
-function program(name: string): string {
-  const [, source = ""] = README.split(`\`\`\`ts\n// ${name}\n`);
-  return source.slice(0, source.indexOf("```"));
-}
 
 describe.skipIf(cannotRun)("a service on the module", () => {
   let machine: Machine;
@@ -28,6 +23,9 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     machine = await Machine.boot();
     await machine.must("install", "-d", "/srv/programs/node_modules");
     await machine.must("ln", "-s", CHECKOUT, "/srv/programs/node_modules/socket-service");
+    // For the units of the README, which start the programs in /srv.
+    await machine.must("ln", "-s", "programs/node_modules", "/srv/node_modules");
+    await machine.must("ln", "-s", BUN, "/usr/local/bin/bun");
   });
   afterAll(() => nothingFailed(machine));
 
@@ -47,30 +45,51 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     if (socket.length > 0) await machine.must("systemctl", "start", `${name}.socket`);
   }
 
+  /** Installs a service of the module's README, as it stands there, and starts its socket. */
+  async function copy(name: string) {
+    await machine.write(`/srv/${name}.ts`, programs(README).get(`${name}.ts`) ?? "");
+    for (const unit of [`${name}.socket`, `${name}.service`])
+      await machine.write(`/etc/systemd/system/${unit}`, units(README).get(unit) ?? "");
+    await machine.must("systemctl", "daemon-reload");
+    await machine.must("systemctl", "enable", "--now", `${name}.socket`);
+  }
+
   async function ask(port: number): Promise<Tally> {
     const client = machine.client(join(import.meta.dir, "http.ts"), String(port));
     return JSON.parse(await client.stdout.text());
   }
 
   test("keeps its state across a restart in the descriptor store", async () => {
-    const [service = [], socket = []] = ["service", "socket"].map((kind) => {
-      const [, lines = ""] = README.split(`# counter.${kind}\n`);
-      return lines
-        .slice(0, lines.search(/\n\n|```/))
-        .split("\n")
-        .filter((line) => line !== "" && !/^\[|^ListenStream=|^ExecStart=/.test(line));
-    });
-    expect(service).toContain("FileDescriptorStoreMax=1");
-    const listen = `ListenStream=127.0.0.1:${PORT}`;
-    await install("counter", program("counter.ts"), service, [listen, ...socket]);
-    for (const count of [1, 2, 3]) expect((await ask(PORT)).last).toBe(`${count}\n`);
+    await copy("counter");
+    for (const count of [1, 2, 3]) expect((await ask(4000)).last).toBe(`${count}\n`);
     expect(await machine.show("counter.service", "NFileDescriptorStore")).toBe("1");
     await machine.must("systemctl", "restart", "counter.service");
-    for (const count of [4, 5]) expect((await ask(PORT)).last).toBe(`${count}\n`);
+    for (const count of [4, 5]) expect((await ask(4000)).last).toBe(`${count}\n`);
+    // Its descriptors stay in the store when it fails, too.
     await machine.must("systemctl", "kill", "--signal=KILL", "counter.service");
-    // Stopping waits until systemd has seen the end, which fails the service.
+    for (const count of [6, 7]) expect((await ask(4000)).last).toBe(`${count}\n`);
     await machine.must("systemctl", "stop", "counter.socket", "counter.service");
-    await machine.must("systemctl", "reset-failed", "counter.service");
+  });
+
+  test("has its TLS key by LoadCredential=, which each start reads anew", async () => {
+    const key = "/etc/ssl/private/example.key";
+    await machine.write(key, CERTIFICATE.key);
+    await machine.must("chmod", "600", key);
+    await machine.write("/etc/ssl/certs/example.crt", CERTIFICATE.cert);
+    await copy("tls");
+    const curl = ["curl", "--silent", "--show-error", "--insecure", "https://127.0.0.1:4000"];
+    expect(await machine.must(...curl)).toBe("Hello");
+    const pid = await machine.show("tls.service", "MainPID");
+    const user = await machine.must("stat", "--format=%u", `/proc/${pid}`);
+    expect(Number(user)).toBeGreaterThan(0);
+    const read = await machine.run("setpriv", "--reuid", user, "--clear-groups", "cat", key);
+    expect(read.stderr).toContain("Permission denied");
+    // Each start reads it anew, and is tried again until it succeeds.
+    await machine.write(key, "broken");
+    expect((await machine.run("systemctl", "restart", "tls.service")).status).toBe(1);
+    await machine.write(key, CERTIFICATE.key);
+    expect(await machine.must(...curl)).toBe("Hello");
+    await machine.must("systemctl", "stop", "tls.socket", "tls.service");
   });
 
   for (const [name, sandbox] of [
