@@ -4,7 +4,8 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { ROOT } from "../package/programs.ts";
 import { until } from "../support/until.ts";
-import { cannotRun, nothingFailed, SERVICES } from "./harness.ts";
+import { cannotRun, lacksInside, nothingFailed, SERVICES } from "./harness.ts";
+import type { Tally } from "./http.ts";
 import { CHECKOUT, Machine } from "./machine.ts";
 
 setDefaultTimeout(60_000);
@@ -126,15 +127,81 @@ describe.skipIf(cannotRun)("the README", () => {
     expect(await machine.must(...found)).toBe("");
   });
 
+  const [get, [activate = ""] = [], install, change] = blocks("Your own service", 4);
+  const curl = (port: number) => `curl --silent --show-error http://127.0.0.1:${port}`;
+  /** Has `hello.socket` listen on another port, as an editor does. */
+  const edit = (port: number, path = "/etc/systemd/system/hello.socket") =>
+    machine.must("sed", "--in-place", `s/^ListenStream=.*/ListenStream=127.0.0.1:${port}/`, path);
+
   test("has a service of the reader's own running", async () => {
-    const [get, [activate = ""] = [], install] = blocks("Your own service", 3);
     await run(get, PROJECT);
-    const curl = "curl --silent --show-error http://127.0.0.1:3000";
-    await activated(activate, PROJECT, async () => expect(await shell(curl)).toBe("Hello"));
+    await activated(activate, PROJECT, async () => expect(await shell(curl(3000))).toBe("Hello"));
     await run(install, PROJECT);
-    expect(await shell(curl)).toBe("Hello");
+    expect(await shell(curl(3000))).toBe("Hello");
     expect(await shell("systemctl is-active hello.service")).toBe("active");
   });
+
+  test("has it restarted with no client turned away and no request lost", async () => {
+    // Port, requests at least, connections, and the longest pause in milliseconds.
+    const args = ["3000", "1000", "32", "50"];
+    const client = machine.client(join(import.meta.dir, "http.ts"), ...args);
+    const output = client.stdout.text();
+    for (let i = 0; i < 3; i++) await machine.must("systemctl", "restart", "hello.service");
+    await client.stdin.end();
+    const tally: Tally = JSON.parse(await output);
+    expect(tally).toMatchObject({ lost: {}, last: "Hello\n" });
+    expect(tally.answered).toBeGreaterThanOrEqual(1000);
+  });
+
+  test("has it on another port after a change of the socket", async () => {
+    await edit(3001);
+    await run(change);
+    expect(await shell(curl(3001))).toBe("Hello");
+    expect((await machine.run("sh", "-c", curl(3000))).stderr).toContain("connect");
+    expect(await machine.show("hello.service", "StatusText")).toBe(
+      "Serving http://127.0.0.1:3001/",
+    );
+  });
+
+  test("has it say what is wrong if only the service is restarted", async () => {
+    await edit(3002);
+    await machine.must("systemctl", "daemon-reload");
+    const { status, stderr } = await machine.run("systemctl", "restart", "hello.service");
+    expect(status).toBe(1);
+    expect(stderr).toContain("Job for hello.service failed");
+    const log = await machine.must("journalctl", "--unit=hello.service", "--lines=20");
+    expect(log).toContain("no socket was passed");
+    const listening = await machine.must("ss", "--listening", "--tcp", "--numeric", "--no-header");
+    expect(listening.match(/\S+:300\d(?= )/g)).toBeNull();
+    await run(change);
+    expect(await shell(curl(3002))).toBe("Hello");
+  });
+
+  test.skipIf(lacksInside("pam_systemd.so", "dbus.socket"))(
+    "has it under systemctl --user without DynamicUser=",
+    async () => {
+      await machine.must("systemctl", "disable", "--now", "hello.socket", "hello.service");
+      await machine.must("useradd", "--create-home", "someone");
+      const id = await machine.must("id", "--user", "someone");
+      await machine.must("systemctl", "start", `user@${id}.service`);
+      const user = ["setpriv", "--reuid", id, "--regid", id, "--clear-groups", "env"];
+      const manager = (...args: string[]) =>
+        machine.must(...user, `XDG_RUNTIME_DIR=/run/user/${id}`, "systemctl", "--user", ...args);
+      const directory = "/home/someone/.config/systemd/user";
+      for (const name of ["hello.socket", "hello.service"]) {
+        const text = files.get(name)?.replace("DynamicUser=yes\n", "") ?? "";
+        await machine.write(`${directory}/${name}`, text);
+      }
+      await machine.must("chown", "--recursive", "someone:", "/home/someone/.config");
+      await manager("daemon-reload");
+      await manager("enable", "--now", "hello.socket");
+      expect(await shell(curl(3000))).toBe("Hello");
+      expect(await manager("is-active", "hello.service")).toBe("active");
+      const log = await machine.must("journalctl", `_UID=${id}`, "--boot");
+      expect(log).not.toContain("not supported");
+      await machine.must("systemctl", "stop", `user@${id}.service`);
+    },
+  );
 
   test("says how to work on it", async () => {
     for (const command of ["make format", "make check"]) await shell(command);
