@@ -257,19 +257,19 @@ activated("node-http.ts under bun --hot gets the new code, if it imports passed.
   expect(service.said).toBe("");
 });
 
-activated("passed.ts gives a second server its own address, and a class its methods", async () => {
+activated("passed.ts leaves a second server its address, and an object its class", async () => {
   const [port, other] = [freePort(), freePort()];
   const file = write(
     "two.ts",
-    `class Application { answer = "first"; fetch() { return new Response(this.answer); } }
-     const application = new Application();
-     Bun.serve({ port: ${other}, hostname: "127.0.0.1", fetch: () => new Response("second") });
-     export default application;`,
+    `class Application { fetch() { return new Response("first"); } }
+     Bun.serve(new Application());
+     Bun.serve({ hostname: "127.0.0.1", port: ${other}, fetch: () => new Response("second") });`,
   );
   const args = ["--preload", "./passed.ts", file];
   const cwd = directory.path;
   await using service = await activate(process.execPath, { listen: [port], args, cwd });
-  expect(await get(port)).toBe("second");
+  expect(await get(port)).toBe("first");
+  expect(await get(other)).toBe("second");
   expect(service.said).toBe("");
 });
 
