@@ -129,6 +129,18 @@ activated.each(Object.entries(ANSWERS))(
   },
 );
 
+activated("hono.ts is served a second time by Bun if it exports the application too", async () => {
+  const source = `${PROGRAMS.get("hono.ts")}export default app;\n`;
+  writeFileSync(join(directory.path, "default.ts"), source);
+  const [port, second] = [freePort(), freePort()];
+  // Without this variable it is port 3000.
+  const env = { BUN_PORT: String(second) };
+  const options = { listen: [`127.0.0.1:${port}`], args: ["default.ts"], cwd: directory.path, env };
+  await using _ = await activate(process.execPath, options);
+  for (const at of [`127.0.0.1:${port}`, `127.0.0.1:${second}`, `127.0.0.2:${second}`])
+    expect(await (await fetch(`http://${at}/`)).text()).toBe("Hello from Hono\n");
+});
+
 activated("Express serves on a passed socket with passed.ts before it", async () => {
   const source = `import express from "express";
     const app = express();

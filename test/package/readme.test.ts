@@ -1,8 +1,10 @@
 /* The programs of both READMEs, as they stand, under systemd-socket-activate. */
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { connect } from "node:net";
 import { join, resolve } from "node:path";
 
+import { serve } from "../../src/activation/index.ts";
 import { activate, ask, Client, execute, freePort, Running, scratch } from "../support/daemon.ts";
 import { CERTIFICATE } from "../support/listening.ts";
 import { lacks } from "../support/needs.ts";
@@ -290,6 +292,56 @@ activated.each(["http.ts", "node-http.ts", "named.ts", "echo.ts", "idle.ts"])(
     receiver.close();
   },
 );
+
+activated(
+  "under bun --hot, open connections of serve get the new code, of listen not",
+  async () => {
+    const source = `
+    import { listen, listenFds, pick, serve } from "socket-service/activation";
+    const { http, tcp } = pick(listenFds(), { http: "one", tcp: "one" });
+    serve({ fd: http, fetch: () => new Response("before") });
+    listen({ fd: tcp, socket: { data: (socket) => void socket.write("before\\n") } });`;
+    const file = write("open.ts", source);
+    const [http, tcp] = [freePort(), freePort()];
+    const flags = ["--fdname=http:tcp"];
+    const options = { flags, listen: [http, tcp], args: ["--hot", file] };
+    await using service = await activate(process.execPath, options);
+    /** Asks on a connection that stays open, each time. */
+    const connection = async (port: number, question: string) => {
+      const socket = connect(port, "127.0.0.1");
+      let answer = "";
+      socket.on("data", (data) => (answer += String(data)));
+      return async () => {
+        answer = "";
+        socket.write(question);
+        await until("an answer", 10, () => answer !== "");
+        return answer.trimEnd().split(/\s/).at(-1);
+      };
+    };
+    const askHTTP = await connection(http, "GET / HTTP/1.1\r\nHost: example\r\n\r\n");
+    const askTCP = await connection(tcp, "hello");
+    expect([await askHTTP(), await askTCP()]).toEqual(["before", "before"]);
+    write("open.ts", source.replaceAll("before", "after"));
+    await until("the new code answers", 10, async () => (await askHTTP()) === "after");
+    expect(await askTCP()).toBe("before");
+    expect(service.said).toBe("");
+  },
+);
+
+test("a reload takes neither a new certificate nor a new address", async () => {
+  const fetched = (url: URL) =>
+    fetch(url, { tls: { rejectUnauthorized: false }, keepalive: false });
+  const at = { hostname: "127.0.0.1", port: 0, tls: CERTIFICATE };
+  const server = serve({ ...at, fetch: () => new Response("before") });
+  const url = new URL(server.url);
+  expect(await (await fetched(url)).text()).toBe("before");
+  // As a new certificate this would be an error.
+  const wrong = { port: freePort(), tls: { key: "no key", cert: "no certificate" } };
+  server.reload({ ...wrong, fetch: () => new Response("after") });
+  expect(await (await fetched(url)).text()).toBe("after");
+  expect(server.url.href).toBe(url.href);
+  await server.stop(true);
+});
 
 test("every program is started by a command, or by a unit, or before another program", () => {
   const started = [...units(README).values()].map((unit) =>
