@@ -1,6 +1,7 @@
 import { misconfigured } from "./error.ts";
 import { AF, inetAddress, inetPort, MQUEUE_MAGIC, SO, SOCK, unixPath } from "./layout.ts";
 import * as libc from "./libc.ts";
+import type { InetEndpoint } from "./runtime.ts";
 
 /** The type of a socket: `SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_SEQPACKET` or another. */
 export type SocketType = "stream" | "datagram" | "seqpacket" | "other";
@@ -110,7 +111,11 @@ export function endpoint(descriptor: Descriptor): string {
   if (descriptor.kind !== "socket") return "";
   if ("path" in descriptor) return descriptor.path;
   if (!("port" in descriptor)) return `family ${descriptor.family}`;
-  const { family, address, port } = descriptor;
+  return inetEndpoint(descriptor);
+}
+
+/** Returns an address and a port as `ListenStream=` has them. */
+export function inetEndpoint({ family, address, port }: InetEndpoint): string {
   return family === "IPv6" ? `[${address}]:${port}` : `${address}:${port}`;
 }
 

@@ -1,47 +1,58 @@
 import type { Server } from "bun";
 
-import { describe } from "./describe.ts";
-import { misconfigured } from "./error.ts";
-import { pause } from "./event-loop.ts";
+import { type Connection, connectionsAt } from "./connections.ts";
+import { isWatched, pause } from "./event-loop.ts";
 import { kept } from "./hot.ts";
 import * as libc from "./libc.ts";
 import { derive } from "./runtime.ts";
-import type { Served } from "./serve.ts";
+import { type Served, watchOwn } from "./serve.ts";
 
-/** In milliseconds: how long a server takes to end. */
+/** How long a server takes to end. */
 export interface DrainOptions {
   /**
-   * How long clients are still served as before: longer than they pause between two requests, so
-   * that each learns that its connection ends. Default: 1000.
+   * How long clients are still served as before, in milliseconds: longer than they pause between two
+   * requests, so that each learns that its connection ends. Default: 1000.
    */
   readonly grace?: number;
-  /** After how long what is left is cut off, counted from the call. Default: 10,000. */
+  /** After how long what is left is cut off, in milliseconds from the call. Default: 10,000. */
   readonly timeout?: number;
+  /** Cuts off what is left as soon as it is aborted, for example by a second SIGTERM. */
+  readonly signal?: AbortSignal;
 }
 
-/**
- * How long the last to be accepted have for their first request, and the longest if one of them has
- * sent nothing by then. Newcomers wait that long.
- */
-const LINGER = { SHORTEST: 50, LONGEST: 200 } as const;
-/** How often to look for requests under way: Bun does not report their end. */
+/** How long a new connection may take to send its first request, in milliseconds. */
+const FIRST_REQUEST = 200;
+/** How long Bun gets to read what has arrived, in milliseconds. */
+const READ = 2;
+/** How often to look whether earlier requests are answered, in milliseconds: Bun does not report it. */
 const INTERVAL = 5;
 
 /**
- * Ends a server without losing a request. From the call on every answer carries
- * `Connection: close`, and upgrades are answered with 503, while newcomers are still served. When
- * `grace` is over and the requests that were under way are answered, newcomers wait in the queue of
- * the passed socket, which is for the next process; whoever is still connected is answered;
- * WebSockets are closed with 1001; and the server stops. Before the call a request costs nothing.
+ * Ends a server without losing a request, in four phases:
  *
- * Limitations: no header can be added to the answers of directory routes and HTML bundles, nor to
- * those of requests under way at the call: `grace` counts from the last of these again. A client that
- * pauses for longer than `grace` can meet the close (RFC 9112, 9.5), as can requests sent behind one
- * whose answer says close (9.3.2). With no passed socket, nobody reaches a server that has stopped.
+ * 1. Announce: from the call on each response says `Connection: close`, and upgrades get 503. Clients
+ *    are still accepted and served.
+ * 2. Grace: this goes on until `grace` has passed after the last request that was under way at the
+ *    call, or half of `timeout` after the call if that comes first.
+ * 3. Linger: new clients wait in the queue of the passed socket, for the next process. A connection
+ *    that was accepted and has not sent its first request has 200 milliseconds for it. If there is
+ *    none, this takes 2 milliseconds.
+ * 4. Stop: what was read is answered, WebSockets are closed with 1001, and the server stops.
+ *
+ * Before the call a request costs nothing. {@link draining} tells long streams that it has begun.
+ *
+ * Limitations: no header can be added to the responses of directory routes and HTML bundles, nor to
+ * those of requests under way at the call: `grace` counts from the last of these again. A response to
+ * a request whose body was not read, or was read as a stream, does not say close, because Bun would
+ * then reset a client that still sends. A client that pauses for longer than `grace` can meet the close
+ * (RFC 9112, 9.5), as can requests sent behind one whose response says close (9.3.2). Over TLS and
+ * AF_UNIX, with a `grace` of less than 200 milliseconds, phase 3 waits for all who may yet ask. With
+ * no passed socket, nobody reaches a server that has stopped.
  *
  * @param server A server of `serve`. A second call for it returns the first one's promise.
- * @returns Whether nobody was cut off at `timeout`.
- * @throws {ActivationError} (78) if `serve` did not make the server, or a number is negative or none.
+ * @returns Whether nobody was cut off. True at once for a server that has stopped already.
+ * @throws {TypeError} if `serve` did not make the server.
+ * @throws {RangeError} if `grace` or `timeout` is not a number from 0.
  *
  * @example
  * ```ts
@@ -53,75 +64,179 @@ const INTERVAL = 5;
  */
 export function drain(
   server: Server<unknown>,
-  { grace = 1000, timeout = 10_000 }: DrainOptions = {},
+  { grace = 1000, timeout = 10_000, signal }: DrainOptions = {},
 ): Promise<boolean> {
+  const served = servedBy(server);
+  for (const [name, value] of Object.entries({ grace, timeout }))
+    if (!(value >= 0)) throw new RangeError(`${name} is ${value}: give milliseconds, from 0 on`);
+  return (served.drained ??= new Drain(server, served, { grace, timeout, signal }).run());
+}
+
+/**
+ * Returns a signal that is aborted when {@link drain} of a server begins, for responses that do not
+ * end by themselves, such as streams of events.
+ *
+ * @param server A server of `serve`.
+ * @throws {TypeError} if `serve` did not make the server.
+ *
+ * @example
+ * ```ts
+ * draining(server).addEventListener("abort", () => stream.close());
+ * ```
+ */
+export function draining(server: Server<unknown>): AbortSignal {
+  return drainingOf(servedBy(server)).signal;
+}
+
+function servedBy(server: Server<unknown>): Served {
   const served = kept.served.get(server);
   if (served === undefined)
-    throw misconfigured("drain got a server of Bun.serve, whose options it cannot know: use serve");
-  for (const [name, value] of Object.entries({ grace, timeout }))
-    if (!(value >= 0)) throw misconfigured(`${name} is ${value}: give milliseconds, from 0 on`);
-  return (served.drained ??= end(server, served, grace, performance.now() + timeout));
+    throw new TypeError("drain got a server of Bun.serve, whose options it cannot know: use serve");
+  return served;
 }
 
-async function end(server: Server<unknown>, served: Served, grace: number, deadline: number) {
-  const left = () => Math.max(0, deadline - performance.now());
-  const wait = (milliseconds: number) => Bun.sleep(Math.min(milliseconds, left()));
+function drainingOf(served: Served): AbortController {
+  return (served.draining ??= new AbortController());
+}
 
-  /** How many requests our handlers have. */
-  let inHandlers = 0;
-  served.adapt = (options) => withClose(options, (change) => (inHandlers += change));
-  served.reload(served.options);
+class Drain {
+  readonly #begun = performance.now();
+  /** The requests that our handlers have. */
+  #handled = 0;
+  /** The connections at the call. Later ones end with their first response. */
+  #earlier: ReadonlySet<string> = new Set();
+  /** Where the server listens, as a sockaddr. */
+  #address: Uint8Array = new Uint8Array();
 
-  // Those under way at the call, which no handler of ours has, until each is answered.
-  let underWay = server.pendingRequests;
-  while (underWay > 0 && left() > 0) {
-    await wait(INTERVAL);
-    underWay = server.pendingRequests - inHandlers;
+  constructor(
+    readonly server: Server<unknown>,
+    readonly served: Served,
+    readonly options: {
+      readonly grace: number;
+      readonly timeout: number;
+      readonly signal: AbortSignal | undefined;
+    },
+  ) {}
+
+  async run(): Promise<boolean> {
+    const watch = this.served.watch ?? watchOwn(this.server);
+    if (watch === undefined || !isWatched(watch)) return true;
+    this.#address = libc.socketName(watch.fd);
+    this.#earlier = new Set(this.#connections().map(({ socket }) => socket));
+
+    this.#announce();
+    await this.#grace();
+    await this.#linger(watch);
+    return await this.#stop();
   }
-  await wait(grace);
-  // A server that has given up its socket does not know it any more.
-  const port = served.watch && server.port;
-  if (served.watch !== undefined) pause(served.watch);
-  const linger = performance.now() + Math.min(LINGER.LONGEST, left());
-  await wait(LINGER.SHORTEST);
-  while (port !== undefined && performance.now() < linger && awaitsRequest(port))
-    await wait(INTERVAL);
-  // Closes the connections that are idle, and each other one when its request is answered.
-  void server.stop();
-  while (server.pendingRequests > 0 && left() > 0) await wait(INTERVAL);
-  const complete = server.pendingRequests === 0;
-  // Bun 1.4.0 closes them with 1006.
-  for (const socket of served.sockets) socket.close(1001);
-  // Cuts off what is left. Before Bun 1.4.3 that never resolves if a handler goes on.
-  const stopped = server.stop(true);
-  if (complete) await stopped;
-  return complete;
+
+  /** 1. Each response ends its connection. */
+  #announce(): void {
+    drainingOf(this.served).abort();
+    this.served.change((options) => withClose(options, (change) => (this.#handled += change)));
+  }
+
+  /** 2. Waits until each client had the time to ask once more. */
+  async #grace(): Promise<void> {
+    const { grace, timeout } = this.options;
+    // So that the requests that come until then can be answered before the end.
+    const latest = this.#begun + Math.max(grace, timeout / 2);
+    // Our handlers do not count those that were under way at the call.
+    let underWay = this.server.pendingRequests;
+    while (underWay > 0 && performance.now() < latest && this.#left() > 0) {
+      await this.#wait(INTERVAL);
+      underWay = Math.min(underWay, this.server.pendingRequests - this.#handled);
+    }
+    await this.#wait(Math.min(grace, latest - performance.now()));
+  }
+
+  /** 3. Stops accepting, and waits until each connection that was accepted has asked. */
+  async #linger(watch: libc.Watch): Promise<void> {
+    pause(watch);
+    const end = performance.now() + FIRST_REQUEST;
+    do await this.#wait(READ);
+    while (performance.now() < end && this.#left() > 0 && this.#connections().some(this.#mayAsk));
+  }
+
+  /** 4. Waits until all that was read is answered, and says goodbye to WebSockets. */
+  async #stop(): Promise<boolean> {
+    const { server, served } = this;
+    while (server.pendingRequests > 0 && this.#left() > 0) await this.#wait(READ);
+    // Bun 1.4.0 closes them with 1006.
+    for (const socket of served.sockets) socket.close(1001);
+    // Not server.stop(): it would close a connection on which Bun still sends a direct stream.
+    while (this.#hasWork() && this.#left() > 0) await this.#wait(READ);
+    const complete = !this.#hasWork();
+    // Closes what is idle, or left. Before Bun 1.4.3 that never resolves if a handler goes on.
+    const stopped = server.stop(true);
+    if (complete) await stopped;
+    return complete;
+  }
+
+  #connections(): Connection[] {
+    return connectionsAt(this.#address);
+  }
+
+  /** Whether a request may come on a connection, or has come, that was not answered. */
+  readonly #mayAsk = ({ socket, isUnread, talk }: Connection): boolean => {
+    if (isUnread || !this.#earlier.has(socket)) return true;
+    const isRecent = performance.now() < this.#begun + FIRST_REQUEST;
+    // A TLS handshake is talk as well.
+    if (talk === undefined || this.server.protocol === "https") return isRecent;
+    return isAsking(talk) || (isRecent && !talk.answered);
+  };
+
+  /** Whether a connection, beside the WebSockets, waits for a response or for more of one. */
+  #hasWork(): boolean {
+    const hasWork = ({ isUnread, isSending, talk }: Connection) =>
+      isUnread || isSending || (talk !== undefined && isAsking(talk));
+    const { pendingRequests } = this.server;
+    const { size } = this.served.sockets;
+    return pendingRequests > 0 || this.#connections().filter(hasWork).length > size;
+  }
+
+  #left(): number {
+    const { timeout, signal } = this.options;
+    return signal?.aborted ? 0 : Math.max(0, this.#begun + timeout - performance.now());
+  }
+
+  async #wait(milliseconds: number): Promise<void> {
+    await Bun.sleep(Math.max(0, Math.min(milliseconds, this.#left())));
+  }
 }
 
-/** Whether a connection over TCP to this port has brought nothing yet. */
-function awaitsRequest(port: number): boolean {
-  const { readdirSync } = process.getBuiltinModule("node:fs");
-  return readdirSync("/proc/self/fd").some((fd) => {
-    const it = libc.isSilent(Number(fd)) ? describe(Number(fd)) : undefined;
-    return it !== undefined && "port" in it && it.connected && it.port === port;
-  });
+/** Whether the peer was the last to send data, a moment ago: a request, or a part of one. */
+function isAsking({ heard, said }: libc.Talk): boolean {
+  return heard < said && heard < FIRST_REQUEST;
 }
 
 /** Which of the options answer. */
-type Handlers = { routes?: object; fetch?: Function | null; error?: Function | null };
+type Handlers = {
+  routes?: object;
+  static?: object;
+  fetch?: Function | null;
+  error?: Function | null;
+};
 
-/** The same options, but every answer says that the connection ends with it, and upgrades get 503. */
+/** The same options, but each response ends its connection, and upgrades get 503. */
 function withClose(options: object, count: (change: 1 | -1) => void): object {
+  const { routes, static: files, fetch, error }: Handlers = options;
   const handler = (answer: Function) =>
     async function (this: unknown, request: Request, ...others: unknown[]): Promise<unknown> {
       if (request.headers.get("upgrade")?.toLowerCase() === "websocket")
         return close(new Response(null, { status: 503 }));
       count(1);
+      const isRead = watchBody(request);
+      let response: unknown;
       try {
-        return close(await Reflect.apply(answer, this, [request, ...others]));
+        response = await Reflect.apply(answer, this, [request, ...others]);
+      } catch (problem) {
+        response = await Reflect.apply(error ?? failed, this, [problem]);
       } finally {
         count(-1);
       }
+      // Bun closes at once, and what the client still sends would reset it.
+      return isRead() ? close(response) : response;
     };
   const route = (value: unknown): unknown => {
     if (typeof value === "function") return handler(value);
@@ -132,14 +247,28 @@ function withClose(options: object, count: (change: 1 | -1) => void): object {
       ? mapped(byMethod, route)
       : value;
   };
-  const { routes, fetch, error }: Handlers = options;
+  const all = (given: object) => mapped(Object.entries(given), route);
   return derive(options, {
-    ...(routes && { routes: mapped(Object.entries(routes), route) }),
+    // Bun ignores an array, which Hono has.
+    ...(routes && !Array.isArray(routes) && { routes: all(routes) }),
+    ...(files && { static: all(files) }),
     fetch: handler(fetch ?? notFound),
-    async error(this: unknown, problem: unknown): Promise<unknown> {
-      return close(await Reflect.apply(error ?? failed, this, [problem]));
-    },
   });
+}
+
+/** The methods that read a body to its end. */
+const READERS = ["arrayBuffer", "blob", "bytes", "formData", "json", "text"] as const;
+
+/** Returns whether a request has no body, or one of its methods has read all of it. */
+function watchBody(request: Request): () => boolean {
+  const { headers } = request;
+  let isRead = !headers.has("transfer-encoding") && !(Number(headers.get("content-length")) > 0);
+  for (const name of isRead ? [] : READERS) {
+    const native = request[name];
+    const value = async () => await native.call(request).finally(() => (isRead = true));
+    Object.defineProperty(request, name, { value, configurable: true, writable: true });
+  }
+  return () => isRead;
 }
 
 function mapped(entries: readonly [string, unknown][], map: (value: unknown) => unknown): object {

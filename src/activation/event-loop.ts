@@ -1,4 +1,5 @@
 import { ActivationError, ExitStatus } from "./error.ts";
+import { EPOLLOUT } from "./layout.ts";
 import * as libc from "./libc.ts";
 
 /** The longest that a timer waits, in milliseconds: 25 days. With more it fires at once. */
@@ -28,6 +29,11 @@ export function adopt(fd: number): libc.Watch {
   const watch = registration(fd);
   remember(watch);
   return watch;
+}
+
+/** Whether Bun still has the socket that it was given to watch: not if that was closed. */
+export function isWatched({ fd }: libc.Watch): boolean {
+  return watched.get(fd)?.referent === libc.referent(fd);
 }
 
 /** Stops accepting at once: in the handler of a connection just accepted, it is the last one. */
@@ -67,6 +73,15 @@ function lookAgain(): void {
 
 /** The epoll instance of Bun's event loop, once it was found. With one socket passed, it is 4. */
 let eventLoop = 4;
+
+/** The descriptors to which Bun has more to write than the kernel takes now. */
+export function pendingWrites(): ReadonlySet<number> {
+  const lines = libc.readProc(`/proc/self/fdinfo/${eventLoop}`) ?? "";
+  const fds = new Set<number>();
+  for (const [, fd, events] of lines.matchAll(/^tfd: +(\d+) events: +([0-9a-f]+)/gm))
+    if (Number.parseInt(events ?? "", 16) & EPOLLOUT) fds.add(Number(fd));
+  return fds;
+}
 
 function registration(fd: number): libc.Watch {
   // A line of it in proc_pid_fdinfo(5): "tfd: %8d events: %8x data: %16llx ...".

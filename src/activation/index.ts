@@ -41,7 +41,7 @@ export type { AnySocket, SocketType, File } from "./describe.ts";
 
 // Bun on a descriptor
 export { serve, type ServeOptions } from "./serve.ts";
-export { drain, type DrainOptions } from "./drain.ts";
+export { drain, type DrainOptions, draining } from "./drain.ts";
 export { listen, type ListenOptions } from "./listen.ts";
 export type { Listener } from "./runtime.ts";
 export { udpSocket, type UdpSocketOptions } from "./udp.ts";

@@ -13,6 +13,7 @@ export const MQUEUE_MAGIC = 0x19800202;
 export const PID_FS_MAGIC = 0x50494446n;
 
 const SCM = { RIGHTS: 1, CREDENTIALS: 2 };
+export const EPOLLOUT = 4;
 const EPOLLET = 0x80000000;
 /** The most descriptors that the kernel sends at once (unix(7)). */
 export const SCM_MAX_FD = 253;
@@ -20,8 +21,16 @@ export const SCM_MAX_FD = 253;
 export const SOCKADDR_SIZE = 128;
 /** In bytes: a sun_path except the NUL that ends it, which libsystemd wants after a name too. */
 export const LONGEST_PATH = 107;
-/** Of the 32-bit numbers of a struct tcp_info, which are the (low) bytes and the segments received. */
-export const TCPI = { BYTES_RECEIVED: 32, SEGS_IN: 35 } as const;
+/**
+ * Of the 32-bit numbers of a struct tcp_info: milliseconds since data was last sent and received, and
+ * the segments that were received, and that were sent with data.
+ */
+export const TCPI = {
+  LAST_DATA_SENT: 11,
+  LAST_DATA_RECV: 13,
+  SEGS_IN: 35,
+  DATA_SEGS_OUT: 39,
+} as const;
 
 /** Returns the sun_path for a path, or for an abstract name after `@`. */
 export function sunPath(address: string): Uint8Array {
@@ -52,6 +61,18 @@ export function inetAddress(sockaddr: Uint8Array): string {
 /** Returns the port of a sockaddr_in or sockaddr_in6. */
 export function inetPort(sockaddr: Uint8Array): number {
   return Number.parseInt(sockaddr.subarray(2, 4).toHex(), 16);
+}
+
+/** Whether a socket with the local address `local` can be a connection of one that listens at `at`. */
+export function isAcceptedAt(local: Uint8Array, at: Uint8Array): boolean {
+  const family = at[0];
+  if (family !== local[0]) return false;
+  if (family !== AF.INET && family !== AF.INET6) return Buffer.compare(local, at) === 0;
+  if (inetPort(local) !== inetPort(at)) return false;
+  const [from, to] = family === AF.INET ? [4, 8] : [8, 24];
+  const address = at.subarray(from, to);
+  // All zeros: it listens on every address.
+  return !address.some(Boolean) || Buffer.compare(local.subarray(from, to), address) === 0;
 }
 
 /** Whether close-on-exec is set, by the text of proc_pid_fdinfo(5): `flags:`, in octal. */

@@ -15,6 +15,7 @@ export const SEARCH_LIMIT = 1 << 16;
 const O_NONBLOCK = 0o4000;
 const IPPROTO_TCP = 6;
 const TCP_INFO = 11;
+const FIONREAD = 0x541bn;
 const F = { GETFD: 1, SETFD: 2, GETFL: 3, SETFL: 4, DUPFD_CLOEXEC: 1030, ADD_SEALS: 1033 };
 /** F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_WRITE: nothing can be changed any more. */
 const F_SEAL_ALL = 0xf;
@@ -48,6 +49,7 @@ function load() {
       getpeername: { args: ["i32", "buffer", "buffer"], returns: "i32" },
       getsockname: { args: ["i32", "buffer", "buffer"], returns: "i32" },
       getsockopt: { args: ["i32", "i32", "i32", "buffer", "buffer"], returns: "i32" },
+      ioctl: { args: ["i32", "u64", "buffer"], returns: "i32" },
       memfd_create: { args: ["buffer", "u32"], returns: "i32" },
       open: { args: ["buffer", "i32"], returns: "i32" },
       read: { args: ["i32", "buffer", "u64"], returns: "i64" },
@@ -136,12 +138,14 @@ export function socketOption(fd: number, option: number): number | undefined {
   return check("getsockopt", result, E.NOTSOCK, E.BADF) === undefined ? undefined : value[0];
 }
 
-/** The local address of a socket, as the bytes of a sockaddr. */
+/** The local address of a socket, as the bytes of a sockaddr; none for what is no socket. */
 export function socketName(fd: number): Uint8Array {
   const address = new Uint8Array(layout.SOCKADDR_SIZE);
   const length = new Uint32Array([layout.SOCKADDR_SIZE]);
-  check("getsockname", libc().getsockname(fd, address, length));
-  return address.subarray(0, length[0]);
+  const result = libc().getsockname(fd, address, length);
+  return check("getsockname", result, E.NOTSOCK, E.BADF) === undefined
+    ? new Uint8Array()
+    : address.subarray(0, length[0]);
 }
 
 /** Whether a socket has a peer. One that the peer has reset has none, some families never do. */
@@ -155,15 +159,35 @@ export function wasConnected(fd: number): boolean {
   return tcpInfo(fd)[layout.TCPI.SEGS_IN] !== 0;
 }
 
-/** Whether the peer of a TCP connection has sent nothing yet. */
-export function isSilent(fd: number): boolean {
+/** When a TCP connection last carried data each way, in milliseconds before now. */
+export interface Talk {
+  /** Since the peer's last data, or since the connection was made. */
+  readonly heard: number;
+  /** The same for our last data. */
+  readonly said: number;
+  /** Whether we ever sent any. */
+  readonly answered: boolean;
+}
+
+/** Returns undefined for what is no TCP connection. */
+export function talk(fd: number): Talk | undefined {
   const info = tcpInfo(fd);
-  return info[layout.TCPI.SEGS_IN] !== 0 && info[layout.TCPI.BYTES_RECEIVED] === 0;
+  if (!info[layout.TCPI.SEGS_IN]) return undefined;
+  const heard = info[layout.TCPI.LAST_DATA_RECV] ?? 0;
+  const said = info[layout.TCPI.LAST_DATA_SENT] ?? 0;
+  return { heard, said, answered: info[layout.TCPI.DATA_SEGS_OUT] !== 0 };
+}
+
+/** Whether something came on a connection that was not read. */
+export function hasUnread(fd: number): boolean {
+  const bytes = new Int32Array(1);
+  // It fails for a connection that is being closed.
+  return libc().ioctl(fd, FIONREAD, bytes) === 0 && bytes[0] !== 0;
 }
 
 /** Of what has no TCP_INFO, by one of several errors, all are zeros. */
 function tcpInfo(fd: number): Uint32Array {
-  const info = new Uint32Array(layout.TCPI.SEGS_IN + 1);
+  const info = new Uint32Array(layout.TCPI.DATA_SEGS_OUT + 1);
   libc().getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, new Uint32Array([info.byteLength]));
   return info;
 }

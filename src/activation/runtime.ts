@@ -43,10 +43,18 @@ export type FFI = Pick<typeof import("bun:ffi"), "ptr" | "read"> & {
   ): import("bun:ffi").Library<Signatures> | Error;
 };
 
+/** An address and a port, as Bun reports them. */
+export interface InetEndpoint {
+  readonly address: string;
+  readonly family: string;
+  readonly port: number;
+}
+
 /** What a server reports: bun-types does not declare the address, which Bun reads once. */
 export interface Reported {
   readonly protocol?: string | null;
-  readonly address?: { readonly address: string; readonly family: string; readonly port: number };
+  /** A path, or `@` and an abstract name, over AF_UNIX; null if the server has stopped. */
+  readonly address?: InetEndpoint | string | null;
 }
 
 // Not added to Bun's own types, which are those of whoever imports this module.

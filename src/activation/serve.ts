@@ -1,8 +1,14 @@
 import type { Serve, Server } from "bun";
 
-import { describe, type Descriptor, endpoint, isListeningStream } from "./describe.ts";
+import {
+  describe,
+  type Descriptor,
+  endpoint,
+  inetEndpoint,
+  isListeningStream,
+} from "./describe.ts";
 import { codeOf } from "./error.ts";
-import { substitute, unexpectedRuntime } from "./event-loop.ts";
+import { adopt as adoptListener, substitute, unexpectedRuntime } from "./event-loop.ts";
 import { isHot, kept, supersede } from "./hot.ts";
 import * as libc from "./libc.ts";
 import { overlay, requireListening } from "./listen.ts";
@@ -22,9 +28,10 @@ export interface Served {
   readonly watch: libc.Watch | undefined;
   /** The open WebSockets. */
   readonly sockets: Set<Closable>;
-  /** What `reload` does to options before it hands them to Bun. */
-  adapt: (options: object) => object;
-  readonly reload: (options: object) => unknown;
+  /** Gives the options to Bun anew, and those of each `reload` from then on, as `change` returns them. */
+  readonly change: (change: (options: object) => object) => void;
+  /** Aborted when the server begins to drain. */
+  draining?: AbortController;
   drained?: Promise<boolean>;
 }
 
@@ -91,7 +98,9 @@ function adopt<Data, Route extends string>(passed: number, options: ServeOptions
   const [server, at] = placeholder("port" in address, options, start);
   if (kept.served.has(server)) return [server, undefined] as const;
   try {
-    const watch = substitute(passed, descriptorAt(at));
+    const listener = descriptorAt(at);
+    if (listener === undefined) throw unexpectedRuntime(`does not listen on ${at}`);
+    const watch = substitute(passed, listener);
     if (!isHot()) release(passed);
     overlay(server, reported(server, address));
     supersede(passed, () => void server.stop());
@@ -116,8 +125,8 @@ function placeholder<T extends Server<unknown>>(
       const server: T & Reported = start({ hostname: host, port: 0 });
       if (host === LOOPBACK) return [server, `${host}:${server.port}`] as const;
       // Bun keeps this, so `reported` has to replace it.
-      const { address, family, port } = server.address ?? {};
-      return [server, family === "IPv6" ? `[${address}]:${port}` : `${address}:${port}`] as const;
+      const { address } = server;
+      if (typeof address === "object" && address) return [server, inetEndpoint(address)] as const;
     } catch (error) {
       // Any errno may be that of a name which is not one of this machine.
       if (host === LOOPBACK && !UNAVAILABLE.includes(codeOf(error))) throw error;
@@ -135,11 +144,21 @@ function hasPages(routes: object = {}): boolean {
   );
 }
 
-/** The descriptor of the socket that listens at `address`. */
-function descriptorAt(address: string): number {
+/** The descriptor of the socket that listens at `address`, if there is one. */
+function descriptorAt(address: string): number | undefined {
   for (let fd = 0; fd < libc.SEARCH_LIMIT; fd++)
     if (isListeningStream(fd) && endpoint(describe(fd)) === address) return fd;
-  throw unexpectedRuntime(`does not listen on ${address}`);
+  return undefined;
+}
+
+/** How the event loop watches a server that opened its own socket; undefined if it has stopped. */
+export function watchOwn({ address }: Reported): libc.Watch | undefined {
+  if (address === undefined || address === null) return undefined;
+  const at = typeof address === "string" ? address : inetEndpoint(address);
+  const { readdirSync } = process.getBuiltinModule("node:fs");
+  const isThere = (fd: number) => isListeningStream(fd) && endpoint(describe(fd)) === at;
+  const fd = readdirSync("/proc/self/fd").map(Number).find(isThere);
+  return fd === undefined ? undefined : adoptListener(fd);
 }
 
 /** What a server on this socket reports, where it is not what it reports with the placeholder. */
@@ -151,7 +170,7 @@ function reported({ protocol, address: bound }: Reported, it: Descriptor): objec
   // A URL has no place for the interface of an address of one link.
   const host = hostname.includes(":") ? `[${hostname.replace(/%.*/, "")}]` : hostname;
   const url = new URL(`${protocol}://${host}:${port}/`);
-  return bound?.address === address && bound.port === port
+  return typeof bound === "object" && bound?.address === address && bound.port === port
     ? { hostname, url }
     : { hostname, url, port, address: { address, family, port } };
 }
@@ -167,18 +186,21 @@ function unixURL(path: string): URL {
 /** Keeps what `drain` has to know, and what cannot be read from a server. */
 function track<Data>(server: Server<Data>, start: Pick<Served, "options" | "watch" | "sockets">) {
   const native = server.reload;
+  let adapt = (options: object) => options;
+  const reload = (options: object) => {
+    Reflect.apply(native, server, [recordSockets(adapt(options), served.sockets)]);
+    served.options = options;
+    return server;
+  };
   const served: Served = {
     ...start,
-    adapt: (options) => options,
-    reload(options) {
-      const adapted = recordSockets(served.adapt(options), served.sockets);
-      Reflect.apply(native, server, [adapted]);
-      served.options = options;
-      return server;
+    change(change) {
+      adapt = change;
+      reload(served.options);
     },
   };
   kept.served.set(server, served);
-  return overlay(server, { reload: served.reload });
+  return overlay(server, { reload });
 }
 
 /** The same options, whose open WebSockets are in a set. */

@@ -1,13 +1,17 @@
 import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import type { Socket } from "node:net";
+import { once } from "node:events";
+import { connect as connectHTTP2 } from "node:http2";
+import { createServer, Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { connect as connectTLS } from "node:tls";
 
-import { drain } from "../../src/activation/drain.ts";
+import { connectionsAt } from "../../src/activation/connections.ts";
+import { drain, draining } from "../../src/activation/drain.ts";
+import { socketName } from "../../src/activation/libc.ts";
 import { serve } from "../../src/activation/serve.ts";
-import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
+import { descriptors, nothingLeft, thrown } from "../support/checks.ts";
 import {
   CERTIFICATE,
   client,
@@ -657,10 +661,16 @@ test("until the call Bun has the program's own handlers, so that a request costs
 
 test("refuses a server that serve did not make, and numbers that are none", async () => {
   const server = started(Bun.serve({ port: 0, fetch: () => new Response() }));
-  expect(thrown(() => drain(server))).toEqual(refusal(78, /did not make|use serve/));
+  expect(thrown(() => drain(server))).toEqual(
+    TypeError("drain got a server of Bun.serve, whose options it cannot know: use serve"),
+  );
   const own = started(serve({ port: 0, fetch: () => new Response() }));
-  expect(thrown(() => drain(own, { grace: -1 }))).toEqual(refusal(78, /^grace is -1: give /));
-  expect(thrown(() => drain(own, { timeout: Number.NaN }))).toEqual(refusal(78, /^timeout is NaN/));
+  expect(thrown(() => drain(own, { grace: -1 }))).toEqual(
+    RangeError("grace is -1: give milliseconds, from 0 on"),
+  );
+  expect(thrown(() => drain(own, { timeout: Number.NaN }))).toEqual(
+    RangeError("timeout is NaN: give milliseconds, from 0 on"),
+  );
 });
 
 test("a client that asks nothing does not hold the end up", async () => {
@@ -670,4 +680,348 @@ test("a client that asks nothing does not hold the end up", async () => {
   clients.push(silent);
   expect(await drain(server, { grace: 20 })).toBe(true);
   expect(await text(silent)).toBe("");
+});
+
+describe.each(FAMILIES)("no first request is lost over %s", (family) => {
+  test("that arrives just before the stop, while Bun does something else", async () => {
+    for (let delay = 0; delay < 12; delay += 0.5) {
+      using it = listening(family);
+      const server = serve({ fd: it.fd, fetch: () => new Response("answered") });
+      const kept = await Kept.to(it.to);
+      await until("it is accepted", 10, () => connectionsAt(socketName(it.kept)).length === 1);
+      const drained = drain(server, { grace: 1 });
+      setTimeout(() => {
+        const end = performance.now() + 3;
+        kept.send("/");
+        // Until then Bun reads nothing.
+        while (performance.now() < end);
+      }, delay);
+      expect([delay, await kept.answer()]).toEqual([
+        delay,
+        { status: 200, body: "answered", closes: true },
+      ]);
+      expect(await drained).toBe(true);
+    }
+  });
+
+  test("that comes in pieces", async () => {
+    using it = listening(family);
+    const server = serve({ fd: it.fd, fetch: () => new Response("answered") });
+    const kept = await Kept.to(it.to);
+    const drained = drain(server, { grace: 1 });
+    for (const piece of ["GET / HT", "TP/1.1\r\nHo", "st: example\r\n", "\r\n"]) {
+      kept.socket.write(piece);
+      await Bun.sleep(20);
+    }
+    expect(await kept.answer()).toEqual({ status: 200, body: "answered", closes: true });
+    expect(await drained).toBe(true);
+  });
+
+  test("and a server that has no connection ends at once", async () => {
+    using it = listening(family);
+    const server = serve({ fd: it.fd, fetch: () => new Response() });
+    const begun = performance.now();
+    expect(await drain(server, { grace: 0 })).toBe(true);
+    expect(performance.now() - begun).toBeLessThan(30);
+  });
+});
+
+test("a stream that never ends is cut at timeout, and costs nobody else a request", async () => {
+  using it = listening("IPv4");
+  const endless = async function* () {
+    for (;;) {
+      yield "tick\n";
+      await Bun.sleep(10);
+    }
+  };
+  const handlers = (name: string) => ({
+    async fetch({ url }: Request) {
+      return url.endsWith("/stream") ? new Response(endless()) : new Response(name);
+    },
+  });
+  const server = serve({ fd: it.fd, ...handlers("first") });
+  const stream = await Kept.to(it.to);
+  stream.send("/stream");
+  await until("the stream has begun", 10, () => stream.received.includes("tick"));
+  const answers: Record<string, number> = {};
+  let isOver = false;
+  const worker = async () => {
+    while (!isOver) {
+      const kept = await Kept.to(it.to);
+      for (let closes = false; !closes && !isOver;) {
+        const { body, ...answer } = await kept
+          .ask("/")
+          .catch(() => ({ body: "lost", closes: true }));
+        answers[body] = (answers[body] ?? 0) + 1;
+        closes = answer.closes;
+      }
+      kept.socket.destroy();
+    }
+  };
+  const workers = Array.from({ length: 8 }, worker);
+  const begun = performance.now();
+  const drained = drain(server, { grace: 50, timeout: 800 });
+  expect(await drained).toBe(false);
+  expect(performance.now() - begun).toBeWithin(790, 1300);
+  await until("the stream is cut", 10, () => stream.end !== undefined);
+  // The next process.
+  started(serve({ fd: sockets.duplicate(it.kept), ...handlers("second") }));
+  await until("the next one serves all", 10, () => (answers["second"] ?? 0) > 100);
+  isOver = true;
+  await Promise.all(workers);
+  expect(answers["first"]).toBeGreaterThan(10);
+  expect(answers["lost"]).toBeUndefined();
+});
+
+test("a stream ends itself when draining says so", async () => {
+  using it = listening("IPv4");
+  const server: Bun.Server<undefined> = serve({
+    fd: it.fd,
+    fetch: () =>
+      new Response(
+        new ReadableStream({
+          start(controller) {
+            controller.enqueue("open,");
+            draining(server).addEventListener("abort", () => {
+              controller.enqueue("told");
+              controller.close();
+            });
+          },
+        }),
+      ),
+  });
+  const stream = await Kept.to(it.to);
+  stream.send("/");
+  await until("the stream has begun", 10, () => stream.received.includes("open,"));
+  expect(draining(server).aborted).toBe(false);
+  const drained = drain(server, { grace: 20 });
+  expect(draining(server).aborted).toBe(true);
+  expect(await drained).toBe(true);
+  await until("its end", 10, () => stream.end === "closed");
+  expect(stream.received).toContain("told");
+});
+
+test.each([
+  ["not at all", () => {}],
+  ["and fails", () => Promise.reject(new Error("too large"))],
+  ["up to its first part", async ({ body }: Request) => void (await body?.getReader().read())],
+  ["and cancels it", async ({ body }: Request) => await body?.cancel()],
+])(
+  "the early response to a body of 1 or 10 MB arrives if the handler reads it %s",
+  async (_, read) => {
+    using it = listening("IPv4");
+    const server = serve({
+      fd: it.fd,
+      async fetch(request) {
+        await read(request);
+        return new Response("denied", { status: 401 });
+      },
+      error: () => new Response("denied", { status: 401 }),
+    });
+    const drained = drain(server, { grace: 300 });
+    for (const size of [1e6, 1e7]) {
+      const kept = await Kept.to(it.to);
+      kept.send("/", `Content-Length: ${size}\r\n`, "POST");
+      for (let sent = 0; sent < size; sent += 1e5) {
+        kept.socket.write(Buffer.alloc(1e5));
+        await Bun.sleep(0);
+      }
+      expect(await kept.answer()).toMatchObject({ status: 401, body: "denied" });
+      kept.socket.end();
+    }
+    expect(await drained).toBe(true);
+  },
+);
+
+test("a body that is still coming when the server stops gets its early response", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response("denied", { status: 401 }) });
+  const kept = await Kept.to(it.to);
+  const drained = drain(server, { grace: 20 });
+  kept.send("/", "Content-Length: 5000000\r\n", "POST");
+  for (let sent = 0; sent < 50; sent++) {
+    kept.socket.write(Buffer.alloc(1e5));
+    await Bun.sleep(10);
+  }
+  expect(kept.received).toStartWith("HTTP/1.1 401");
+  expect(kept.end ?? "").not.toMatch(/ECONNRESET|EPIPE/);
+  expect(await drained).toBe(true);
+});
+
+test.each([20, 70, 170])(
+  "a TLS handshake under way is finished, with a round trip of %i ms",
+  async (roundTrip) => {
+    using it = listening("IPv4");
+    using distance = await far(it.to, roundTrip);
+    const server = serve({ fd: it.fd, tls: CERTIFICATE, fetch: () => new Response("safe") });
+    const kept = Kept.on(connectTLS({ port: distance.port, rejectUnauthorized: false }));
+    kept.send("/");
+    await until("it is accepted", 10, () => connectionsAt(socketName(it.kept)).length === 1);
+    const drained = drain(server, { grace: 1 });
+    expect(await kept.answer()).toEqual({ status: 200, body: "safe", closes: true });
+    expect(await drained).toBe(true);
+  },
+);
+
+/** A way to a server that takes half of a round trip in each direction. */
+async function far(to: Listening["to"], roundTrip: number): Promise<{ port: number } & Disposable> {
+  const proxy = createServer((near) => {
+    const server = new Socket();
+    // A client's first data arrives together with the end of TCP's handshake.
+    setTimeout(() => server.connect({ ...to }), roundTrip / 2);
+    const later = (from: Socket, onto: Socket) => {
+      from.on("data", (data) => setTimeout(() => onto.write(data), roundTrip / 2));
+      from.on("error", () => onto.destroy());
+      from.on("close", () => setTimeout(() => onto.end(), roundTrip / 2));
+    };
+    later(near, server);
+    later(server, near);
+  }).listen(0, "127.0.0.1");
+  await once(proxy, "listening");
+  const address = proxy.address();
+  const port = typeof address === "object" ? (address?.port ?? 0) : 0;
+  return { port, [Symbol.dispose]: () => void proxy.close() };
+}
+
+test.each(FAMILIES)(
+  "drain of a stopped server over %s is true at once, and harms no other",
+  async (family) => {
+    using it = listening(family);
+    using other = listening(family);
+    const stopped = serve({ fd: it.fd, fetch: () => new Response("A") });
+    await stopped.stop();
+    // It gets the number that the first one had.
+    started(serve({ fd: other.fd, fetch: () => new Response("B") }));
+    const begun = performance.now();
+    expect(await drain(stopped)).toBe(true);
+    expect(performance.now() - begun).toBeLessThan(30);
+    for (let i = 0; i < 3; i++) {
+      const kept = await Kept.to(other.to);
+      expect(await kept.ask("/")).toMatchObject({ body: "B", closes: false });
+    }
+    // With no other, the number is free.
+    using last = listening(family);
+    const alone = serve({ fd: last.fd, fetch: () => new Response() });
+    await alone.stop(true);
+    expect(await drain(alone)).toBe(true);
+  },
+);
+
+test("drain of a stopped server with a port of its own is true at once", async () => {
+  const server = serve({ hostname: "127.0.0.1", port: 0, fetch: () => new Response() });
+  await server.stop();
+  const begun = performance.now();
+  expect(await drain(server)).toBe(true);
+  expect(performance.now() - begun).toBeLessThan(30);
+});
+
+test("the answers of static: end their connections too", async () => {
+  using it = listening("IPv4");
+  const options = {
+    fd: it.fd,
+    static: { "/": new Response("static") },
+    fetch: () => new Response("other"),
+  };
+  const drained = drain(serve(options), { grace: 50 });
+  const { body, closes } = await (await Kept.to(it.to)).ask("/");
+  expect([body, closes]).toEqual(["static", true]);
+  expect(await drained).toBe(true);
+});
+
+test("a direct stream reaches a slow client whole", async () => {
+  using it = listening("IPv4");
+  const size = 80_000_000;
+  const server = serve({
+    fd: it.fd,
+    fetch: () =>
+      new Response(
+        new ReadableStream({
+          type: "direct",
+          async pull(controller) {
+            controller.write("y".repeat(size));
+            controller.end();
+          },
+        }),
+      ),
+  });
+  const slow = await Kept.to(it.to);
+  slow.send("/");
+  await until("it begins", 10, () => slow.received.length > 0);
+  slow.socket.pause();
+  const drained = drain(server, { grace: 20 });
+  await Bun.sleep(300);
+  slow.socket.resume();
+  expect(await drained).toBe(true);
+  await until("the end", 10, () => slow.end === "closed");
+  expect(slow.received.length).toBeGreaterThan(size);
+});
+
+test("a direct stream that is not taken by timeout makes the result false", async () => {
+  using it = listening("IPv4");
+  const server = serve({
+    fd: it.fd,
+    fetch: () =>
+      new Response(
+        new ReadableStream({
+          type: "direct",
+          async pull(controller) {
+            controller.write("y".repeat(80_000_000));
+            controller.end();
+          },
+        }),
+      ),
+  });
+  const stuck = await Kept.to(it.to);
+  stuck.send("/");
+  await until("it begins", 10, () => stuck.received.length > 0);
+  stuck.socket.pause();
+  expect(await drain(server, { grace: 20, timeout: 300 })).toBe(false);
+});
+
+test("HTTP/2 requests under way are finished, and the session is told to go", async () => {
+  using it = listening("IPv4");
+  const server = serve({
+    fd: it.fd,
+    http2: true,
+    async fetch() {
+      await Bun.sleep(200);
+      return new Response("z".repeat(1_000_000));
+    },
+  });
+  const session = connectHTTP2(String(server.url));
+  const goaway = once(session, "goaway");
+  const request = session.request({ ":path": "/" });
+  let length = 0;
+  request.on("data", (data: Buffer) => (length += data.length));
+  const ended = once(request, "end");
+  await until("it is under way", 10, () => server.pendingRequests === 1);
+  const drained = drain(server, { grace: 20 });
+  await Promise.all([ended, goaway]);
+  expect(length).toBe(1_000_000);
+  expect(await drained).toBe(true);
+});
+
+test("options with a routes that is an array, as a Hono app has, are taken as Bun.serve takes them", async () => {
+  using it = listening("IPv4");
+  const options = { fd: it.fd, fetch: () => new Response("app") };
+  const server = serve(Object.assign(options, JSON.parse(`{ "routes": [{ "path": "/" }] }`)));
+  expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "app", closes: false });
+  const drained = drain(server, { grace: 50 });
+  expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "app", closes: true });
+  expect(await drained).toBe(true);
+});
+
+test("an aborted signal cuts off what is left at once", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Promise<Response>(() => {}) });
+  const stuck = await Kept.to(it.to);
+  stuck.send("/");
+  await until("the request is under way", 10, () => server.pendingRequests === 1);
+  const impatience = new AbortController();
+  const drained = drain(server, { grace: 10, signal: impatience.signal });
+  await Bun.sleep(50);
+  const begun = performance.now();
+  impatience.abort();
+  expect(await drained).toBe(false);
+  expect(performance.now() - begun).toBeLessThan(100);
 });
