@@ -26,14 +26,20 @@ export function refusal(status: 71 | 78, message: RegExp, code?: string) {
   });
 }
 
-/** How many descriptors of each socket, pidfd and file of /proc this process has. */
+/**
+ * How many descriptors of each socket, pidfd, memory file and file of /proc this process has, and
+ * which of them children inherit that should not: not so the first three, which may be sockets.
+ */
 export function descriptors(): Map<string, number> {
   const held = new Map<string, number>();
   for (const fd of readdirSync("/proc/self/fd")) {
     try {
       const name = readlinkSync(`/proc/self/fd/${fd}`);
-      if (!/^(socket|pidfd|anon_inode:\[pidfd|\/proc)/.test(name)) continue;
-      const key = closesOnExec(Number(fd)) ? name : `${name}, which children inherit`;
+      if (!/^(socket|pidfd|anon_inode:\[pidfd|\/memfd|\/proc)/.test(name)) continue;
+      // Bun looks at its own memory now and then.
+      if (/^\/proc\/\d+\/statm$/.test(name)) continue;
+      const key =
+        Number(fd) < 3 || closesOnExec(Number(fd)) ? name : `${name}, which children inherit`;
       held.set(key, (held.get(key) ?? 0) + 1);
     } catch {
       // The directory's own, closed by now.

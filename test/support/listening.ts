@@ -43,7 +43,8 @@ export function listening(family: (typeof FAMILIES)[number], backlog = 37): List
     to,
     [Symbol.dispose]: () => {
       sockets.close(kept);
-      rmSync(path, { force: true });
+      // An abstract name is no file: a working directory that is read-only would refuse its removal.
+      if (family === "Unix") rmSync(path, { force: true });
     },
   };
 }

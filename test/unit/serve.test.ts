@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { rmSync } from "node:fs";
-import { hostname } from "node:os";
+import { hostname, tmpdir } from "node:os";
 import { resolve } from "node:path";
 
 import { listen, serve } from "../../src/activation/index.ts";
@@ -422,9 +422,13 @@ test("the URL of an address of one link has no interface in it", () => {
 });
 
 test("serve reports a relative path that looks like an address", () => {
+  // The checkout may be read-only.
+  const before = process.cwd();
+  process.chdir(tmpdir());
   const path = `a:b?@-${crypto.randomUUID()}`;
   const fd = sockets.listening(sockets.AF_UNIX, 1, path);
   rmSync(path);
+  process.chdir(before);
   const server = started(serve({ fd, fetch: () => new Response() }));
   expect(decodeURIComponent(server.url.host)).toBe(path);
   expect(server).toHaveProperty("address", path);
