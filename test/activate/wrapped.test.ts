@@ -4,7 +4,7 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 
 import { activate, Client, freePort, Running, scratch } from "../support/daemon.ts";
-import { lacks, skipped } from "../support/needs.ts";
+import { lacks, lacksNpm, skipped } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
 
 setDefaultTimeout(30_000);
@@ -53,7 +53,7 @@ async function start(...[command = "", ...args]: string[]) {
 
 const notPassed = [null, []];
 
-describe.skipIf(lacks("systemd-socket-activate", "npm"))(
+describe.skipIf(lacks("systemd-socket-activate"))(
   "a program that finds nothing because another was passed the sockets warns once",
   () => {
     test("under a shell", async () => {
@@ -88,7 +88,7 @@ describe.skipIf(lacks("systemd-socket-activate", "npm"))(
       expect({ count: wrappers.length, results }).toEqual({ count: 1, results: notPassed });
     });
 
-    test("under npm, whose shell is a process more", async () => {
+    test.skipIf(lacksNpm())("under npm, whose shell is a process more", async () => {
       const { wrappers, results } = await start(Bun.which("npm") ?? "npm", "run", "start");
       expect({ count: wrappers.length, results }).toEqual({ count: 1, results: notPassed });
     });

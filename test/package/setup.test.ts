@@ -6,7 +6,7 @@ import { basename, dirname, join } from "node:path";
 
 import { devDependencies, version } from "../../package.json";
 import { scratch } from "../support/daemon.ts";
-import { skipped } from "../support/needs.ts";
+import { lacksNpm } from "../support/needs.ts";
 import { ROOT } from "./programs.ts";
 
 setDefaultTimeout(60_000);
@@ -15,8 +15,7 @@ const PATH = process.env["PATH"] ?? "";
 
 const PAGES = readdirSync(join(ROOT, "units/man")).map((name) => `units/man/${name}`);
 
-const noNpm = Bun.which("npm") === null;
-if (noNpm) skipped("what is tried with npm", "it is missing");
+const noNpm = lacksNpm();
 
 type Environment = Readonly<Record<string, string>>;
 
@@ -203,7 +202,7 @@ describe("make", () => {
     expect((await run([join(path, "dist/socket-service-inet")])).stdout).toStartWith("This socket");
 
     const small = `import { test } from "bun:test";
-      import { skipped } from "./support/needs.ts";
+      import { lacksNpm } from "./support/needs.ts";
       skipped("a test", "for no reason");
       test("sees no service manager", () => {
         const seen = ${JSON.stringify(VARIABLES)}.filter((name) => name in process.env);

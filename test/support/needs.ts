@@ -36,6 +36,13 @@ export function lacks(...names: readonly string[]): boolean {
   return missing.length > 0;
 }
 
+/** The same for npm itself: test/setup.sh is content with bun. */
+export function lacksNpm(): boolean {
+  const isMissing = Bun.which("npm") === null;
+  if (isMissing) skipped("what is tried with npm", "it is missing");
+  return isMissing;
+}
+
 /** What was skipped, why, and what to install for it: empty if nothing was. */
 export function report(command: "demo" | "test"): string {
   if (reasons.size === 0) return "";
