@@ -8,12 +8,11 @@ import { join } from "node:path";
 import { programs, ROOT, units } from "../package/programs.ts";
 import { README } from "../package/reference.ts";
 import type { Tally } from "../system/http.ts";
-import { CHECKOUT, type Machine } from "../system/machine.ts";
+import { BUN, CHECKOUT, type Machine } from "../system/machine.ts";
 import { find, turns } from "./contenders.ts";
 import type { Recorder } from "./figures.ts";
 
 const PORT = 4100;
-const BUN = `${CHECKOUT}/node_modules/${process.execPath.split("/node_modules/").pop()}`;
 
 /** The two ways, by the README's socket unit. */
 export const WAYS = ["web.socket", "web@.socket"] as const;

@@ -6,11 +6,10 @@ import { join } from "node:path";
 
 import { programs, ROOT } from "../package/programs.ts";
 import type { Tally } from "../system/http.ts";
-import { CHECKOUT, type Machine } from "../system/machine.ts";
+import { BUN, CHECKOUT, type Machine } from "../system/machine.ts";
 import { until } from "../support/until.ts";
 import type { Recorder } from "./figures.ts";
 
-const BUN = `${CHECKOUT}/node_modules/${process.execPath.split("/node_modules/").pop()}`;
 const PLAIN = `${CHECKOUT}/test/bench/peers/http/plain.ts`;
 
 /** What a program does when it is asked to stop. */

@@ -72,9 +72,9 @@ const figures = new Figures();
 const notes: string[] = [];
 
 /** Boots a systemd for a part. If none can be, a note says why. */
-async function boot(what: string, root = "/"): Promise<Machine | undefined> {
-  const obstacle = await Machine.obstacle(20, root);
-  if (obstacle === undefined) return Machine.boot(30, root);
+async function boot(what: string, files = "/"): Promise<Machine | undefined> {
+  const obstacle = await Machine.obstacle({ files });
+  if (obstacle === undefined) return Machine.boot({ files });
   notes.push(`${what}: ${obstacle}`);
   return undefined;
 }

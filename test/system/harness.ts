@@ -13,12 +13,21 @@ export const SERVICES = [
 
 export const SOCKETS = SERVICES.map(({ name }) => `${name}.socket`);
 
-const obstacle = await Machine.obstacle();
+let filters = false;
+const obstacle = await Machine.obstacle({}, async (machine) => {
+  filters = await machine.canFilterAddresses();
+});
 if (obstacle !== undefined && ROOT !== "/") throw new Error(`ROOT=${ROOT}: ${obstacle}`);
 if (obstacle !== undefined) skipped("test/system", obstacle);
 
 /** Whether the tests of this folder cannot run here. */
 export const cannotRun = obstacle !== undefined;
+
+/** Whether a test of IPAddressDeny= cannot run here, for `test.skipIf`. */
+export function lacksFilters(): boolean {
+  if (!filters && !cannotRun) skipped("IPAddressDeny=", "systemd cannot call bpf(2) here");
+  return !filters;
+}
 
 /** The same as `lacks` for what is used in a machine: another root has all of it. */
 export const lacksInside: typeof lacks = (...names) => ROOT === "/" && lacks(...names);

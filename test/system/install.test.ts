@@ -1,10 +1,7 @@
 /** What `make install` and its like leave on a machine, and that it works there. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { mkdtemp, readdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { until } from "../support/until.ts";
-import { cannotRun, Clients, greeting, installed, lacksInside } from "./harness.ts";
+import { cannotRun, Clients, greeting, lacksInside } from "./harness.ts";
 import { nothingFailed, SERVICES, SOCKETS } from "./harness.ts";
 import { CHECKOUT, Machine } from "./machine.ts";
 
@@ -376,60 +373,5 @@ describe.skipIf(cannotRun)("installation", () => {
     const left = ["find", "/home/someone", "-name", "socket-service*"];
     expect(await machine.must(...left)).toBe("");
     await machine.must("systemctl", "stop", `user@${id}.service`);
-  });
-});
-
-describe.skipIf(cannotRun)("a machine", () => {
-  /** Each process that runs now, as its number and when it started, which are not used again. */
-  async function processes(): Promise<Map<number, string>> {
-    const all = new Map<number, string>();
-    for (const pid of await readdir("/proc")) {
-      const stat = await readFile(`/proc/${pid}/stat`, "utf8").catch(() => "");
-      // The name, in parentheses, may hold anything. starttime is the 20th field after it.
-      const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-      if (stat !== "") all.set(Number(pid), `${pid} since ${fields[19]}`);
-    }
-    return all;
-  }
-
-  test("leaves no process, no mount and no file when it is shut down", async () => {
-    const machine = await installed();
-    const clients = new Clients(machine, "silent", 4000, 1);
-    await until("there is a connection", 5, async () => (await clients.tally()).served === 1);
-    // The machine's init, journal and service, and the client, which is only in its network.
-    const namespaces = async (pid: number): Promise<string[]> =>
-      Promise.all(["pid", "net"].map((name) => readlink(`/proc/${pid}/ns/${name}`))).catch(
-        () => [],
-      );
-    const its = await namespaces(machine.init);
-    const inside: string[] = [];
-    for (const [pid, name] of await processes())
-      if ((await namespaces(pid)).some((namespace) => its.includes(namespace))) inside.push(name);
-    expect(inside.length).toBeGreaterThanOrEqual(4);
-    await machine.shutdown();
-
-    const left = [...(await processes()).values()];
-    expect(inside.filter((name) => left.includes(name))).toEqual([]);
-    expect(await readFile("/proc/self/mountinfo", "utf8")).not.toContain(machine.name);
-    const places = [tmpdir(), "/run/systemd/nspawn/propagate"];
-    for (const place of places)
-      expect(await readdir(place).catch(() => [])).not.toContain(machine.name);
-  });
-
-  test("that does not come up is given up at its deadline, with what it said", async () => {
-    const bin = await mkdtemp(join(tmpdir(), "socket-service-"));
-    const hangs = "#!/bin/sh\necho Operation not permitted >&2\nexec sleep 600\n";
-    await writeFile(join(bin, "systemd-nspawn"), hangs, { mode: 0o755 });
-    const ask = `import { Machine } from "${join(import.meta.dir, "machine.ts")}";
-      console.log(await Machine.obstacle(1));`;
-    const began = performance.now();
-    const env = { ...process.env, PATH: `${bin}:${process.env["PATH"]}` };
-    const asked = Bun.spawn([process.execPath, "-e", ask], { env });
-    expect(await asked.stdout.text()).toBe(
-      "no systemd can be booted here, not in 1 s: systemd-nspawn has started its init: " +
-        "Operation not permitted\n",
-    );
-    expect(performance.now() - began).toBeLessThan(10_000);
-    await rm(bin, { recursive: true });
   });
 });

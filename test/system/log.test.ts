@@ -3,11 +3,9 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 
 import { until } from "../support/until.ts";
 import { cannotRun, nothingFailed } from "./harness.ts";
-import { CHECKOUT, Machine } from "./machine.ts";
+import { BUN, CHECKOUT, Machine } from "./machine.ts";
 
 setDefaultTimeout(60_000);
-
-const BUN = `${CHECKOUT}/node_modules/${process.execPath.split("/node_modules/").pop()}`;
 
 /** An entry as `journalctl --output=json` has it: bytes that are not text are numbers. */
 type Entry = Readonly<Record<string, unknown>>;

@@ -40,8 +40,43 @@ const DIES_WITH_US = ["setpriv", "--pdeathsig"];
 /** What machines have their files from: what `make test ROOT=DIR` names, or this machine's own. */
 export const ROOT = process.env["ROOT"] || "/";
 
+/**
+ * Becomes a machine's init, after $1: removes what was added to Debian's own files, so that no unit,
+ * drop-in or executable of the machine outside changes what a test sees. All of it is in the overlay.
+ */
+const INIT = String.raw`set -e
+  eval "$1"
+  if [ -e /var/lib/dpkg/info/socket-service.list ]; then
+    dpkg --purge --no-triggers socket-service >/dev/null
+  fi
+  # Links there are mostly Debian's own: dbus.service may be one.
+  find /etc/systemd \( -type f -o -name 'socket-service*' \) -delete
+  rm -rf /usr/local/lib/systemd
+  find /usr/local/bin /usr/local/man /usr/local/share/man/ -name 'socket-service*' -delete
+  # Whose manager runs without a session has units of its own.
+  rm -rf /var/lib/systemd/linger
+  unset PWD
+  # basic.target has sockets, logins by systemctl and users' managers, and none of the services that
+  # this machine happens to have.
+  exec /lib/systemd/systemd systemd.unit=basic.target`;
+
 /** Where a machine has this checkout, read-only. */
 export const CHECKOUT = "/srv/socket-service";
+
+/** The bun that runs these tests, as a machine has it. */
+export const BUN = `${CHECKOUT}/node_modules/${process.execPath.split("/node_modules/").pop()}`;
+
+/** How a machine is booted. */
+export interface Boot {
+  /** In which it has to be up. */
+  readonly seconds?: number;
+  /** The directory that it has its files from. */
+  readonly files?: string;
+  /** What a shell does with these files first, as if an administrator had. */
+  readonly before?: string;
+  /** More options of systemd-nspawn. */
+  readonly options?: readonly string[];
+}
 
 export interface Output {
   status: number;
@@ -70,13 +105,20 @@ export class Machine implements AsyncDisposable {
     return basename(this.#directory);
   }
 
-  /** Why no machine can be booted here, or undefined if one can: finds out by booting one. */
-  static async obstacle(seconds = 20, files = ROOT): Promise<string | undefined> {
+  /**
+   * Why no machine can be booted here, or undefined if one can: finds out by booting one, which `look`
+   * may look at.
+   */
+  static async obstacle(
+    { seconds = 20, ...boot }: Boot = {},
+    look: (machine: Machine) => Promise<void> = async () => {},
+  ): Promise<string | undefined> {
     if (process.platform !== "linux") return "Linux is needed";
     if (process.geteuid?.() !== 0) return "it boots a systemd, for which root is needed";
     if (lacks(...PROGRAMS)) return "it boots a systemd, for which a program is missing";
     try {
-      await using _ = await Machine.boot(seconds, files);
+      await using machine = await Machine.boot({ seconds, ...boot });
+      await look(machine);
       return undefined;
     } catch (error) {
       return error instanceof Error ? error.message : String(error);
@@ -87,7 +129,8 @@ export class Machine implements AsyncDisposable {
    * Returns when systemd says that it is up, whether or not all of this machine's own units are, and
    * throws if that takes longer than `seconds`.
    */
-  static async boot(seconds = BOOT, files = ROOT): Promise<Machine> {
+  static async boot(boot: Boot = {}): Promise<Machine> {
+    const { seconds = BOOT, files = ROOT, before = ":", options = [] } = boot;
     const deadline = performance.now() + 1000 * seconds;
     const left = () => (deadline - performance.now()) / 1000;
     const directory = await mkdtemp(join(tmpdir(), "machine-"));
@@ -95,23 +138,26 @@ export class Machine implements AsyncDisposable {
     await Bun.write(console, "");
     const root = join(directory, "root");
     await mkdir(root);
-    // The bind mount is in a mount namespace of its own and so goes with it.
-    // With bpf(2), IPAddressDeny= and DevicePolicy= are in force as on a real machine.
-    // basic.target has sockets, logins by systemctl and users' managers, and none of the services
-    // that this machine happens to have.
-    const script = `mkdir "$4" && echo $$ > "$4/cgroup.procs" && mount --bind "$5" "$1" && exec systemd-nspawn --directory="$1" \
-      --volatile=overlay --bind-ro="$2:${CHECKOUT}" --machine="$3" --boot --private-network \
-      --register=no --keep-unit --link-journal=no --console=passive \
-      --capability=CAP_BPF --system-call-filter=bpf systemd.unit=basic.target`;
-    const apart = [...DIES_WITH_US, "TERM", "unshare", "--mount", "--propagation=private"];
     const name = basename(directory);
-    const args = [
-      root,
-      resolve(import.meta.dir, "../.."),
-      name,
-      await cgroup(name),
-      resolve(files),
+    const [group] = await groups(name);
+    // The bind mount is in a mount namespace of its own and so goes with it.
+    const script =
+      'mkdir "$1" && echo $$ > "$1/cgroup.procs" && mount --bind "$2" "$3" && shift 3 && exec "$@"';
+    const apart = [...DIES_WITH_US, "TERM", "unshare", "--mount", "--propagation=private"];
+    const checkout = resolve(import.meta.dir, "../..").replaceAll(":", "\\:");
+    const container = [
+      ...["systemd-nspawn", `--directory=${root}`, `--machine=${name}`, "--volatile=overlay"],
+      ...[`--bind-ro=${checkout}:${CHECKOUT}`, "--private-network", "--console=passive"],
+      ...["--register=no", "--keep-unit", "--link-journal=no"],
+      // What root has at home is not for a machine.
+      "--tmpfs=/root:mode=700",
+      // With bpf(2), IPAddressDeny= and DevicePolicy= are in force as on a real machine.
+      ...["--capability=CAP_BPF", "--system-call-filter=bpf"],
+      ...options,
+      // What --boot starts, and the signal that it sends, but for INIT.
+      ...["--kill-signal=SIGRTMIN+3", "sh", "-c", INIT, "sh", before],
     ];
+    const args = [group, resolve(files), root, ...container];
     const nspawn = Bun.spawn([...apart, "sh", "-c", script, "sh", ...args], {
       env: { PATH: process.env["PATH"] ?? "", SYSTEMD_NSPAWN_UNIFIED_HIERARCHY: "1" },
       stdin: "ignore",
@@ -136,7 +182,7 @@ export class Machine implements AsyncDisposable {
       return machine;
     } catch (error) {
       // It would outlive systemd-nspawn.
-      const init = await initOf(nspawn.pid);
+      const init = await insideOf(nspawn.pid);
       if (init !== undefined) process.kill(init, "SIGKILL");
       nspawn.kill("SIGKILL");
       await nspawn.exited;
@@ -174,6 +220,19 @@ export class Machine implements AsyncDisposable {
     const { status, stdout, stderr } = await this.run(...command);
     if (status !== 0) throw new Error(`${command.join(" ")}: status ${status}\n${stdout}${stderr}`);
     return stdout.trim();
+  }
+
+  /**
+   * Returns whether systemd can filter addresses, for which it needs bpf(2): it counts what a unit
+   * receives by the same means.
+   */
+  async canFilterAddresses(): Promise<boolean> {
+    const unit = "counts.service";
+    const options = ["--property=IPAccounting=yes", "--property=RemainAfterExit=yes"];
+    await this.must("systemd-run", "--quiet", `--unit=${unit}`, ...options, "true");
+    const received = await this.show(unit, "IPIngressBytes");
+    await this.must("systemctl", "stop", unit);
+    return received !== "[no data]";
   }
 
   /** One property of a unit, as `systemctl show` has it. */
@@ -236,22 +295,25 @@ async function remove(directory: string): Promise<void> {
   await rmdir(directory);
   // systemd-nspawn leaves this one behind where /run is not a tmpfs.
   await rmdir(`/run/systemd/nspawn/propagate/${basename(directory)}`).catch(() => undefined);
-  const group = await cgroup(basename(directory));
-  // A boot that failed early has none.
-  if (existsSync(group)) await removeCgroup(group);
+  for (const group of await groups(basename(directory)))
+    // A boot that failed early has none.
+    if (existsSync(group)) await removeCgroup(group);
 }
 
 /**
- * A control group for a machine, below this process's own: two machines in one would be two managers
- * of the same groups, each of which kills what the other has started.
+ * The control group for a machine, below this process's own: two machines in one would be two managers
+ * of the same groups, each of which kills what the other has started. If the hierarchies are hybrid,
+ * systemd-nspawn makes one of the same path in systemd's own, too.
  */
-async function cgroup(name: string): Promise<string> {
+async function groups(name: string): Promise<[string, ...string[]]> {
   const [mounts, own] = await Promise.all([
     readFile("/proc/self/mounts", "utf8"),
     readFile("/proc/self/cgroup", "utf8"),
   ]);
-  const root = / (\S+) cgroup2 /.exec(mounts)?.[1] ?? "/sys/fs/cgroup";
-  return join(root, /^0::(.*)$/m.exec(own)?.[1] ?? "/", name);
+  const path = join(/^0::(.*)$/m.exec(own)?.[1] ?? "/", name);
+  const unified = / (\S+) cgroup2 /.exec(mounts)?.[1] ?? "/sys/fs/cgroup";
+  const systemd = / (\S+) cgroup \S*\bname=systemd\b/.exec(mounts)?.[1];
+  return [join(unified, path), ...(systemd === undefined ? [] : [join(systemd, path)])];
 }
 
 /** A control group has directories, which can be removed, and files, which cannot and need not. */
@@ -262,7 +324,7 @@ async function removeCgroup(path: string): Promise<void> {
 }
 
 /** The child of systemd-nspawn that is the init of another pid namespace, once there is one. */
-async function initOf(nspawn: number): Promise<number | undefined> {
+async function insideOf(nspawn: number): Promise<number | undefined> {
   const children = await readFile(`/proc/${nspawn}/task/${nspawn}/children`, "utf8").catch(
     () => "",
   );
@@ -270,10 +332,16 @@ async function initOf(nspawn: number): Promise<number | undefined> {
   if (Number.isNaN(child)) return undefined;
   // systemd-nspawn's first child is a helper outside. Entering its namespaces would be to run the
   // test's commands on the real machine.
-  const [inside, outside, name] = await Promise.all([
+  const [inside, outside] = await Promise.all([
     readlink(`/proc/${child}/ns/pid`).catch(() => undefined),
     readlink("/proc/self/ns/pid"),
-    readFile(`/proc/${child}/comm`, "utf8").catch(() => ""),
   ]);
-  return inside !== undefined && inside !== outside && name === "systemd\n" ? child : undefined;
+  return inside !== undefined && inside !== outside ? child : undefined;
+}
+
+/** The same, once it is systemd. */
+async function initOf(nspawn: number): Promise<number | undefined> {
+  const child = await insideOf(nspawn);
+  const name = await readFile(`/proc/${child}/comm`, "utf8").catch(() => "");
+  return name === "systemd\n" ? child : undefined;
 }

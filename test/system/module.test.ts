@@ -10,11 +10,10 @@ import { CERTIFICATE } from "../support/listening.ts";
 import { cannotRun, nothingFailed } from "./harness.ts";
 import type { Tally } from "./http.ts";
 import { until } from "../support/until.ts";
-import { CHECKOUT, Machine } from "./machine.ts";
+import { BUN, CHECKOUT, Machine } from "./machine.ts";
 
 setDefaultTimeout(60_000);
 
-const BUN = `${CHECKOUT}/node_modules/${process.execPath.split("/node_modules/").pop()}`;
 const PORT = 4100;
 
 describe.skipIf(cannotRun)("a service on the module", () => {
