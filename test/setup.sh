@@ -20,7 +20,7 @@ demo,test             npm                     npm                bun node_module
 demo,test,inside      systemd-socket-activate systemd
 test,inside           curl                    curl
 test,inside           nc                      netcat-openbsd
-test                  telnet                  telnet
+test,inside           telnet                  telnet
 test,inside           man                     man-db
 test,inside           mandoc                  mandoc
 test                  libsystemd.so.0         libsystemd0        /lib/*/libsystemd.so.0 /usr/lib64/libsystemd.so.0
