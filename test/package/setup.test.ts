@@ -214,7 +214,9 @@ describe("make", () => {
     const { status, stdout } = await run(make, { ...env, ...manager }, path);
     expect(status).toBe(0);
     expect(stdout).toMatch(/Skipped:\n  a test: for no reason\n(make test lacks .*\n)?$/);
-    const bare = await run([process.execPath, "test", "test/small.test.ts"], env, path);
+    const bun = [process.execPath, "test", "test/small.test.ts"];
+    const bare = await run(bun, { ...env, ...manager }, path);
+    expect(bare.status).toBe(0);
     expect(bare.stdout).toContain("Skipped:\n  a test: for no reason\n");
   });
 

@@ -39,13 +39,14 @@ export function scratch(): { path: string } & Disposable {
  * them may take it before the activator does.
  */
 export function freePort(family = sockets.AF_INET, type = sockets.SOCK_STREAM): number {
-  for (;;) {
+  for (let tries = 0; ; tries++) {
     const port = 16_384 + Math.floor(Math.random() * 16_384);
     try {
       sockets.close(sockets.bound(family, type, port));
       return port;
-    } catch {
-      // Somebody has it.
+    } catch (error) {
+      // Somebody has it, if it is not the address that is missing.
+      if (tries === 100) throw error;
     }
   }
 }

@@ -1,6 +1,8 @@
 /* What the tests cannot do without, and what is skipped because it is not here. */
 import { resolve } from "node:path";
 
+import { AF_INET6, bound, close, SOCK_STREAM } from "./sockets.ts";
+
 const SETUP = resolve(import.meta.dir, "../setup.sh");
 
 /** What test/setup.sh prints, without installing anything. */
@@ -41,6 +43,17 @@ export function lacksNpm(): boolean {
   const isMissing = Bun.which("npm") === null;
   if (isMissing) skipped("what is tried with npm", "it is missing");
   return isMissing;
+}
+
+/** Returns whether there is no ::1, as in many containers, for `test.skipIf`. */
+export function lacksIPv6(): boolean {
+  try {
+    close(bound(AF_INET6, SOCK_STREAM));
+    return false;
+  } catch {
+    skipped("what needs IPv6", "there is no ::1");
+    return true;
+  }
 }
 
 /** What was skipped, why, and what to install for it: empty if nothing was. */

@@ -4,6 +4,7 @@ import fs, { constants, rmSync } from "node:fs";
 import { describe as describeFd, endpoint, phrase } from "../../src/activation/describe.ts";
 import { refusal, thrown } from "../support/checks.ts";
 import { freshPath } from "../support/listening.ts";
+import { lacksIPv6 } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
 import {
   AF_INET,
@@ -53,7 +54,7 @@ describe("describe returns", () => {
     sockets.close(fd);
   });
 
-  test("a datagram socket over IPv6", () => {
+  test.skipIf(lacksIPv6())("a datagram socket over IPv6", () => {
     const fd = sockets.bound(AF_INET6, SOCK_DGRAM);
     const port = sockets.portOf(fd);
     const address = { family: "IPv6", address: "::1", port };

@@ -153,7 +153,7 @@ test("a stdout that is the journal makes no journal of stderr", () => {
   const journal = "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/$$/fd/1)";
   const script = `import { stderrIsJournal } from "${MODULE}"; console.log(stderrIsJournal())`;
   const command = ["/bin/sh", "-c", `${journal}; exec "$0" -e "$1"`, process.execPath, script];
-  const { stdout } = Bun.spawnSync(command, { stdout: "pipe", stderr: "pipe" });
+  const { stdout } = Bun.spawnSync(command, { env: process.env });
   expect(stdout.toString()).toBe("false\n");
 });
 

@@ -7,6 +7,7 @@ import { listen, serve } from "../../src/activation/index.ts";
 import { replace } from "../../src/activation/libc.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
 import { CERTIFICATE, client, FAMILIES, freshPath, listening, text } from "../support/listening.ts";
+import { lacksIPv6 } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
 import { backlogOf, close, portOf } from "../support/sockets.ts";
 import { until } from "../support/until.ts";
@@ -28,6 +29,9 @@ function started<S extends Bun.Server<undefined>>(server: S): S {
   servers.push(server);
   return server;
 }
+
+const LOOPBACK_ADDRESSES = lacksIPv6() ? ["127.0.0.1"] : ["127.0.0.1", "::1"];
+const IP = lacksIPv6() ? "IPv4" : "IPv6";
 
 const answer = (text: string) => ({ fetch: () => new Response(text) });
 
@@ -88,14 +92,14 @@ describe.each(FAMILIES)("serve on a listening socket over %s", (family) => {
 });
 
 test("serve upgrades to WebSocket", async () => {
-  using it = listening("IPv6");
+  using it = listening(IP);
   const server = serve({
     fd: it.fd,
     websocket: { message: (socket, message) => void socket.send(`echo ${message}`) },
     fetch: (request, server) =>
       server.upgrade(request) ? undefined : new Response("", { status: 400 }),
   });
-  const socket = new WebSocket(`ws://[::1]:${server.port}/`);
+  const socket = new WebSocket(`ws://${server.url.host}/`);
   const received = Promise.withResolvers<unknown>();
   socket.onmessage = ({ data }) => received.resolve(data);
   socket.onopen = () => socket.send("hi");
@@ -209,7 +213,7 @@ test("serve answers a request under way after stop()", async () => {
 });
 
 test("serve serves over TLS", async () => {
-  using it = listening("IPv6");
+  using it = listening(IP);
   const server = started(serve({ fd: it.fd, ...answer("safe"), tls: CERTIFICATE }));
   expect(server.url.protocol).toBe("https:");
   const response = await fetch(server.url, { tls: { rejectUnauthorized: false } });
@@ -240,9 +244,9 @@ test("requestIP is the client over IP, and nobody over AF_UNIX or if only that i
     fetch: (request: Request, server: Bun.Server<undefined>) =>
       Response.json(server.requestIP(request)?.address ?? null),
   };
-  using ipv6 = listening("IPv6");
-  started(serve({ ...options, fd: ipv6.fd }));
-  expect(await exchange(ipv6.to)).toEndWith(`"::1"`);
+  using ip = listening(IP);
+  started(serve({ ...options, fd: ip.fd }));
+  expect(await exchange(ip.to)).toEndWith(`"${LOOPBACK_ADDRESSES.at(-1)}"`);
   using unix = listening("Unix");
   started(serve({ ...options, fd: unix.fd }));
   expect(await exchange(unix.to)).toEndWith("null");
@@ -386,7 +390,7 @@ test("a number that a second socket has leaves the server of the first alone", a
 });
 
 test("serve is Bun.serve if no socket was passed, with its own default address", async () => {
-  for (const hostname of [undefined, "::1"]) {
+  for (const hostname of [undefined, ...LOOPBACK_ADDRESSES]) {
     const at = { fd: undefined, port: 0, ...(hostname && { hostname }) };
     const server = started(serve({ ...at, ...answer("mine") }));
     expect(server.hostname).toBe(hostname ?? "localhost");
@@ -493,7 +497,7 @@ function listeningOn(hostname: string): number {
   return fd;
 }
 
-test.each([undefined, "127.0.0.1", "::1"])(
+test.each([undefined, ...LOOPBACK_ADDRESSES])(
   "a server on %s is seen as one of Bun's own",
   async (hostname) => {
     const options = { fetch: () => new Response("seen") };
