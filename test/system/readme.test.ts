@@ -170,7 +170,7 @@ describe.skipIf(cannotRun)("the README", () => {
     expect(status).toBe(1);
     expect(stderr).toContain("Job for hello.service failed");
     const log = await machine.must("journalctl", "--unit=hello.service", "--lines=20");
-    expect(log).toContain("no socket was passed");
+    expect(log).toMatch(/no socket was passed.*systemctl restart hello.socket/);
     const listening = await machine.must("ss", "--listening", "--tcp", "--numeric", "--no-header");
     expect(listening.match(/\S+:300\d(?= )/g)).toBeNull();
     await run(change);
