@@ -377,4 +377,9 @@ describe(".ci/run", () => {
     const { status, last } = await ci(0, "", " 2 skip\\n");
     expect([status, last]).toEqual([1, "15 passed, 0 failed, 6 skipped"]);
   });
+
+  test("fails where the end of a run says that something was left out", async () => {
+    const { status, last } = await ci(0, "", "Skipped:\\n  IPv6\\n");
+    expect([status, last]).toEqual([1, "15 passed, 0 failed, 3 skipped"]);
+  });
 });

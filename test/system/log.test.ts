@@ -109,6 +109,26 @@ describe.skipIf(cannotRun)("log, in a service", () => {
       ]);
     });
 
+  test("a warning of socket-service is an entry of its level", async () => {
+    const socket = "--socket-property=ListenStream=/run/unheard";
+    const manager = "--setenv=NOTIFY_SOCKET=/nonexistent/notify";
+    const service = `${CHECKOUT}/dist/socket-service`;
+    await machine.must("systemd-run", "--quiet", "--unit=unheard", socket, manager, service);
+    await machine.must("systemctl", "start", "unheard.service");
+    const warnings = await until("there is a warning", 10, async () => {
+      const found = await entries("--unit=unheard", "PRIORITY=4");
+      return found.length > 0 && found;
+    });
+    expect(warnings).toMatchObject([
+      {
+        MESSAGE: expect.stringMatching(/^socket-service: cannot notify .*\/nonexistent\/notify/),
+        SYSLOG_IDENTIFIER: "socket-service",
+        _TRANSPORT: "journal",
+      },
+    ]);
+    await machine.must("systemctl", "stop", "unheard.socket", "unheard.service");
+  });
+
   test("a full journal drops, and log says so", async () => {
     // A stopped journald reads nothing: entries wait in its queue until that is full.
     const journald = await machine.show("systemd-journald.service", "MainPID");
