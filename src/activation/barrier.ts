@@ -1,7 +1,6 @@
-import { ActivationError, ExitStatus, misconfigured } from "./error.ts";
 import { LONGEST_TIMER } from "./event-loop.ts";
 import { close, socketPair } from "./libc.ts";
-import { notifyEnabled, send } from "./notify.ts";
+import { attempt, notifyEnabled, send } from "./notify.ts";
 import { runtime } from "./runtime.ts";
 
 /**
@@ -9,34 +8,49 @@ import { runtime } from "./runtime.ts";
  * sd_notify_barrier(3), without blocking the event loop.
  *
  * @param timeout The longest wait, in milliseconds; more than 25 days, or `Infinity`, is for ever.
- * @returns Whether there was somebody to wait for: false if `NOTIFY_SOCKET` is not set.
- * @throws {ActivationError} as {@link notify} does, (78) if `timeout` is no such number, and (71, code
- *   `ETIMEDOUT`) if the time is over.
+ * @returns Whether it has handled them in time: false too if nobody is notified, or if the barrier
+ *   cannot be sent, which is logged as {@link notify} does.
+ * @throws {TypeError} if `timeout` is no number.
+ * @throws {RangeError} if it is negative or `NaN`.
  */
 export async function notifyBarrier(timeout: number): Promise<boolean> {
-  const wanted = "give milliseconds from 0, or Infinity";
-  if (!(typeof timeout === "number" && timeout >= 0))
-    throw misconfigured(`cannot wait for a barrier within ${timeout}: ${wanted}`);
-  if (!notifyEnabled()) return false;
-  // The manager closes the end that it receives when it handles this message: ours is closed then.
-  const [ours, theirs] = socketPair();
-  const handled = Promise.withResolvers<true>();
-  // Bun adopts every connected pair.
-  const handlers = { data() {}, close: () => handled.resolve(true) };
-  const socket = await runtime.connect({ fd: ours, socket: handlers });
-  const late = `the service manager did not come to a barrier within ${timeout} ms`;
-  const expire = () =>
-    handled.reject(new ActivationError(ExitStatus.systemCall, late, "ETIMEDOUT"));
-  const timer = timeout > LONGEST_TIMER ? undefined : setTimeout(expire, timeout);
+  const message = `cannot wait for a barrier within ${timeout}: give milliseconds from 0, or Infinity`;
+  if (typeof timeout !== "number") throw new TypeError(message);
+  if (!(timeout >= 0)) throw new RangeError(message);
+  const { promise, resolve } = Promise.withResolvers<boolean>();
+  const timer = timeout > LONGEST_TIMER ? undefined : setTimeout(resolve, timeout, false);
+  const ours = sendBarrier();
   try {
-    try {
-      send("BARRIER=1", { fds: [theirs] });
-    } finally {
-      close(theirs);
-    }
-    return await handled.promise;
+    if (ours === undefined) return false;
+    // Bun adopts every socket of a pair, also if the other end is closed already.
+    const handlers = { data() {}, close: () => resolve(true) };
+    const socket = await runtime.connect({ fd: ours, socket: handlers });
+    const handled = await promise;
+    socket.terminate();
+    return handled;
   } finally {
     clearTimeout(timer);
-    socket.terminate();
   }
+}
+
+/**
+ * Sends one end of a connection, which the service manager closes when it comes to this message.
+ *
+ * @returns The other end; undefined if it could not be sent.
+ */
+function sendBarrier(): number | undefined {
+  let ours: number | undefined;
+  attempt(() => {
+    if (!notifyEnabled()) return false;
+    const [end, theirs] = socketPair();
+    try {
+      send("BARRIER=1", { fds: [theirs] });
+      ours = end;
+      return true;
+    } finally {
+      close(theirs);
+      if (ours === undefined) close(end);
+    }
+  });
+  return ours;
 }

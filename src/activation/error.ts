@@ -41,7 +41,26 @@ export function codeOf(thrown: unknown): string {
   return thrown instanceof Error && "code" in thrown ? String(thrown.code) : "";
 }
 
-/** A value for a message: quoted, on one line, and no longer than a reader wants. */
+/** Quotes a value for a message, cut at 80 characters. */
 export function quote(value: string): string {
-  return JSON.stringify(value.length > 80 ? `${value.slice(0, 77)}...` : value);
+  return printableJson(value.length > 80 ? `${value.slice(0, 77)}...` : value);
+}
+
+/**
+ * The characters that a terminal or a reader of lines acts on: C0 and C1 controls (U+009B begins an
+ * escape sequence), separators of lines, and the ones that reverse the text after them.
+ */
+const ACTING = "\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069";
+
+/** Replaces each run of characters that a terminal acts on. */
+export function printable(text: string, by: string): string {
+  return text.replaceAll(RegExp(`[${ACTING}]+`, "g"), by);
+}
+
+/** Returns text as JSON, in which all that a terminal acts on is escaped. JSON itself escapes only C0. */
+export function printableJson(text: string): string {
+  return JSON.stringify(text).replaceAll(
+    RegExp(`[${ACTING}]`, "g"),
+    (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
 }

@@ -10,6 +10,10 @@ interface Kept {
   address?: string | undefined;
   /** The socket that notifications are sent from. */
   notify?: number;
+  /** Whether the last notification failed, and that was logged. */
+  unheard?: boolean;
+  /** How many entries of the log were lost since the last that was written. */
+  lost: number;
   /** How to stop what is on each passed descriptor. */
   readonly inUse: Map<number, () => void>;
   /** The servers of `serve`: Bun keeps a server across a reload. */
@@ -19,7 +23,7 @@ interface Kept {
 const KEY = Symbol.for("socket-service/activation");
 const holder: { [KEY]?: Kept } & Partial<typeof globalThis> = globalThis;
 
-export const kept: Kept = (holder[KEY] ??= { inUse: new Map(), served: new WeakMap() });
+export const kept: Kept = (holder[KEY] ??= { lost: 0, inUse: new Map(), served: new WeakMap() });
 
 /** Whether this program is evaluated again after an edit. Takes 15 µs. */
 export function isHot(): boolean {

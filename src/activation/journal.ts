@@ -1,4 +1,4 @@
-import { misconfigured, quote } from "./error.ts";
+import { printable, printableJson, quote } from "./error.ts";
 
 /* An entry of the journal, as bytes and as a line, in pure functions. */
 
@@ -27,21 +27,21 @@ const TEXTUAL: readonly string[] = ["string", "number", "bigint", "boolean"];
 /**
  * Returns the fields one by one, a field of several values as often as it has values.
  *
- * @throws {ActivationError} (78) if a name or a value is not allowed, by a caller without types.
+ * @throws {TypeError} if a name or a value is not allowed, by a caller without types.
  */
 export function listFields(fields: LogFields): Field[] {
   return Object.entries(fields).flatMap(([name, given]) => {
     // The journal drops a field of another name, and says nothing.
     if (!/^[A-Z][A-Z0-9_]{0,63}$/.test(name))
-      throw misconfigured(
+      throw new TypeError(
         `cannot log the field ${quote(name)}: name it with A-Z, 0-9 and _, a letter first, at most 64 of them`,
       );
     if (name === "MESSAGE" || name === "PRIORITY")
-      throw misconfigured(`cannot log the field ${name}: give it as an argument of its own`);
+      throw new TypeError(`cannot log the field ${name}: give it as an argument of its own`);
     const values = [given].flat().filter((value) => value !== undefined);
     for (const value of values)
       if (!(TEXTUAL.includes(typeof value) || value instanceof Uint8Array))
-        throw misconfigured(
+        throw new TypeError(
           `cannot log ${name}, whose value is of type ${typeof value}: give text, a number, a boolean or a Uint8Array`,
         );
     return values.map((value): Field => [name, value]);
@@ -66,13 +66,13 @@ export function serializeEntry(fields: readonly Field[]): Uint8Array {
 /** Returns an entry as one line for people: the message, then `NAME=value` for each field. */
 export function entryLine(message: string, fields: readonly Field[]): string {
   const pairs = fields.map(([name, value]) => ` ${name}=${readable(value)}`);
-  return (message + pairs.join("")).replaceAll(/[\x00-\x1f\x7f]+/g, " ");
+  return printable(message + pairs.join(""), " ");
 }
 
-/** Quotes text with a space, or with what JSON escapes, as in JSON; writes bytes as hexadecimal. */
+/** Quotes text that is empty, has a space, or is escaped in JSON; writes bytes as hexadecimal. */
 function readable(value: FieldValue): string {
   if (value instanceof Uint8Array) return Buffer.from(value).toString("hex");
   const text = String(value);
-  const quoted = JSON.stringify(text);
+  const quoted = printableJson(text);
   return text === "" || text.includes(" ") || quoted.length !== text.length + 2 ? quoted : text;
 }

@@ -27,7 +27,7 @@ const RLIMIT_NOFILE = 7;
 const CLOCK_MONOTONIC = 1;
 const SYS_pidfd_open = 434;
 /** Of errno(3). */
-const E = { NOENT: 2, BADF: 9, NOTSOCK: 88 };
+const E = { NOENT: 2, BADF: 9, NOTSOCK: 88, TOOMANYREFS: 109 };
 
 function load() {
   requireBun();
@@ -91,7 +91,8 @@ function check(call: string, result: number | bigint, ...expected: number[]): nu
   if (expected.includes(errno)) return undefined;
   // Loaded by the call that needs it: node:util takes 2 ms.
   const { getSystemErrorMap } = process.getBuiltinModule("node:util");
-  const [code, text] = getSystemErrorMap().get(-errno) ?? [`errno ${errno}`, "unknown error"];
+  const unnamed = errno === E.TOOMANYREFS ? "ETOOMANYREFS" : `errno ${errno}`;
+  const [code, text] = getSystemErrorMap().get(-errno) ?? [unnamed, "unknown error"];
   const message = `${call} failed, ${text} (${code})${remedyForCall(call, code)}`;
   throw new ActivationError(ExitStatus.systemCall, message, code);
 }

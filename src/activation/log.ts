@@ -1,4 +1,5 @@
-import { codeOf, misconfigured } from "./error.ts";
+import { codeOf } from "./error.ts";
+import { kept } from "./hot.ts";
 import { entryLine, type Field, listFields, type LogFields, serializeEntry } from "./journal.ts";
 import { sunPath } from "./layout.ts";
 import * as libc from "./libc.ts";
@@ -40,30 +41,43 @@ export function stderrIsJournal(): boolean {
   }
 }
 
+/** In milliseconds: the longest wait until an entry is written. */
+const PATIENCE = 1000;
+/** In milliseconds: after so long without a wait, the next may be as long as that again. */
+const RECOVERY = 5000;
+
 /**
  * Logs a message at once, with fields.
  *
  * If stderr is the journal, this is one entry, as sd_journal_send(3) makes it: newlines in the
  * message are kept, each field can be searched for (`journalctl ORDER_ID=4711`), and
- * `SYSLOG_IDENTIFIER` is the name of the script or executable unless you give another. It never
- * waits: an entry for which the journal has no room is dropped.
+ * `SYSLOG_IDENTIFIER` is the name of the script or executable unless you give another.
  *
- * Elsewhere it is one line on stderr: the message, then ` NAME=value` for each field. Control
- * characters, newlines too, become spaces. A journal that cannot be reached (without FFI, as under
+ * Elsewhere it is one line on stderr: the message, then ` NAME=value` for each field. Spaces replace all
+ * that a terminal obeys: control characters (newlines and U+0080 to U+009F too), other separators of
+ * lines, and what reverses the text after it. A journal that cannot be reached (without FFI, as under
  * `MemoryDenyWriteExecute=yes`, without a free descriptor, or without `AF_UNIX`) gets that line on
  * stderr, with `<level>` before it (sd-daemon(3)).
  *
+ * If the journal is busy, or a stderr that is non-blocking is full, this blocks until there is room: for
+ * a second at most, and in the long run for a fifth of the time. An entry that finds no room in that
+ * time is lost. As long as there is no room, later ones are lost without a wait. A warning after the
+ * next entry that is written says how many were lost.
+ *
  * Limitations: no code location and no `SyslogIdentifier=` of the unit: give `CODE_FILE` and
  * `SYSLOG_IDENTIFIER` as fields. The journal drops an entry of more than 1,024 values, or 768 MB in
- * one of them, and does not say so. It looks up the unit of an entry when it reads it: if the process
- * has ended by then, the entry is not in `journalctl --unit`. A line waits for room if stderr blocks.
+ * one of them, and does not say so; it drops, and says so, what is beyond `LogRateLimitBurst=`. It looks
+ * up the unit of an entry when it reads it: if the process has ended by then, the entry is not in
+ * `journalctl --unit`. A line waits as long as it takes if stderr blocks. Nothing reports the
+ * entries that a process loses last, and each Worker counts its own.
  *
  * @param level How serious it is: 0 to 7, smaller is worse.
  * @param message Text for people, of one or more lines.
  * @param fields What belongs to it, by name.
- * @returns Whether it was written: false if the journal had no room, or stderr is closed or full.
- * @throws {ActivationError} (78) if the level is none, a field's name is not allowed, or a value
- *   is of another type. Nothing else throws.
+ * @returns Whether it was written: false if there was no room, or stderr is closed.
+ * @throws {RangeError} if the level is a number that is none.
+ * @throws {TypeError} if the level is no number, a field's name is not allowed, or a value is of another
+ *   type. Nothing else throws.
  *
  * @example
  * ```ts
@@ -72,17 +86,30 @@ export function stderrIsJournal(): boolean {
  */
 export function log(level: LogLevel, message: string, fields: LogFields = {}): boolean {
   requireBun();
-  if (!Object.values(LogLevel).includes(level))
-    throw misconfigured(`cannot log at level ${level}: give one of LogLevel, 0 to 7`);
+  if (!Object.values(LogLevel).includes(level)) {
+    const text = `cannot log at level ${level}: give one of LogLevel, 0 to 7`;
+    throw typeof level === "number" ? new RangeError(text) : new TypeError(text);
+  }
   const given = listFields(fields);
+  if (!write(level, message, given)) {
+    kept.lost++;
+    return false;
+  }
+  // Not before the entry, because there may be room for one of them only.
+  const loss = `earlier log entries lost because there was no room: ${kept.lost}`;
+  if (kept.lost > 0 && write(LogLevel.warning, loss)) kept.lost = 0;
+  return true;
+}
+
+function write(level: LogLevel, message: string, fields: readonly Field[] = []): boolean {
   if (stderrIsJournal()) {
-    const isNamed = given.some(([name]) => name === "SYSLOG_IDENTIFIER");
+    const isNamed = fields.some(([name]) => name === "SYSLOG_IDENTIFIER");
     const name: Field[] = isNamed ? [] : [["SYSLOG_IDENTIFIER", programName()]];
-    const entry = serializeEntry([["MESSAGE", message], ["PRIORITY", level], ...name, ...given]);
+    const entry = serializeEntry([["MESSAGE", message], ["PRIORITY", level], ...name, ...fields]);
     const written = sendEntry(entry);
     if (written !== undefined) return written;
   }
-  return logLine(level, message, given);
+  return logLine(level, message, fields);
 }
 
 /**
@@ -92,9 +119,14 @@ export function log(level: LogLevel, message: string, fields: LogFields = {}): b
 export function logLine(level: LogLevel, message: string, fields: readonly Field[] = []): boolean {
   const { writeSync } = process.getBuiltinModule("node:fs");
   const prefix = stderrIsJournal() ? `<${level}>` : "";
-  const line = `${prefix}${entryLine(message, fields)}\n`;
+  const line = Buffer.from(`${prefix}${entryLine(message, fields)}\n`);
   try {
-    return writeSync(2, line) === Buffer.byteLength(line);
+    for (let done = 0; done < line.length;) {
+      const written = patiently(["EAGAIN"], () => writeSync(2, line, done));
+      if (written === undefined) return false;
+      done += written;
+    }
+    return true;
   } catch {
     // There is nowhere left to say so.
     return false;
@@ -107,20 +139,57 @@ export function sendEntry(entry: Uint8Array, path = JOURNAL_SOCKET): boolean | u
   try {
     using opened = new DisposableStack();
     const socket = opened.adopt(libc.datagramSocket(), libc.close);
+    let file: number | undefined;
+    const send = () => {
+      if (file !== undefined) libc.sendDatagram(socket, to, new Uint8Array(), [file]);
+      else libc.sendDatagram(socket, to, entry);
+      return true;
+    };
     try {
-      libc.sendDatagram(socket, to, entry);
+      return patiently(["EAGAIN"], send) ?? false;
     } catch (error) {
       // Too long for a datagram: then an empty one goes, with a file that holds the entry.
       if (!["EMSGSIZE", "ENOBUFS"].includes(codeOf(error))) throw error;
-      const file = opened.adopt(libc.memoryFile("journal-entry"), libc.close);
-      process.getBuiltinModule("node:fs").writeFileSync(file, entry);
-      libc.seal(file);
-      libc.sendDatagram(socket, to, new Uint8Array(), [file]);
     }
-    return true;
-  } catch (error) {
+    file = opened.adopt(libc.memoryFile("journal-entry"), libc.close);
+    process.getBuiltinModule("node:fs").writeFileSync(file, entry);
+    libc.seal(file);
     // Of descriptors, no more can wait to be received than a process may have open.
-    return ["EAGAIN", "ETOOMANYREFS"].includes(codeOf(error)) ? false : undefined;
+    return patiently(["EAGAIN", "ETOOMANYREFS"], send) ?? false;
+  } catch {
+    return undefined;
+  }
+}
+
+/** What was left of {@link PATIENCE}, when that was, and whether the last entry was lost. */
+let patience = PATIENCE;
+let counted = 0;
+let stuck = false;
+
+/**
+ * Calls again each millisecond while that fails with one of these codes, because there is no room. If
+ * there was none for the entry before, it calls only once: a journal that stands still stops a
+ * program once, and not at each entry.
+ *
+ * @returns What the call returns; undefined if there was no room in time.
+ */
+function patiently<T>(codes: readonly string[], call: () => T): T | undefined {
+  for (;;) {
+    try {
+      const result = call();
+      stuck = false;
+      return result;
+    } catch (error) {
+      if (!codes.includes(codeOf(error))) throw error;
+    }
+    const now = performance.now();
+    patience = Math.min(patience + ((now - counted) * PATIENCE) / RECOVERY, PATIENCE);
+    counted = now;
+    stuck ||= patience < 1;
+    if (stuck) return undefined;
+    Bun.sleepSync(1);
+    counted = performance.now();
+    patience -= counted - now;
   }
 }
 

@@ -1,8 +1,9 @@
 import { isName, takeVariable } from "./environment.ts";
-import { ActivationError, misconfigured, quote } from "./error.ts";
+import { ActivationError, codeOf, misconfigured, quote } from "./error.ts";
 import { kept } from "./hot.ts";
 import { LONGEST_PATH, SCM_MAX_FD, sunPath } from "./layout.ts";
-import { datagramSocket, isDescriptor, monotonicMicroseconds, sendDatagram } from "./libc.ts";
+import * as libc from "./libc.ts";
+import { log, LogLevel } from "./log.ts";
 
 /** The assignments of sd_notify(3), sent in one datagram. */
 export interface Notification {
@@ -73,9 +74,14 @@ export function notifyEnabled(): boolean {
   return notifySocket() !== undefined;
 }
 
-/** Opens the socket for notifications, while there is a descriptor for it, if anyone is notified. */
+/** Opens the socket for notifications, if anyone is notified, while there is a descriptor for it. */
 export function keepNotifySocket(): void {
-  if (notifyEnabled()) kept.notify ??= datagramSocket();
+  if (!notifyEnabled()) return;
+  try {
+    kept.notify ??= libc.datagramSocket();
+  } catch {
+    // The first notification tries again, and logs why it fails.
+  }
 }
 
 /**
@@ -83,15 +89,20 @@ export function keepNotifySocket(): void {
  * `NOTIFY_SOCKET` leaves `process.env` at the first call, so that children do not notify in our name
  * (give `Bun.spawn` `env: process.env`).
  *
- * Limitations: the message is sent, not known to be handled: see {@link notifyBarrier}. If the
- * manager's queue is full, sending waits 100 milliseconds for room and then fails with `EAGAIN`,
- * where sd_notify(3) would wait for ever. `AF_VSOCK` addresses are refused.
+ * A notification that cannot be sent ends no program. The first is logged as a warning, and those
+ * after it are not, until one is sent again. It cannot be sent if `NOTIFY_SOCKET` is malformed or nobody
+ * receives there, if the manager has no room, if we may not send for `pid`, if no descriptor is free, or
+ * if libc cannot be called.
  *
- * @returns Whether there was somebody to notify: false if `NOTIFY_SOCKET` is not set, or in a Worker.
- * @throws {ActivationError} (78) if a value cannot be sent or is no descriptor or process, a field
- *   lacks another that it needs, all of it is longer than the 4,096 bytes that systemd reads, or the
- *   address is malformed, too long or of another kind; (71) if sending fails, with `code` such as
- *   `ENOENT` or `ECONNREFUSED` (no receiver).
+ * Limitations: the message is sent, not known to be handled: see {@link notifyBarrier}. If the
+ * manager's queue is full, sending waits up to 100 milliseconds for room, and after that not again until
+ * a notification was sent, where sd_notify(3) waits for ever. `AF_VSOCK` addresses are not supported.
+ *
+ * @returns Whether it was sent: false if it cannot be, and also, silently, if `NOTIFY_SOCKET` is not
+ *   set, or in a Worker.
+ * @throws {TypeError} if a value cannot be sent, or a field lacks another that it needs.
+ * @throws {RangeError} if a number is none that the field takes, a descriptor is not open, there are
+ *   more than 253, or all of it is longer than the 4,096 bytes that systemd reads.
  *
  * @example
  * ```ts
@@ -101,41 +112,63 @@ export function keepNotifySocket(): void {
 export function notify(notification: Notification, options: NotifyOptions = {}): boolean {
   const { fds = [], pid } = options;
   if (notification.fdStore && fds.length === 0)
-    throw misconfigured("cannot notify FDSTORE=1 with no descriptor: give some as fds");
+    throw new TypeError("cannot notify FDSTORE=1 with no descriptor: give some as fds");
   if (notification.fdStoreRemove && notification.fdName === undefined)
-    throw misconfigured("cannot notify FDSTOREREMOVE=1 without a name: give fdName");
+    throw new TypeError("cannot notify FDSTOREREMOVE=1 without a name: give fdName");
   if (fds.length > SCM_MAX_FD)
-    throw misconfigured(
+    throw new RangeError(
       `cannot send ${fds.length} descriptors at once: give at most ${SCM_MAX_FD}`,
     );
-  for (const fd of fds)
-    if (!isDescriptor(fd))
-      throw misconfigured(`cannot send descriptor ${fd}: give the number of one that is open`);
-  if (pid !== undefined && !isPid(pid))
-    throw misconfigured(`cannot notify for process ${pid}: give the id of one`);
-  return send(serialize(notification), options);
+  for (const fd of fds) if (!libc.isDescriptor(fd)) throw notOpen(fd);
+  if (pid !== undefined && !isPid(pid)) {
+    const Mistake = mistakeOf(pid);
+    throw new Mistake(`cannot notify for process ${pid}: give the id of one`);
+  }
+  return attempt(() => send(serialize(notification), options));
 }
 
-/** Sends the assignments as they stand. */
+/** Sends a notification. If that fails, the first failure is logged until a notification is sent. */
+export function attempt(sending: () => boolean): boolean {
+  try {
+    const sent = sending();
+    if (sent) kept.unheard = false;
+    return sent;
+  } catch (error) {
+    if (!(error instanceof ActivationError)) throw error;
+    if (!kept.unheard) {
+      kept.unheard = true;
+      const where = `NOTIFY_SOCKET ${quote(kept.address ?? "")}`;
+      log(LogLevel.warning, `cannot notify the service manager at ${where}: ${error.message}`);
+    }
+    return false;
+  }
+}
+
+/**
+ * Sends assignments as they stand.
+ *
+ * @returns Whether there was somebody to send them to.
+ * @throws {ActivationError} (78) if the address is malformed; (71) if sending fails.
+ */
 export function send(state: string, { fds = [], pid }: NotifyOptions): boolean {
+  const datagram = new TextEncoder().encode(state);
+  if (datagram.length > LONGEST_NOTIFICATION)
+    throw new RangeError(
+      `cannot notify ${datagram.length} bytes at once: send at most the ${LONGEST_NOTIFICATION} that systemd reads`,
+    );
   const to = notifySocket();
   if (to === undefined) return false;
   const path = checkedPath(to);
-  const datagram = new TextEncoder().encode(state);
-  if (datagram.length > LONGEST_NOTIFICATION)
-    throw misconfigured(
-      `cannot notify ${datagram.length} bytes at once: send at most the ${LONGEST_NOTIFICATION} that systemd reads`,
-    );
-  for (let waited = 0; ; waited++) {
+  for (const fd of fds) if (libc.closesOnExec(fd) === undefined) throw notOpen(fd);
+  for (let deadline: number | undefined; ;) {
     try {
-      kept.notify ??= datagramSocket();
-      sendDatagram(kept.notify, path, datagram, fds, pid);
+      kept.notify ??= libc.datagramSocket();
+      libc.sendDatagram(kept.notify, path, datagram, fds, pid);
       return true;
     } catch (error) {
-      if (!(error instanceof ActivationError)) throw error;
-      const message = `cannot notify the service manager at NOTIFY_SOCKET ${quote(to)}: ${error.message}`;
-      if (error.code !== "EAGAIN" || waited === SEND_TIMEOUT)
-        throw new ActivationError(error.status, message, error.code);
+      const now = performance.now();
+      deadline ??= kept.unheard ? now : now + SEND_TIMEOUT;
+      if (codeOf(error) !== "EAGAIN" || now >= deadline) throw error;
       Bun.sleepSync(1);
     }
   }
@@ -144,21 +177,29 @@ export function send(state: string, { fds = [], pid }: NotifyOptions): boolean {
 /** Returns the datagram for a notification: assignments, each on a line of its own. */
 function serialize(notification: Notification): string {
   let text = "";
-  const add = (name: string, value: unknown, fits: boolean, wanted: string, sent = value) => {
+  const add = (
+    name: string,
+    value: unknown,
+    fits: boolean,
+    wanted: string,
+    sent = value,
+    Mistake: typeof TypeError | typeof RangeError = TypeError,
+  ) => {
     if (value === undefined) return;
-    if (!fits) throw misconfigured(`cannot notify ${name}=${quote(String(value))}: give ${wanted}`);
+    if (!fits) throw new Mistake(`cannot notify ${name}=${quote(String(value))}: give ${wanted}`);
     text += `${name}=${sent}\n`;
   };
   const flag = (name: string, value: unknown, wanted = true) =>
     add(name, value, value === wanted, String(wanted), Number(wanted));
   const count = (name: string, value: unknown) =>
-    add(name, value, isCount(value), "a whole number from 0");
+    add(name, value, isCount(value), "a whole number from 0", value, mistakeOf(value));
   const line = (name: string, value: unknown) =>
     add(name, value, typeof value === "string" && !/[\n\0]/.test(value), "one line of text");
 
   flag("READY", notification.ready);
   flag("RELOADING", notification.reloading);
-  if (notification.reloading) count("MONOTONIC_USEC", monotonicMicroseconds());
+  if (notification.reloading && notifyEnabled())
+    add("MONOTONIC_USEC", libc.monotonicMicroseconds(), true, "");
   flag("STOPPING", notification.stopping);
   line("STATUS", notification.status);
   const { notifyAccess, mainPid, watchdog, fdName } = notification;
@@ -168,7 +209,7 @@ function serialize(notification: Notification): string {
   line("BUSERROR", notification.busError);
   line("VARLINKERROR", notification.varlinkError);
   count("EXIT_STATUS", notification.exitStatus);
-  add("MAINPID", mainPid, isPid(mainPid), "a process id");
+  add("MAINPID", mainPid, isPid(mainPid), "a process id", mainPid, mistakeOf(mainPid));
   count("MAINPIDFDID", notification.mainPidfdId);
   flag("MAINPIDFD", notification.mainPidfd);
   if (watchdog === "trigger") line("WATCHDOG", watchdog);
@@ -183,10 +224,10 @@ function serialize(notification: Notification): string {
   flag("RESTART_RESET", notification.restartReset);
   for (const [name, value] of Object.entries(notification.custom ?? {})) {
     if (!/^X_[A-Z0-9_]+$/.test(name))
-      throw misconfigured(`cannot notify ${quote(name)}: a name of your own is X_ and A-Z, 0-9, _`);
+      throw new TypeError(`cannot notify ${quote(name)}: a name of your own is X_ and A-Z, 0-9, _`);
     line(name, value);
   }
-  if (text === "") throw misconfigured("cannot notify of nothing: set at least one field");
+  if (text === "") throw new TypeError("cannot notify of nothing: set at least one field");
   return text;
 }
 
@@ -199,14 +240,21 @@ function isPid(pid = 0): boolean {
   return Number.isInteger(pid) && pid > 0 && pid <= 0x7fffffff;
 }
 
+/** Returns the error for a value where a number is wanted: out of range, or of the wrong type. */
+function mistakeOf(value: unknown): typeof TypeError | typeof RangeError {
+  return typeof value === "number" || typeof value === "bigint" ? RangeError : TypeError;
+}
+
+function notOpen(fd: number): Error {
+  const Mistake = mistakeOf(fd);
+  return new Mistake(`cannot send descriptor ${fd}: give the number of one that is open`);
+}
+
 function checkedPath(address: string): Uint8Array {
-  const found = `NOTIFY_SOCKET is ${quote(address)}`;
-  if (address.startsWith("vsock"))
-    throw misconfigured(`${found}: AF_VSOCK is not supported, use AF_UNIX`);
-  if (!/^[@/]/.test(address))
-    throw misconfigured(`${found}, not an absolute path or @name: set one`);
+  if (address.startsWith("vsock")) throw misconfigured("AF_VSOCK is not supported, use AF_UNIX");
+  if (!/^[@/]/.test(address)) throw misconfigured("not an absolute path or @name: set one");
   const path = sunPath(address);
   if (path.length < 2 || path.length > LONGEST_PATH)
-    throw misconfigured(`${found}, ${path.length} bytes long: use 2 to ${LONGEST_PATH}`);
+    throw misconfigured(`${path.length} bytes long: use 2 to ${LONGEST_PATH}`);
   return path;
 }

@@ -20,23 +20,17 @@ export function watchdogEnabled(): number | undefined {
 
 /**
  * Sends `WATCHDOG=1` at half the interval that the service manager expects, from the event loop:
- * a loop that is stuck sends none. It does nothing if no signs of life are expected.
+ * a loop that is stuck sends none. It does nothing if no signs of life are expected. If one cannot be
+ * sent, that is logged as {@link notify} does, and the next is sent all the same.
  *
- * @param onError Called with each failure to send; the next is sent all the same.
  * @returns The timer, or undefined if none is needed. It does not keep the process alive.
  * @throws {ActivationError} as {@link watchdogEnabled} does.
  */
-export function startWatchdog(onError: (error: unknown) => void): NodeJS.Timeout | undefined {
+export function startWatchdog(): NodeJS.Timeout | undefined {
   const interval = watchdogEnabled();
   if (interval === undefined) return undefined;
-  const ping = () => {
-    try {
-      notify({ watchdog: true });
-    } catch (error) {
-      onError(error);
-    }
-  };
   // No Math: it takes a start 40 µs.
   const half = interval / 2 / 1000;
+  const ping = () => notify({ watchdog: true });
   return setInterval(ping, half < LONGEST_TIMER ? half : LONGEST_TIMER).unref();
 }

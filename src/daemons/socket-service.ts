@@ -4,16 +4,13 @@ import {
   listen,
   LISTEN_FDS_START,
   type Listener,
-  log,
-  LogLevel,
-  type Notification,
   notify,
   notifyEnabled,
   type PassedDescriptor,
   requireListenFds,
   startWatchdog,
 } from "../activation/index.ts";
-import { messageOf } from "../activation/error.ts";
+import { printable } from "../activation/error.ts";
 import { LONGEST_TIMER } from "../activation/event-loop.ts";
 import { freeDescriptors } from "../activation/libc.ts";
 import { Greeter } from "./greeter.ts";
@@ -71,32 +68,27 @@ async function serve(idleTimeout: number): Promise<void> {
   const options = { socket: greeter.handlers, maxConnections: share > 1 ? share : 1 };
   const listeners: Listener[] = [];
   for (const { fd } of passed) listeners.push(listen({ fd, ...options }));
-  startWatchdog(warn);
+  startWatchdog();
   process.on("SIGTERM", stop);
   process.on("SIGINT", stop);
   // The event loop polls before it runs a timer: the client that waits is greeted first, and 0.1 ms sooner
   // than before a callback of `setTimeout`. After 0 ms, what follows would delay its end of file.
   await Bun.sleep(1);
   watchIdle(idleTimeout);
-  if (notifyEnabled()) announce(warn);
+  if (notifyEnabled()) announce();
 
   /** Says that it listens, again and again until that could be sent: systemd waits for it. */
-  function announce(onError: (error: unknown) => void): void {
+  function announce(): void {
     if (stopping) return;
-    try {
-      notify({ ready: true, status: `Listening on ${list(passed)}` });
-      report();
-    } catch (error) {
-      onError(error);
-      setTimeout(announce, STATUS_INTERVAL, () => {});
-    }
+    if (notify({ ready: true, status: `Listening on ${list(passed)}` })) report();
+    else setTimeout(announce, STATUS_INTERVAL);
   }
 
   /** Open connections finish, at their deadline at the latest, and the last one ends the process. */
   function stop(): void {
     if (stopping) process.exit();
     stopping = true;
-    tell({ stopping: true });
+    notify({ stopping: true });
     for (const listener of listeners) listener.stop();
     if (greeter.open === 0) process.exit();
   }
@@ -120,7 +112,7 @@ async function serve(idleTimeout: number): Promise<void> {
     reporting = reported !== greeter.accepted;
     if (!reporting) return;
     reported = greeter.accepted;
-    tell({ status: `Socket accepted, connections served: ${reported}` });
+    notify({ status: `Socket accepted, connections served: ${reported}` });
     setTimeout(report, STATUS_INTERVAL);
   }
 }
@@ -129,24 +121,11 @@ async function serve(idleTimeout: number): Promise<void> {
 function list(passed: readonly PassedDescriptor[]): string {
   let text = "";
   for (const [index, { fd }] of passed.entries()) {
-    // A name may hold anything, and a status no line break.
-    const where = endpoint(describe(fd)).replaceAll(/[\x00-\x1f\x7f]/g, "?");
+    // A name may hold anything, and systemctl shows a status in a terminal as it is.
+    const where = printable(endpoint(describe(fd)), "?");
     if (index > 0 && text.length + where.length > LONGEST_LIST)
       return `${text} and ${passed.length - index} more`;
     text += index === 0 ? where : `, ${where}`;
   }
   return text;
-}
-
-/** Notifies. A failure is worth a line, and never stops the service. */
-function tell(notification: Notification): void {
-  try {
-    notify(notification);
-  } catch (error) {
-    warn(error);
-  }
-}
-
-function warn(error: unknown): void {
-  log(LogLevel.warning, `${NAME}: ${messageOf(error)}`);
 }

@@ -3,7 +3,8 @@ import { expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { resolve } from "node:path";
 
-import { activate, ask, freePort, type Running, scratch } from "../support/daemon.ts";
+import { activate, ask, execute, freePort, type Running, scratch } from "../support/daemon.ts";
+import { lines } from "../support/lines.ts";
 import { lacks } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
 import { until } from "../support/until.ts";
@@ -216,5 +217,26 @@ activated("under bun --watch, the error after the first edit names --hot", async
   source.edit(1);
   await service.says(
     /descriptor 3 is not open, though LISTEN_FDS is 2: bun --watch .* bun --hot\n/,
+  );
+});
+
+test("under bun --hot, it is not forgotten that notifications fail and how many log entries are lost", async () => {
+  using source = program(`
+import { openSync } from "node:fs";
+import { log, LogLevel, notify } from "socket-service/activation";
+import { duplicate, replace } from "${resolve(import.meta.dir, "../../src/activation/libc.ts")}";
+if (notify({ ready: true })) throw new Error("somebody is there");
+globalThis.stderr ??= duplicate(2);
+replace("VERSION" === "v0" ? openSync("/dev/full", "w") : globalThis.stderr, 2);
+console.log(log(LogLevel.info, "VERSION"));
+`);
+  const variables = { NOTIFY_SOCKET: "/nonexistent/notify" };
+  await using service = execute(process.execPath, [], variables, ["--hot", source.path]);
+  const output = lines(service.process.stdout);
+  expect((await output.next()).value).toBe("false");
+  source.edit(1);
+  expect((await output.next()).value).toBe("true");
+  await service.says(
+    /^cannot notify [^\n]*\nv1\nearlier log entries lost because there was no room: 1\n$/,
   );
 });

@@ -109,7 +109,7 @@ describe("socket-service tells the service manager", () => {
     const receiver = new NotifyReceiver(join(directory.path, "notify"));
     const [family, host] = lacksIPv6() ? [AF_INET, "127.0.0.1"] : [AF_INET6, "[::1]"];
     const fds = [sockets.listening(AF_INET, 5), sockets.listening(family, 5)];
-    fds.push(sockets.listening(AF_UNIX, 5, join(directory.path, "so\ncket")));
+    fds.push(sockets.listening(AF_UNIX, 5, join(directory.path, "so\n\x9b\u202ecket")));
     const [port = 0, other = 0] = fds.slice(0, 2).map(sockets.portOf);
     const client = sockets.connected({ family: AF_INET, port }) ?? -1;
     await using service = execute(NAME, fds, { NOTIFY_SOCKET: receiver.address });
@@ -151,17 +151,35 @@ describe("socket-service tells the service manager", () => {
     // As if its stderr were not the journal: a journald that runs here would have the warnings.
     await using service = execute(NAME, [fd], env);
     expect(await ask(sockets.portOf(fd))).toBe(GREETING);
-    const warning = `socket-service: cannot notify [^\n]*"${path}"[^\n]*ENOENT[^\n]*\n`;
+    const warning = `cannot notify [^\n]*"${path}"[^\n]*ENOENT[^\n]*\n`;
     await service.says(RegExp(`^${warning}$`));
     const receiver = new NotifyReceiver(path);
     expect((await receiver.next()).text).toStartWith("READY=1\n");
     expect((await receiver.next()).text).toStartWith("STATUS=Socket accepted");
-    // A failure that is not made good by itself: each is worth a warning.
+    // It was heard meanwhile, so this is worth a warning again.
     receiver.close();
     unlinkSync(path);
     service.process.kill("SIGTERM");
     expect(await service.status()).toBe(0);
     expect(service.stderr).toMatch(RegExp(`^(${warning}){2}$`));
+    sockets.close(fd);
+  });
+
+  test("never that it is ready once it stops, even if nobody received before", async () => {
+    using directory = scratch();
+    const path = join(directory.path, "notify");
+    const fd = sockets.listening(AF_INET, 5);
+    await using service = execute(NAME, [fd], { NOTIFY_SOCKET: path });
+    const client = await Client.connect(sockets.portOf(fd));
+    await service.says(/^cannot notify .*\n$/);
+    service.process.kill("SIGTERM");
+    await until("3 is closed", 5, () => !existsSync(`/proc/${service.process.pid}/fd/3`));
+    const receiver = new NotifyReceiver(path);
+    // Its client keeps it for five seconds, in which it would try again.
+    expect(await service.status()).toBe(0);
+    expect(receiver.poll()).toBeUndefined();
+    client.close();
+    receiver.close();
     sockets.close(fd);
   });
 });

@@ -185,7 +185,7 @@ describe("a program that does not bound its connections,", () => {
     const port = sockets.portOf(fd);
     const env = { NOTIFY_SOCKET: receiver.address, WATCHDOG_USEC: "2000000" };
     const source = `serve({ fd: passedFd(), idleTimeout: 2, fetch: () => new Response("Hello") });
-      startWatchdog((error) => console.error(error));`;
+      startWatchdog();`;
     await using service = limited(directory.path, [fd], env, source);
     using watched = new Watched(service, receiver);
     const flooding = flood(port, 400, 6);

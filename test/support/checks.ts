@@ -1,6 +1,6 @@
 /* What the module's tests check again and again: what is thrown, and that nothing is left open. */
-import { expect } from "bun:test";
-import { readdirSync, readlinkSync } from "node:fs";
+import { expect, spyOn } from "bun:test";
+import fs, { readdirSync, readlinkSync } from "node:fs";
 
 import "./hang.ts";
 import { closesOnExec } from "./sockets.ts";
@@ -24,6 +24,23 @@ export function refusal(status: 71 | 78, message: RegExp, code?: string) {
     code,
     message: expect.stringMatching(message),
   });
+}
+
+/** How the error for a wrong argument should look. */
+export function misuse(name: "TypeError" | "RangeError", message: RegExp) {
+  return expect.objectContaining({ name, message: expect.stringMatching(message) });
+}
+
+/** What `log` writes to stderr during a call, which is not the journal in a test. */
+export async function logged(call: () => unknown): Promise<string> {
+  let text = "";
+  using write = spyOn(fs, "writeSync");
+  write.mockImplementation((_, bytes) => {
+    text += String(bytes);
+    return Buffer.byteLength(bytes);
+  });
+  await call();
+  return text;
 }
 
 /**

@@ -11,16 +11,16 @@ import { until } from "./until.ts";
 
 /** A service manager's notification socket. */
 export class NotifyReceiver {
-  readonly #fd: number;
+  readonly fd: number;
 
   constructor(readonly address: string) {
-    this.#fd = bound(AF_UNIX, SOCK_DGRAM, address);
-    passCredentials(this.#fd);
+    this.fd = bound(AF_UNIX, SOCK_DGRAM, address);
+    passCredentials(this.fd);
   }
 
   /** The next datagram that is there, if any. */
   poll(): Datagram | undefined {
-    return receive(this.#fd);
+    return receive(this.fd);
   }
 
   /** Waits for the next datagram. */
@@ -29,6 +29,6 @@ export class NotifyReceiver {
   }
 
   close(): void {
-    close(this.#fd);
+    close(this.fd);
   }
 }

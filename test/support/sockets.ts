@@ -193,6 +193,11 @@ export function isOpen(fd: number): boolean {
   return libc.fcntl(fd, 1, 0) >= 0;
 }
 
+/** The seals of a file in memory: F_GET_SEALS. */
+export function seals(fd: number): number {
+  return check("fcntl", libc.fcntl(fd, 1034, 0));
+}
+
 export function setNonBlocking(fd: number): void {
   check("fcntl", libc.fcntl(fd, 4, SOCK_NONBLOCK));
 }

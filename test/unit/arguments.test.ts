@@ -3,7 +3,7 @@ import { afterAll, expect, test } from "bun:test";
 import { randomUUID } from "node:crypto";
 
 import * as activation from "../../src/activation/index.ts";
-import { refusal, thrown } from "../support/checks.ts";
+import { misuse, refusal, thrown } from "../support/checks.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET } from "../support/sockets.ts";
@@ -21,6 +21,9 @@ function call(name: keyof typeof activation, ...args: readonly unknown[]): unkno
 
 const handlers = { data() {} };
 const failure = (error: unknown) => error;
+/** The name of the error for a value: a number is out of range, anything else of the wrong type. */
+const nameFor = (value: unknown) =>
+  ["number", "bigint"].includes(typeof value) ? "RangeError" : "TypeError";
 
 test.each([
   -1,
@@ -40,7 +43,7 @@ test.each([
   );
   const message = RegExp(`^cannot send descriptor ${fd}: give the number of one that is open$`);
   const send = () => call("notify", { fdStore: true }, { fds: [0, fd] });
-  expect(thrown(send)).toEqual(refusal(78, message));
+  expect(thrown(send)).toEqual(misuse(nameFor(fd), message));
   expect(receiver.poll()).toBeUndefined();
 });
 
@@ -56,17 +59,20 @@ test.each([-1, 987_654, 1.5, Number.NaN, 2 ** 32 + listening])("no server is on 
 
 test.each([0, -1, 1.5, Number.NaN, 2 ** 31, 2 ** 32 + 1, "1", 1n])("%p is no process", (pid) => {
   expect(thrown(() => call("notify", { ready: true }, { pid }))).toEqual(
-    refusal(78, RegExp(`^cannot notify for process ${pid}: give the id of one$`)),
+    misuse(nameFor(pid), RegExp(`^cannot notify for process ${pid}: give the id of one$`)),
   );
   expect(thrown(() => call("notify", { mainPid: pid }))).toEqual(
-    refusal(78, RegExp(`^cannot notify MAINPID="${pid}": give a process id$`)),
+    misuse(nameFor(pid), RegExp(`^cannot notify MAINPID="${pid}": give a process id$`)),
   );
   expect(receiver.poll()).toBeUndefined();
 });
 
 test.each([-1, Number.NaN, "1", null])("%p is no time to wait", async (timeout) => {
+  const message = RegExp(
+    `^cannot wait for a barrier within ${timeout}: give milliseconds from 0, `,
+  );
   expect(await Promise.resolve(call("notifyBarrier", timeout)).catch(failure)).toEqual(
-    refusal(78, RegExp(`^cannot wait for a barrier within ${timeout}: give milliseconds from 0, `)),
+    misuse(nameFor(timeout), message),
   );
   expect(receiver.poll()).toBeUndefined();
 });
@@ -92,6 +98,8 @@ test.each([
   ["custom", { X_A: 1 }, `X_A="1": ${LINE}`],
 ])("notify refuses %s: %p", (field, value, message) => {
   const error = thrown(() => call("notify", { [field]: value }));
-  expect(error).toEqual(refusal(78, RegExp(`^cannot notify ${message}$`)));
+  // Text where a number is wanted is of the wrong type, and so is a number where text is wanted.
+  const name = typeof value === "bigint" ? "RangeError" : "TypeError";
+  expect(error).toEqual(misuse(name, RegExp(`^cannot notify ${message}$`)));
   expect(receiver.poll()).toBeUndefined();
 });

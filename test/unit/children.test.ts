@@ -59,7 +59,7 @@ const PROGRAM = `
     notify: notify({ ready: true }),
     notifyBarrier: await notifyBarrier(1000),
     watchdogEnabled: String(watchdogEnabled()),
-    startWatchdog: String(startWatchdog(() => {})),
+    startWatchdog: String(startWatchdog()),
     left: Object.keys(process.env).filter((name) => /^(LISTEN|NOTIFY|WATCHDOG)_/.test(name)).length,
   }));`;
 

@@ -17,5 +17,8 @@ test("an error has a status, a message, and the code of a failed system call", (
 test("a value in a message is quoted, on one line, and cut if it is longer than 80 characters", () => {
   expect(quote('a\n"b"')).toBe('"a\\n\\"b\\""');
   expect(quote("x".repeat(80))).toBe(`"${"x".repeat(80)}"`);
+  expect(quote("\x7f\x80\x9b\x9f\u2028\u2029\u202a\u202e\u2066\u2069ü👍")).toBe(
+    '"\\u007f\\u0080\\u009b\\u009f\\u2028\\u2029\\u202a\\u202e\\u2066\\u2069ü👍"',
+  );
   expect(quote("x".repeat(81))).toBe(`"${"x".repeat(77)}..."`);
 });

@@ -95,6 +95,12 @@ test("setNonBlocking sets that flag and leaves the others", () => {
   close(fd);
 });
 
+test("a file in memory is no child's", () => {
+  const fd = libc.memoryFile("it");
+  expect(closesOnExec(fd)).toBe(true);
+  close(fd);
+});
+
 test("sockets are told apart by their inodes, and the one for datagrams is no child's", () => {
   const [one, other] = [libc.datagramSocket(), libc.datagramSocket()];
   expect(closesOnExec(one)).toBe(true);
@@ -104,7 +110,23 @@ test("sockets are told apart by their inodes, and the one for datagrams is no ch
   expect(libc.referent(one)).toBe("");
 });
 
-test("freeDescriptors counts down from the limit", () => {
+test("a placeholder takes a number, and leaves nothing open, also if it cannot", async () => {
+  const before = descriptors();
+  expect(thrown(() => libc.replaceByPlaceholder(-1))).toEqual(refusal(71, /^dup3 /, "EBADF"));
+  await nothingLeft(before);
+  const [reads, writes] = pipe();
+  libc.replaceByPlaceholder(reads);
+  expect(libc.referent(reads)).toMatch(/^socket:/);
+  for (const fd of [reads, writes]) close(fd);
+  await nothingLeft(before);
+});
+
+test("freeDescriptors counts down from the limit, and leaves nothing open", async () => {
+  const held = libc.datagramSocket();
+  const open = descriptors();
+  libc.freeDescriptors(held);
+  await nothingLeft(open);
+  close(held);
   const limit = Number(/open files +(\d+)/.exec(readFileSync("/proc/self/limits", "utf8"))?.[1]);
   const before = libc.freeDescriptors(0);
   expect(before).toBeWithin(limit - 200, limit);

@@ -12,11 +12,14 @@ import {
   stderrIsJournal,
 } from "../../src/activation/index.ts";
 import { listFields, serializeEntry } from "../../src/activation/journal.ts";
+import { sunPath } from "../../src/activation/layout.ts";
 import * as libc from "../../src/activation/libc.ts";
 import { sendEntry } from "../../src/activation/log.ts";
-import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
+import { descriptors, misuse, nothingLeft, thrown } from "../support/checks.ts";
+import { lines } from "../support/lines.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
-import { close } from "../support/sockets.ts";
+import { close, peek, pipe, seals } from "../support/sockets.ts";
+import { until } from "../support/until.ts";
 
 const MODULE = join(import.meta.dir, "../../src/activation/index.ts");
 
@@ -38,7 +41,7 @@ function written(message: string, fields?: LogFields): unknown {
   const [fd, text] = write.mock.calls[0] ?? [];
   expect(fd).toBe(2);
   write.mockRestore();
-  return text;
+  return String(text);
 }
 
 /** Runs a program with `log` in it, its stderr redirected by the shell, which may use `$bun`. */
@@ -58,6 +61,19 @@ describe("outside of the journal", () => {
   test("a message is one line, with spaces for control characters", () => {
     expect(written("wrong")).toBe("wrong\n");
     expect(written("a\n<0>b\x1b[0m\r\n\tc\x7f")).toBe("a <0>b [0m c \n");
+  });
+
+  test("nothing in it reaches a terminal that the terminal acts on", () => {
+    // Both ends of each range, and what is beside them.
+    const acting = "\0\x1f\x7f\x80\x85\x9b\x9f\u2028\u2029\u202a\u202e\u2066\u2069";
+    for (const character of acting) {
+      const escaped = `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
+      const readable = character === "\0" ? "\\u0000" : escaped;
+      expect(written(`a${character}b`, { A: character })).toBe(`a b A="${readable}"\n`);
+    }
+    // The last two begin and end what is written from right to left, and act on nothing else.
+    const text = "~\xa0\xad\u2027\u202f\u2065\u206a👍\u200e\u200f";
+    expect(written(text, { A: text })).toBe(`${text} A=${text}\n`);
   });
 
   test("fields follow the message, quoted if they are not one word", () => {
@@ -86,13 +102,80 @@ describe("outside of the journal", () => {
     expect(closed).toEqual({ out: "false false\n", err: "" });
   });
 
-  test("a line that a full pipe takes in part was not written", () => {
-    const write = spyOn(fs, "writeSync").mockReturnValue(3);
-    expect(log(LogLevel.warning, "nowhere")).toBe(false);
-    write.mockImplementation(() => {
-      throw new Error("EAGAIN");
+  describe("a pipe that is non-blocking and full", () => {
+    /** Starts a program that logs to a pipe; `read` returns what is in the pipe. */
+    function start(program: string) {
+      const [reads, writes] = pipe();
+      // Bun.spawn makes what it passes blocking.
+      const source = `
+        import { log, LogLevel } from "${MODULE}";
+        import { setNonBlocking } from "${join(MODULE, "../libc.ts")}";
+        setNonBlocking(2);
+        // The size of a page, of which a pipe has some: nothing shorter finds room when it is full.
+        const entry = (n) => log(LogLevel.info, String(n).padEnd(4095, "x"));
+        const continued = async () => { for await (const _ of console) return; };
+        ${program}`;
+      const child = Bun.spawn([process.execPath, "-e", source], {
+        stdin: "pipe",
+        stdout: "pipe",
+        stderr: writes,
+      });
+      close(writes);
+      const read = () => {
+        let text = "";
+        for (let more = peek(reads); more !== ""; more = peek(reads)) text += more;
+        return text;
+      };
+      const output = lines(child.stdout);
+      const next = async () => JSON.parse((await output.next()).value ?? "null");
+      return {
+        read,
+        next,
+        continue() {
+          child.stdin.write("\n");
+          child.stdin.end();
+        },
+        async [Symbol.asyncDispose]() {
+          child.kill("SIGKILL");
+          await child.exited;
+          close(reads);
+        },
+      };
+    }
+
+    test("is waited for, for a second, and while it stays full not again", async () => {
+      await using program = start(`
+        let written = 0, began = 0;
+        do began = performance.now(); while (entry(written) && ++written);
+        const first = performance.now() - began;
+        began = performance.now();
+        for (let n = 0; n < 1000; n++) entry(n);
+        console.log(JSON.stringify([written, first, performance.now() - began]));
+        await continued();
+        console.log(JSON.stringify([entry("y"), entry("z")]));`);
+      const [written, first, others] = await program.next();
+      expect(first).toBeWithin(900, 3000);
+      expect(others).toBeLessThan(900);
+      expect(program.read().split("\n").length - 1).toBe(written);
+      program.continue();
+      expect(await program.next()).toEqual([true, true]);
+      const [y, warning, z, ...more] = program.read().split("\n");
+      expect([y?.[0], z?.[0], more]).toEqual(["y", "z", [""]]);
+      expect(warning).toBe("earlier log entries lost because there was no room: 1001");
     });
-    expect(log(LogLevel.warning, "nowhere")).toBe(false);
+
+    test("is waited for while somebody reads, so that nothing is lost or cut", async () => {
+      await using program = start(`
+        let written = 0;
+        for (let n = 0; n < 500; n++) if (entry(n)) written++;
+        console.log(JSON.stringify([written, log(LogLevel.info, "y".repeat(300_000))]));`);
+      let text = "";
+      const end = `${"y".repeat(300_000)}\n`;
+      await until("all of it is there", 10, () => (text += program.read()).endsWith(end));
+      expect(await program.next()).toEqual([500, true]);
+      const expected = Array.from({ length: 500 }, (_, n) => `${String(n).padEnd(4095, "x")}\n`);
+      expect(text === expected.join("") + end).toBe(true);
+    });
   });
 });
 
@@ -101,6 +184,9 @@ test("stderr is the journal if JOURNAL_STREAM names its device and inode", () =>
   makeStderrTheJournal();
   expect(stderrIsJournal()).toBe(true);
   process.env["JOURNAL_STREAM"] += "1";
+  expect(stderrIsJournal()).toBe(false);
+  makeStderrTheJournal();
+  process.env["JOURNAL_STREAM"] = `1${process.env["JOURNAL_STREAM"]}`;
   expect(stderrIsJournal()).toBe(false);
   makeStderrTheJournal();
   spyOn(fs, "fstatSync").mockImplementation(() => {
@@ -117,17 +203,42 @@ describe("where stderr is the journal", () => {
     const send = spyOn(libc, "sendDatagram").mockReturnValue();
     expect(log(LogLevel.debug, "two\nlines", { N: [1, 2] })).toBe(true);
     expect(log(LogLevel.emergency, "it", { SYSLOG_IDENTIFIER: "other" })).toBe(true);
-    send.mockImplementation(() => {
-      throw new ActivationError(71, "sendmsg failed", "EAGAIN");
-    });
-    expect(log(LogLevel.info, "no room", { SYSLOG_IDENTIFIER: undefined })).toBe(false);
+    expect(log(LogLevel.info, "third", { SYSLOG_IDENTIFIER: undefined })).toBe(true);
     expect(send.mock.calls.map(([, path, entry]) => [decode(path), decode(entry)])).toEqual(
       [
         "MESSAGE\n\x09\0\0\0\0\0\0\0two\nlines\nPRIORITY=7\nSYSLOG_IDENTIFIER=log.test.ts\nN=1\nN=2\n",
         "MESSAGE=it\nPRIORITY=0\nSYSLOG_IDENTIFIER=other\n",
-        "MESSAGE=no room\nPRIORITY=6\nSYSLOG_IDENTIFIER=log.test.ts\n",
+        "MESSAGE=third\nPRIORITY=6\nSYSLOG_IDENTIFIER=log.test.ts\n",
       ].map((entry) => ["/run/systemd/journal/socket", entry]),
     );
+  });
+
+  test("an entry that it has no room for is no line, and the next one says that it was lost", () => {
+    makeStderrTheJournal();
+    const write = spyOn(fs, "writeSync");
+    const send = spyOn(libc, "sendDatagram").mockImplementation(() => {
+      throw new ActivationError(71, "sendmsg failed", "EAGAIN");
+    });
+    expect(log(LogLevel.info, "one", { SYSLOG_IDENTIFIER: "it" })).toBe(false);
+    expect(log(LogLevel.info, "two", { SYSLOG_IDENTIFIER: "it" })).toBe(false);
+    // There is room for one, for none, and for all.
+    send.mockReset().mockImplementationOnce(() => {});
+    send.mockImplementationOnce(() => {
+      throw new ActivationError(71, "sendmsg failed", "EAGAIN");
+    });
+    expect(log(LogLevel.info, "three", { SYSLOG_IDENTIFIER: "it" })).toBe(true);
+    expect(log(LogLevel.info, "four", { SYSLOG_IDENTIFIER: "it" })).toBe(true);
+    expect(log(LogLevel.info, "five", { SYSLOG_IDENTIFIER: "it" })).toBe(true);
+    const sent = send.mock.calls.map(([, , entry]) => decode(entry).split("\n").slice(0, 2).join());
+    const warning = "MESSAGE=earlier log entries lost because there was no room: 2,PRIORITY=4";
+    expect(sent).toEqual([
+      "MESSAGE=three,PRIORITY=6",
+      warning,
+      "MESSAGE=four,PRIORITY=6",
+      warning,
+      "MESSAGE=five,PRIORITY=6",
+    ]);
+    expect(write).not.toHaveBeenCalled();
   });
 
   test("a journal that cannot be reached gets the line, with the level before it", () => {
@@ -138,7 +249,7 @@ describe("where stderr is the journal", () => {
     const write = spyOn(fs, "writeSync").mockImplementation((_, text) => Buffer.byteLength(text));
     expect(log(LogLevel.emergency, "it", { N: 1 })).toBe(true);
     expect(log(LogLevel.debug, "it")).toBe(true);
-    expect(write.mock.calls.map(([, text]) => text)).toEqual(["<0>it N=1\n", "<7>it\n"]);
+    expect(write.mock.calls.map(([, text]) => String(text))).toEqual(["<0>it N=1\n", "<7>it\n"]);
   });
 });
 
@@ -162,19 +273,20 @@ test("a name that the journal does not allow, a value of no kind and a level of 
   for (const name of [...names, "MESSAGE", "PRIORITY"]) {
     const fields = Object.fromEntries([[name, "x"]]);
     expect(thrown(() => log(LogLevel.error, "m", fields))).toEqual(
-      refusal(78, /^cannot log the field [^\n]+: (name it with|give it as) /),
+      misuse("TypeError", /^cannot log the field [^\n]+: (name it with|give it as) /),
     );
   }
   for (const value of [null, {}, [["a"]], Symbol("s"), () => 1, new Date()]) {
     const fields = JSON.parse("{}");
     fields.A = value;
     expect(thrown(() => log(LogLevel.error, "m", fields))).toEqual(
-      refusal(78, /^cannot log A, whose value is of type /),
+      misuse("TypeError", /^cannot log A, whose value is of type /),
     );
   }
   for (const level of [-1, 8, 1.5, NaN, "3"]) {
     const any = JSON.parse(JSON.stringify({ level }));
-    expect(thrown(() => log(any.level, "m"))).toEqual(refusal(78, /^cannot log at level /));
+    const name = typeof any.level === "number" ? "RangeError" : "TypeError";
+    expect(thrown(() => log(any.level, "m"))).toEqual(misuse(name, /^cannot log at level /));
   }
   expect(listFields({ ["A".repeat(64)]: 1, A_9: 2 })).toHaveLength(2);
 });
@@ -192,7 +304,10 @@ test("wrong fields do not compile", () => {
     // @ts-expect-error: there is no level 8
     () => log(8, "m"),
   ];
-  for (const call of wrong) expect(thrown(call)).toEqual(refusal(78, /^cannot log /));
+  for (const call of wrong)
+    expect(thrown(call)).toEqual(
+      misuse(call === wrong.at(-1) ? "RangeError" : "TypeError", /^cannot log /),
+    );
 });
 
 describe("in the journal's native protocol", () => {
@@ -247,6 +362,8 @@ describe("an entry is sent", () => {
     expect({ text, count: fds.length }).toEqual({ text: "", count: 1 });
     const [fd = -1] = fds;
     expect(readFileSync(`/proc/self/fd/${fd}`).equals(long)).toBe(true);
+    // F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_WRITE: journald takes no other.
+    expect(seals(fd)).toBe(0b1111);
     for (const change of [
       () => writeSync(fd, "y", 0),
       () => ftruncateSync(fd, 1),
@@ -256,20 +373,112 @@ describe("an entry is sent", () => {
     close(fd);
   });
 
-  test("at once or not at all: a journal that has no room drops it", () => {
-    let sent = 0;
-    while (sendEntry(entry(String(sent)), path) === true) sent++;
-    expect(sent).toBeGreaterThan(0);
-    expect(sendEntry(entry("long".repeat(1 << 20)), path)).toBe(false);
-    // Where a notification would wait 100 ms. The fastest of some, because this machine may be busy.
-    const durations = Array.from({ length: 10 }, () => {
-      const began = performance.now();
-      expect(sendEntry(entry("short"), path)).toBe(false);
-      return performance.now() - began;
+  /** An instance of the module that has not waited for anything yet. */
+  async function fresh(): Promise<typeof import("../../src/activation/log.ts")> {
+    return await import(`${join(MODULE, "../log.ts")}?${crypto.randomUUID()}`);
+  }
+
+  /** Fills the journal's queue. */
+  function fill(): void {
+    const socket = libc.datagramSocket();
+    const send = () => libc.sendDatagram(socket, sunPath(path), entry("full"));
+    while (thrown(send) === undefined);
+    close(socket);
+  }
+
+  /** Another process that reads one entry after each pause in milliseconds, as a slow journal does. */
+  const reader = (pause: number) => {
+    const script = `
+      import { receive } from "${join(import.meta.dir, "../support/sockets.ts")}";
+      for (;;) {
+        Bun.sleepSync(${pause});
+        receive(0)?.fds.forEach((fd) => require("node:fs").closeSync(fd));
+      }`;
+    return Bun.spawn([process.execPath, "-e", script], { stdin: journal.fd });
+  };
+
+  test("and waits for room while the journal reads", async () => {
+    fill();
+    const { sendEntry } = await fresh();
+    await using _ = reader(10);
+    for (let n = 0; n < 20; n++) expect(sendEntry(entry(String(n)), path)).toBe(true);
+    expect(sendEntry(entry("long".repeat(1 << 18)), path)).toBe(true);
+  });
+
+  test("or is lost after a second in all: a slow journal does not stop a program", async () => {
+    fill();
+    const { sendEntry } = await fresh();
+    await using _ = reader(100);
+    const began = performance.now();
+    const sent = Array.from({ length: 200 }, () => sendEntry(entry("it"), path) === true);
+    expect(performance.now() - began).toBeWithin(900, 4000);
+    expect(sent.filter(Boolean).length).toBeWithin(2, 30);
+  });
+
+  test("or is lost at once if the one before was, and nothing is left open", async () => {
+    fill();
+    const { sendEntry } = await fresh();
+    const sleep = spyOn(Bun, "sleepSync");
+    const began = performance.now();
+    expect(sendEntry(entry("first"), path)).toBe(false);
+    expect(performance.now() - began).toBeWithin(900, 3000);
+    sleep.mockClear();
+    for (let n = 0; n < 100; n++)
+      expect(sendEntry(entry(n % 2 === 0 ? "short" : "long".repeat(1 << 16)), path)).toBe(false);
+    expect(sleep).not.toHaveBeenCalled();
+    await nothingLeft(before);
+    // When there was room it waits again, for a fifth of the time that has passed.
+    await until("it waits again", 5, () => {
+      expect(journal.poll()?.text).toStartWith("MESSAGE=");
+      expect(sendEntry(entry("room"), path)).toBe(true);
+      expect(sendEntry(entry("none"), path)).toBe(false);
+      return sleep.mock.calls.length > 0;
     });
-    expect(Math.min(...durations)).toBeLessThan(50);
-    expect(journal.poll()?.text).toBe("MESSAGE=0\n");
-    expect(sendEntry(entry("room"), path)).toBe(true);
+  });
+
+  test("in a file, too, if the kernel has no buffer for it", () => {
+    const send = spyOn(libc, "sendDatagram").mockImplementationOnce(() => {
+      throw new ActivationError(71, "sendmsg failed", "ENOBUFS");
+    });
+    expect(sendEntry(entry("it"), path)).toBe(true);
+    expect(send).toHaveBeenCalledTimes(2);
+    const { text, fds } = journal.poll() ?? { text: undefined, fds: [] };
+    expect([text, fds.map((fd) => readFileSync(`/proc/self/fd/${fd}`, "utf8"))]).toEqual([
+      "",
+      ["MESSAGE=it\n"],
+    ]);
+    fds.forEach(close);
+  });
+
+  test("or is lost after a second, also if nothing was lost for an hour", async () => {
+    fill();
+    const { sendEntry } = await fresh();
+    const now = performance.now.bind(performance);
+    spyOn(performance, "now").mockImplementation(() => now() + 3_600_000);
+    const began = now();
+    expect(sendEntry(entry("it"), path)).toBe(false);
+    expect(now() - began).toBeWithin(900, 3000);
+  });
+
+  test("or waits, if too many descriptors are on their way, and is then lost", async () => {
+    // The kernel counts those of a user, and root may send any number.
+    const user = 1_000_000_000 + process.pid;
+    const apart = process.getuid?.() === 0 ? ["setpriv", `--reuid=${user}`, "--clear-groups"] : [];
+    const source = `
+      import { sunPath } from "${join(MODULE, "../layout.ts")}";
+      import * as libc from "${join(MODULE, "../libc.ts")}";
+      import { sendEntry } from "${join(MODULE, "../log.ts")}";
+      const long = new Uint8Array(1 << 20);
+      const path = "${path}";
+      libc.sendDatagram(libc.datagramSocket(), sunPath(path), new Uint8Array(), Array(253).fill(0));
+      console.log(sendEntry(long, path));`;
+    const limited = `ulimit -n 128; exec "$0" -e "$1"`;
+    const command = [...apart, "sh", "-c", limited, process.execPath, source];
+    fs.chmodSync(path, 0o777);
+    const { stdout, stderr } = Bun.spawnSync(command, { stdout: "pipe", stderr: "pipe" });
+    expect([stdout.toString(), stderr.toString()]).toEqual(["false\n", ""]);
+    journal.poll()?.fds.forEach(close);
+    expect(journal.poll()).toBeUndefined();
   });
 
   test("nowhere if there is no journal", () => {
