@@ -1,9 +1,9 @@
 import type { Server } from "bun";
 
-import { type Connection, connectionsAt } from "./connections.ts";
+import { type Connection, Connections } from "./connections.ts";
 import { isWatched, pause } from "./event-loop.ts";
 import { kept } from "./hot.ts";
-import * as libc from "./libc.ts";
+import type { Talk } from "./libc.ts";
 import { derive } from "./runtime.ts";
 import { type Served, watchOwn } from "./serve.ts";
 
@@ -20,12 +20,14 @@ export interface DrainOptions {
   readonly signal?: AbortSignal;
 }
 
-/** How long a new connection may take to send its first request, in milliseconds. */
-const FIRST_REQUEST = 200;
-/** How long Bun gets to read what has arrived, in milliseconds. */
-const READ = 2;
-/** How often to look whether earlier requests are answered, in milliseconds: Bun does not report it. */
-const INTERVAL = 5;
+/** How long a client may take from one step of its first request to the next, in milliseconds. */
+const STEP = 200;
+/** How long all of that may take, in milliseconds. */
+const FIRST_REQUEST = 500;
+/** A body that no handler reads: its length in bytes, and how long it may take, in milliseconds. */
+const REST = { time: 100, size: 1 << 16 };
+/** How often to look for what Bun does not report, in milliseconds. */
+const LOOK = 2;
 
 /**
  * Ends a server without losing a request, in four phases:
@@ -101,12 +103,9 @@ function drainingOf(served: Served): AbortController {
 
 class Drain {
   readonly #begun = performance.now();
+  readonly #aborted: Promise<unknown>;
   /** The requests that our handlers have. */
   #handled = 0;
-  /** The connections at the call. Later ones end with their first response. */
-  #earlier: ReadonlySet<string> = new Set();
-  /** Where the server listens, as a sockaddr. */
-  #address: Uint8Array = new Uint8Array();
 
   constructor(
     readonly server: Server<unknown>,
@@ -116,18 +115,21 @@ class Drain {
       readonly timeout: number;
       readonly signal: AbortSignal | undefined;
     },
-  ) {}
+  ) {
+    this.#aborted = new Promise((resolve) => options.signal?.addEventListener("abort", resolve));
+  }
 
   async run(): Promise<boolean> {
     const watch = this.served.watch ?? watchOwn(this.server);
-    if (watch === undefined || !isWatched(watch)) return true;
-    this.#address = libc.socketName(watch.fd);
-    this.#earlier = new Set(this.#connections().map(({ socket }) => socket));
+    // Somebody has stopped it.
+    if (watch === undefined || !isWatched(watch)) return await this.#until(this.#areAnswered);
+    const connections = new Connections(watch);
 
     this.#announce();
     await this.#grace();
-    await this.#linger(watch);
-    return await this.#stop();
+    pause(watch);
+    await this.#linger(connections);
+    return await this.#stop(connections);
   }
 
   /** 1. Each response ends its connection. */
@@ -143,56 +145,60 @@ class Drain {
     const latest = this.#begun + Math.max(grace, timeout / 2);
     // Our handlers do not count those that were under way at the call.
     let underWay = this.server.pendingRequests;
-    while (underWay > 0 && performance.now() < latest && this.#left() > 0) {
-      await this.#wait(INTERVAL);
+    await this.#until(() => {
       underWay = Math.min(underWay, this.server.pendingRequests - this.#handled);
-    }
+      return underWay <= 0 || performance.now() >= latest;
+    });
     await this.#wait(Math.min(grace, latest - performance.now()));
   }
 
-  /** 3. Stops accepting, and waits until each connection that was accepted has asked. */
-  async #linger(watch: libc.Watch): Promise<void> {
-    pause(watch);
-    const end = performance.now() + FIRST_REQUEST;
-    do await this.#wait(READ);
-    while (performance.now() < end && this.#left() > 0 && this.#connections().some(this.#mayAsk));
+  /** 3. Waits until each connection that was accepted has sent its first request. */
+  async #linger(connections: Connections): Promise<void> {
+    const begun = performance.now();
+    const isTLS = this.server.protocol === "https";
+    const mayAsk = (connection: Connection): boolean => {
+      if (connection.isUnread) return true;
+      const { talk } = connection;
+      const now = performance.now();
+      if (talk === undefined)
+        return now < begun + STEP && (connection.isNew || now < this.#begun + STEP);
+      const { heard, said, answered } = talk;
+      // A handshake is talk as well.
+      if (isTLS) return Math.min(heard, said) < STEP;
+      return heard < STEP && (heard < said || !answered);
+    };
+    await this.#until(
+      () => performance.now() >= begun + FIRST_REQUEST || !connections.some(mayAsk),
+    );
   }
 
   /** 4. Waits until all that was read is answered, and says goodbye to WebSockets. */
-  async #stop(): Promise<boolean> {
+  async #stop(connections: Connections): Promise<boolean> {
     const { server, served } = this;
-    while (server.pendingRequests > 0 && this.#left() > 0) await this.#wait(READ);
+    await this.#until(this.#areAnswered);
     // Bun 1.4.0 closes them with 1006.
     for (const socket of served.sockets) socket.close(1001);
     // Not server.stop(): it would close a connection on which Bun still sends a direct stream.
-    while (this.#hasWork() && this.#left() > 0) await this.#wait(READ);
-    const complete = !this.#hasWork();
-    // Closes what is idle, or left. Before Bun 1.4.3 that never resolves if a handler goes on.
-    const stopped = server.stop(true);
-    if (complete) await stopped;
-    return complete;
-  }
-
-  #connections(): Connection[] {
-    return connectionsAt(this.#address);
-  }
-
-  /** Whether a request may come on a connection, or has come, that was not answered. */
-  readonly #mayAsk = ({ socket, isUnread, talk }: Connection): boolean => {
-    if (isUnread || !this.#earlier.has(socket)) return true;
-    const isRecent = performance.now() < this.#begun + FIRST_REQUEST;
-    // A TLS handshake is talk as well.
-    if (talk === undefined || this.server.protocol === "https") return isRecent;
-    return isAsking(talk) || (isRecent && !talk.answered);
-  };
-
-  /** Whether a connection, beside the WebSockets, waits for a response or for more of one. */
-  #hasWork(): boolean {
     const hasWork = ({ isUnread, isSending, talk }: Connection) =>
       isUnread || isSending || (talk !== undefined && isAsking(talk));
-    const { pendingRequests } = this.server;
-    const { size } = this.served.sockets;
-    return pendingRequests > 0 || this.#connections().filter(hasWork).length > size;
+    const isComplete = await this.#until(() => this.#areAnswered() && !connections.some(hasWork));
+    // Closes what is idle, or left. Before Bun 1.4.3 that never resolves if a handler goes on.
+    const stopped = server.stop(true);
+    if (isComplete) await stopped;
+    return isComplete;
+  }
+
+  readonly #areAnswered = (): boolean => this.server.pendingRequests === 0;
+
+  /** Looks again and again, until that is so or no time is left. Returns whether it is so. */
+  async #until(isSo: () => boolean): Promise<boolean> {
+    for (;;) {
+      const begun = performance.now();
+      if (isSo()) return true;
+      if (this.#left() === 0) return false;
+      // With thousands of connections, a look takes long.
+      await this.#wait(Math.max(LOOK, performance.now() - begun));
+    }
   }
 
   #left(): number {
@@ -201,13 +207,14 @@ class Drain {
   }
 
   async #wait(milliseconds: number): Promise<void> {
-    await Bun.sleep(Math.max(0, Math.min(milliseconds, this.#left())));
+    const time = Math.max(0, Math.min(milliseconds, this.#left()));
+    await Promise.race([Bun.sleep(time), this.#aborted]);
   }
 }
 
 /** Whether the peer was the last to send data, a moment ago: a request, or a part of one. */
-function isAsking({ heard, said }: libc.Talk): boolean {
-  return heard < said && heard < FIRST_REQUEST;
+function isAsking({ heard, said }: Talk): boolean {
+  return heard < said && heard < STEP;
 }
 
 /** Which of the options answer. */
@@ -222,21 +229,27 @@ type Handlers = {
 function withClose(options: object, count: (change: 1 | -1) => void): object {
   const { routes, static: files, fetch, error }: Handlers = options;
   const handler = (answer: Function) =>
-    async function (this: unknown, request: Request, ...others: unknown[]): Promise<unknown> {
+    function (this: unknown, request: Request, ...others: unknown[]): unknown {
       if (request.headers.get("upgrade")?.toLowerCase() === "websocket")
         return close(new Response(null, { status: 503 }));
-      count(1);
-      const isRead = watchBody(request);
-      let response: unknown;
+      const hasCome = watchBody(request);
+      let given: unknown;
       try {
-        response = await Reflect.apply(answer, this, [request, ...others]);
+        given = Reflect.apply(answer, this, [request, ...others]);
       } catch (problem) {
-        response = await Reflect.apply(error ?? failed, this, [problem]);
-      } finally {
-        count(-1);
+        given = Promise.reject(problem);
       }
-      // Bun closes at once, and what the client still sends would reset it.
-      return isRead() ? close(response) : response;
+      // A pipelined request that comes before a promise is kept makes Bun close the connection.
+      if (hasCome === undefined && given instanceof Response) return close(given);
+      const later = async () => {
+        const response = await Promise.resolve(given).catch((problem: unknown) =>
+          Reflect.apply(error ?? failed, this, [problem]),
+        );
+        // Bun closes at once, and what the client still sends would reset it.
+        return hasCome === undefined || (await hasCome()) ? close(response) : response;
+      };
+      count(1);
+      return later().finally(() => count(-1));
     };
   const route = (value: unknown): unknown => {
     if (typeof value === "function") return handler(value);
@@ -259,16 +272,38 @@ function withClose(options: object, count: (change: 1 | -1) => void): object {
 /** The methods that read a body to its end. */
 const READERS = ["arrayBuffer", "blob", "bytes", "formData", "json", "text"] as const;
 
-/** Returns whether a request has no body, or one of its methods has read all of it. */
-function watchBody(request: Request): () => boolean {
+/**
+ * Returns a function to call after the handler, which resolves to whether all of the request's body has
+ * come; or undefined if it has none.
+ */
+function watchBody(request: Request): (() => Promise<boolean>) | undefined {
   const { headers } = request;
-  let isRead = !headers.has("transfer-encoding") && !(Number(headers.get("content-length")) > 0);
-  for (const name of isRead ? [] : READERS) {
+  if (!headers.has("transfer-encoding") && !(Number(headers.get("content-length")) > 0))
+    return undefined;
+  let isRead = false;
+  let isStreamed = false;
+  for (const name of READERS) {
     const native = request[name];
     const value = async () => await native.call(request).finally(() => (isRead = true));
     Object.defineProperty(request, name, { value, configurable: true, writable: true });
   }
-  return () => isRead;
+  const { get } = Object.getOwnPropertyDescriptor(Request.prototype, "body") ?? {};
+  Object.defineProperty(request, "body", {
+    get() {
+      isStreamed = true;
+      return get?.call(request);
+    },
+    configurable: true,
+  });
+  return async () => isRead || (!isStreamed && !request.bodyUsed && (await comes(request)));
+}
+
+/** Whether a body that nobody has read is short and comes soon. A response may still read it. */
+async function comes(request: Request): Promise<boolean> {
+  if (!(Number(request.headers.get("content-length") ?? Infinity) <= REST.size)) return false;
+  const read = request.clone().arrayBuffer();
+  const late = Bun.sleep(REST.time).then(() => undefined);
+  return (await Promise.race([read.catch(() => undefined), late])) !== undefined;
 }
 
 function mapped(entries: readonly [string, unknown][], map: (value: unknown) => unknown): object {

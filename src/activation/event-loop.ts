@@ -6,8 +6,12 @@ import * as libc from "./libc.ts";
 export const LONGEST_TIMER = 0x7fffffff;
 /** How often the event loop looks at every listening socket again, in milliseconds. */
 const LOOK_AGAIN = 500;
-/** The watched sockets, by number, each with its identity: Bun closes a number without telling. */
-const watched = new Map<number, libc.Watch & { readonly referent: string }>();
+/** How a socket is watched, and its identity: Bun closes a number without telling. */
+export interface Watched extends libc.Watch {
+  readonly referent: string;
+}
+/** The watched sockets, by number. */
+const watched = new Map<number, Watched>();
 let timer: NodeJS.Timeout | undefined;
 
 /**
@@ -15,25 +19,22 @@ let timer: NodeJS.Timeout | undefined;
  *
  * @throws {ActivationError} (71) if no epoll instance of this process watches `fd`.
  */
-export function substitute(passed: number, fd: number): libc.Watch {
+export function substitute(passed: number, fd: number): Watched {
   const watch = registration(fd);
   // Bun accepts until it would block.
   libc.setNonBlocking(passed);
   // With the last reference to the old socket goes its registration.
-  resume(watch, passed);
-  return watch;
+  return resume(watch, passed);
 }
 
 /** Watches a listening socket of Bun's own as a passed one. */
-export function adopt(fd: number): libc.Watch {
-  const watch = registration(fd);
-  remember(watch);
-  return watch;
+export function adopt(fd: number): Watched {
+  return remember(registration(fd));
 }
 
 /** Whether Bun still has the socket that it was given to watch: not if that was closed. */
-export function isWatched({ fd }: libc.Watch): boolean {
-  return watched.get(fd)?.referent === libc.referent(fd);
+export function isWatched({ fd, referent }: Watched): boolean {
+  return libc.referent(fd) === referent;
 }
 
 /** Stops accepting at once: in the handler of a connection just accepted, it is the last one. */
@@ -44,10 +45,10 @@ export function pause(watch: libc.Watch): void {
 }
 
 /** Accepts from `socket`, another descriptor of which was watched before. */
-export function resume(watch: libc.Watch, socket: number): void {
+export function resume(watch: libc.Watch, socket: number): Watched {
   libc.replace(socket, watch.fd);
   libc.epollControl("add", watch);
-  remember(watch);
+  return remember(watch);
 }
 
 /**
@@ -55,9 +56,11 @@ export function resume(watch: libc.Watch, socket: number): void {
  * Bun asks again and again, with a whole processor. Edge-triggered, it asks when a client comes; who
  * is left in the queue when a descriptor comes free is found by looking again.
  */
-function remember(watch: libc.Watch): void {
-  watched.set(watch.fd, { ...watch, referent: libc.referent(watch.fd) });
+function remember(watch: libc.Watch): Watched {
+  const known = { ...watch, referent: libc.referent(watch.fd) };
+  watched.set(watch.fd, known);
   timer ??= setInterval(lookAgain, LOOK_AGAIN).unref();
+  return known;
 }
 
 function lookAgain(): void {
@@ -74,11 +77,19 @@ function lookAgain(): void {
 /** The epoll instance of Bun's event loop, once it was found. With one socket passed, it is 4. */
 let eventLoop = 4;
 
-/** The descriptors to which Bun has more to write than the kernel takes now. */
-export function pendingWrites(): ReadonlySet<number> {
-  const lines = libc.readProc(`/proc/self/fdinfo/${eventLoop}`) ?? "";
+/**
+ * Returns the descriptors to which Bun has more to write than the kernel takes now; undefined if no
+ * descriptor is free to read it with.
+ */
+export function pendingWrites(epoll: number): ReadonlySet<number> | undefined {
+  let lines: string | undefined;
+  try {
+    lines = libc.readProc(`/proc/self/fdinfo/${epoll}`);
+  } catch {
+    return undefined;
+  }
   const fds = new Set<number>();
-  for (const [, fd, events] of lines.matchAll(/^tfd: +(\d+) events: +([0-9a-f]+)/gm))
+  for (const [, fd, events] of (lines ?? "").matchAll(/^tfd: +(\d+) events: +([0-9a-f]+)/gm))
     if (Number.parseInt(events ?? "", 16) & EPOLLOUT) fds.add(Number(fd));
   return fds;
 }

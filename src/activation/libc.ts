@@ -16,6 +16,7 @@ const O_NONBLOCK = 0o4000;
 const IPPROTO_TCP = 6;
 const TCP_INFO = 11;
 const FIONREAD = 0x541bn;
+const TIOCOUTQ = 0x5411n;
 const F = { GETFD: 1, SETFD: 2, GETFL: 3, SETFL: 4, DUPFD_CLOEXEC: 1030, ADD_SEALS: 1033 };
 /** F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_WRITE: nothing can be changed any more. */
 const F_SEAL_ALL = 0xf;
@@ -181,9 +182,18 @@ export function talk(fd: number): Talk | undefined {
 
 /** Whether something came on a connection that was not read. */
 export function hasUnread(fd: number): boolean {
+  return isQueued(fd, FIONREAD);
+}
+
+/** Whether something was sent on a connection that the peer has not received. */
+export function hasUnsent(fd: number): boolean {
+  return isQueued(fd, TIOCOUTQ);
+}
+
+function isQueued(fd: number, request: bigint): boolean {
   const bytes = new Int32Array(1);
   // It fails for a connection that is being closed.
-  return libc().ioctl(fd, FIONREAD, bytes) === 0 && bytes[0] !== 0;
+  return libc().ioctl(fd, request, bytes) === 0 && bytes[0] !== 0;
 }
 
 /** Of what has no TCP_INFO, by one of several errors, all are zeros. */
@@ -245,15 +255,20 @@ export function epollControl(operation: keyof typeof EPOLL_CTL, to: Watch): void
   check("epoll_ctl", libc().epoll_ctl(to.epoll, EPOLL_CTL[operation], to.fd, event));
 }
 
-/** How many more descriptors this process may open; `fd` is any that is open. */
-export function freeDescriptors(fd: number): number {
+/** How many descriptors this process may have: each number is less than that. */
+export function descriptorLimit(): number {
   // Only the low half of each number: the kernel allows less than 2^31 (fs.nr_open).
   const limit = new Uint32Array(4);
   check("getrlimit", libc().getrlimit(RLIMIT_NOFILE, limit));
+  return limit[0] ?? 0;
+}
+
+/** How many more descriptors this process may open; `fd` is any that is open. */
+export function freeDescriptors(fd: number): number {
   // The kernel assigns the lowest number that is free: all below are taken.
   const lowest = duplicate(fd);
   close(lowest);
-  return (limit[0] ?? 0) - lowest;
+  return descriptorLimit() - lowest;
 }
 
 /** The text of a file of /proc, or undefined if there is none of that name. */

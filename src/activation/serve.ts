@@ -1,5 +1,6 @@
 import type { Serve, Server } from "bun";
 
+import { openDescriptors } from "./connections.ts";
 import {
   describe,
   type Descriptor,
@@ -8,7 +9,12 @@ import {
   isListeningStream,
 } from "./describe.ts";
 import { codeOf } from "./error.ts";
-import { adopt as adoptListener, substitute, unexpectedRuntime } from "./event-loop.ts";
+import {
+  adopt as adoptListener,
+  substitute,
+  unexpectedRuntime,
+  type Watched,
+} from "./event-loop.ts";
 import { isHot, kept, supersede } from "./hot.ts";
 import * as libc from "./libc.ts";
 import { overlay, requireListening } from "./listen.ts";
@@ -25,7 +31,7 @@ export interface Served {
   /** As the program gave them last, here or to `reload`. */
   options: object;
   /** How the event loop watches the passed socket, if there is one. */
-  readonly watch: libc.Watch | undefined;
+  readonly watch: Watched | undefined;
   /** The open WebSockets. */
   readonly sockets: Set<Closable>;
   /** Gives the options to Bun anew, and those of each `reload` from then on, as `change` returns them. */
@@ -152,12 +158,11 @@ function descriptorAt(address: string): number | undefined {
 }
 
 /** How the event loop watches a server that opened its own socket; undefined if it has stopped. */
-export function watchOwn({ address }: Reported): libc.Watch | undefined {
+export function watchOwn({ address }: Reported): Watched | undefined {
   if (address === undefined || address === null) return undefined;
   const at = typeof address === "string" ? address : inetEndpoint(address);
-  const { readdirSync } = process.getBuiltinModule("node:fs");
   const isThere = (fd: number) => isListeningStream(fd) && endpoint(describe(fd)) === at;
-  const fd = readdirSync("/proc/self/fd").map(Number).find(isThere);
+  const fd = openDescriptors().find(isThere);
   return fd === undefined ? undefined : adoptListener(fd);
 }
 

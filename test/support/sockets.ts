@@ -126,6 +126,17 @@ export function listening(
   return fd;
 }
 
+/** A socket that listens on a free port of every address, over IPv4 as well. */
+export function listeningOnAll(): number {
+  const fd = socket(AF_INET6, SOCK_STREAM);
+  const IPV6_V6ONLY = 26;
+  check("setsockopt", libc.setsockopt(fd, 41, IPV6_V6ONLY, Int32Array.of(0), 4));
+  const address = Uint8Array.of(AF_INET6, ...Array(27).fill(0));
+  check("bind", libc.bind(fd, address, address.length));
+  check("listen", libc.listen(fd, 37));
+  return fd;
+}
+
 /** The port that a socket over IPv4 or IPv6 is bound to. */
 export function portOf(fd: number): number {
   const name = new Uint8Array(128);

@@ -1025,3 +1025,268 @@ test("an aborted signal cuts off what is left at once", async () => {
   expect(await drained).toBe(false);
   expect(performance.now() - begun).toBeLessThan(100);
 });
+
+test("an aborted signal ends the grace as well", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response() });
+  const impatience = new AbortController();
+  const begun = performance.now();
+  const drained = drain(server, { grace: 5000, signal: impatience.signal });
+  await Bun.sleep(20);
+  impatience.abort();
+  expect(await drained).toBe(true);
+  expect(performance.now() - begun).toBeLessThan(500);
+});
+
+test("what a stopped server still answers is waited for", async () => {
+  for (const [timeout, isAnswered] of [
+    [5000, true],
+    [50, false],
+  ] as const) {
+    using it = listening("IPv4");
+    const release = Promise.withResolvers<void>();
+    const server = serve({
+      fd: it.fd,
+      async fetch() {
+        await release.promise;
+        return new Response("at last");
+      },
+    });
+    const kept = await Kept.to(it.to);
+    kept.send("/");
+    await until("the request is under way", 10, () => server.pendingRequests === 1);
+    const stopped = server.stop();
+    const drained = drain(server, { timeout });
+    setTimeout(release.resolve, 200);
+    expect(await drained).toBe(isAnswered);
+    expect((await kept.answer()).body).toBe("at last");
+    await stopped;
+  }
+});
+
+describe("a request with a body that the handler does not read", () => {
+  const ignoring = () => {
+    const it = listening("IPv4");
+    const server = serve({ fd: it.fd, fetch: () => new Response("thanks") });
+    return { ...it, server, [Symbol.dispose]: () => it[Symbol.dispose]() };
+  };
+
+  test.each([
+    ["in one piece", ["POST", 10], 0],
+    ["after its head", ["PUT", 60_000], 20],
+  ] as const)(
+    "and that is short ends the connection, if it comes %s",
+    async (_, [method, size], pause) => {
+      using it = ignoring();
+      const drained = drain(it.server, { grace: 200 });
+      const kept = await Kept.to(it.to);
+      kept.send("/", `Content-Length: ${size}\r\n`, method);
+      await Bun.sleep(pause);
+      kept.socket.write("x".repeat(size));
+      expect(await kept.answer()).toEqual({ status: 200, body: "thanks", closes: true });
+      expect(await drained).toBe(true);
+    },
+  );
+
+  test("and that comes late is answered first, and the connection goes on", async () => {
+    using it = ignoring();
+    const drained = drain(it.server, { grace: 1000 });
+    const kept = await Kept.to(it.to);
+    kept.send("/", "Content-Length: 4\r\n", "POST");
+    expect(await kept.answer()).toEqual({ status: 200, body: "thanks", closes: false });
+    kept.socket.write("body");
+    expect(await kept.ask("/")).toEqual({ status: 200, body: "thanks", closes: true });
+    expect(await drained).toBe(true);
+  });
+
+  test("is still there for a response that reads it later", async () => {
+    using it = listening("IPv4");
+    const server = serve({
+      fd: it.fd,
+      fetch: (request) =>
+        new Response(
+          (async function* () {
+            await Bun.sleep(20);
+            yield `read ${await request.text()}`;
+          })(),
+        ),
+    });
+    const drained = drain(server, { grace: 200 });
+    const kept = await Kept.to(it.to);
+    kept.send("/", "Content-Length: 4\r\n", "POST");
+    kept.socket.write("body");
+    await until("the end", 10, () => kept.end === "closed");
+    expect(kept.received).toContain("read body");
+    expect(await drained).toBe(true);
+  });
+});
+
+test("a client that waits for 100 Continue gets it, and its answer", async () => {
+  using it = listening("IPv4");
+  const server = serve({
+    fd: it.fd,
+    fetch: async (request) => new Response(await request.text()),
+  });
+  const drained = drain(server, { grace: 20 });
+  const kept = await Kept.to(it.to);
+  kept.send("/", "Expect: 100-continue\r\nContent-Length: 4\r\n", "POST");
+  await until("100 Continue", 10, () => kept.received.startsWith("HTTP/1.1 100 "));
+  // Phase 3 is over by now.
+  await Bun.sleep(100);
+  kept.received = "";
+  kept.socket.write("body");
+  expect(await kept.answer()).toEqual({ status: 200, body: "body", closes: true });
+  expect(await drained).toBe(true);
+});
+
+test("requests that come together are answered as before, up to the one that ends the connection", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: ({ url }) => new Response(new URL(url).pathname) });
+  const two = "GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n";
+  const before = await Kept.to(it.to);
+  before.socket.write(two);
+  await until("both answers", 10, () => before.received.endsWith("/2"));
+  const drained = drain(server, { grace: 100 });
+  const kept = await Kept.to(it.to);
+  kept.socket.write(two);
+  expect(await kept.answer()).toEqual({ status: 200, body: "/1", closes: true });
+  expect(await drained).toBe(true);
+});
+
+describe("on a connection that was kept", () => {
+  test.each(["", " over TLS"])("a request in pieces at the stop is answered%s", async (kind) => {
+    using it = listening("IPv4");
+    const tls = kind === "" ? {} : { tls: CERTIFICATE };
+    const server = serve({ fd: it.fd, ...tls, fetch: () => new Response("answered") });
+    const kept =
+      kind === ""
+        ? await Kept.to(it.to)
+        : Kept.on(connectTLS({ ...it.to, rejectUnauthorized: false }));
+    await kept.ask("/");
+    const drained = drain(server, { grace: 250 });
+    await Bun.sleep(230);
+    kept.received = "";
+    for (const piece of ["GET / HT", "TP/1.1\r\nHo", "st: example\r\n", "\r\n"]) {
+      kept.socket.write(piece);
+      await Bun.sleep(40);
+    }
+    expect(await kept.answer()).toEqual({ status: 200, body: "answered", closes: true });
+    expect(await drained).toBe(true);
+  });
+
+  test("a chunked upload in pieces around the stop is read to its end", async () => {
+    using it = listening("IPv4");
+    const server = serve({
+      fd: it.fd,
+      fetch: async (request) => new Response(await request.text()),
+    });
+    const kept = await Kept.to(it.to);
+    await kept.ask("/");
+    const drained = drain(server, { grace: 50 });
+    await Bun.sleep(30);
+    kept.send("/", "Transfer-Encoding: chunked\r\n", "POST");
+    for (const piece of ["4\r\nbod", "y\r\n", "1\r\n", "!\r\n0\r\n", "\r\n"]) {
+      await Bun.sleep(40);
+      kept.socket.write(piece);
+    }
+    expect(await kept.answer()).toEqual({ status: 200, body: "body!", closes: true });
+    expect(await drained).toBe(true);
+  });
+});
+
+test("a file of 100 MB reaches a client that stops reading for a while", async () => {
+  using it = listening("IPv4");
+  const path = join(tmpdir(), `socket-service-${crypto.randomUUID()}`);
+  const size = 1e8;
+  writeFileSync(path, new Uint8Array(size));
+  const server = serve({ fd: it.fd, fetch: () => new Response(Bun.file(path)) });
+  const slow = await client(it.to);
+  clients.push(slow);
+  let length = 0;
+  slow.on("data", (data: Buffer) => (length += data.length));
+  slow.write("GET / HTTP/1.1\r\nHost: example\r\n\r\n");
+  await until("it begins", 10, () => length > 0);
+  slow.pause();
+  const drained = drain(server, { grace: 20 });
+  await Bun.sleep(400);
+  slow.resume();
+  expect(await drained).toBe(true);
+  await until("all of it", 10, () => length > size);
+  rmSync(path);
+});
+
+test("what a WebSocket has been sent arrives, however slowly, and then the close", async () => {
+  using it = listening("IPv4");
+  const size = 20_000_000;
+  const server = serve({
+    fd: it.fd,
+    fetch: (request, server) => (server.upgrade(request) ? undefined : new Response()),
+    websocket: {
+      backpressureLimit: 2 * size,
+      open: (socket) => void socket.send("y".repeat(size)),
+      message() {},
+    },
+  });
+  const slow = await Kept.to(it.to);
+  slow.send("/", UPGRADE);
+  await until("it begins", 10, () => slow.received.length > 0);
+  slow.socket.pause();
+  const drained = drain(server, { grace: 20 });
+  await Bun.sleep(300);
+  slow.socket.resume();
+  expect(await drained).toBe(true);
+  await until("the end", 10, () => slow.end === "closed");
+  expect(slow.received.length).toBeGreaterThan(size);
+  expect(slow.received.slice(-4)).toMatch(GOING_AWAY);
+});
+
+test("a WebSocket's client that goes on sending does not hold the end up", async () => {
+  using it = listening("IPv4");
+  const server = serve({
+    fd: it.fd,
+    fetch: (request, server) => (server.upgrade(request) ? undefined : new Response()),
+    websocket: { message() {} },
+  });
+  const rude = await Kept.to(it.to);
+  rude.send("/", UPGRADE);
+  await until("the upgrade", 10, () => rude.received.startsWith("HTTP/1.1 101 "));
+  const message = Uint8Array.of(0x81, 0x82, 0, 0, 0, 0, 0x68, 0x69);
+  const sending = setInterval(() => rude.socket.write(message), 5);
+  const begun = performance.now();
+  expect(await drain(server, { grace: 20 })).toBe(true);
+  expect(performance.now() - begun).toBeLessThan(1000);
+  clearInterval(sending);
+});
+
+test("only the connections of its own server count", async () => {
+  using it = listening("IPv4");
+  using other = listening("IPv4");
+  using unix = listening("Unix");
+  const stuck = () => new Promise<Response>(() => {});
+  for (const { fd, to } of [other, unix]) {
+    const busy = started(serve({ fd, fetch: stuck }));
+    const kept = await Kept.to(to);
+    kept.send("/");
+    await until("it is busy", 10, () => busy.pendingRequests === 1);
+    kept.socket.write("GET / HT");
+  }
+  const server = serve({ fd: it.fd, fetch: () => new Response() });
+  const begun = performance.now();
+  expect(await drain(server, { grace: 0 })).toBe(true);
+  expect(performance.now() - begun).toBeLessThan(150);
+});
+
+test("a socket on all addresses has clients of both families, and on each address", async () => {
+  for (const host of ["127.0.0.1", "127.8.9.10", "::1"]) {
+    const fd = sockets.listeningOnAll();
+    const to = { host, port: sockets.portOf(fd) };
+    const server = serve({ fd, fetch: () => new Response("answered") });
+    const kept = await Kept.to(to);
+    const other = await Kept.to(to);
+    await other.ask("/");
+    const drained = drain(server, { grace: 0 });
+    await Bun.sleep(100);
+    expect(await kept.ask("/")).toEqual({ status: 200, body: "answered", closes: true });
+    expect(await drained).toBe(true);
+  }
+});
