@@ -31,6 +31,7 @@ test,deb              dh                      debhelper
 test,deb              dpkg-parsechangelog     dpkg-dev
 test,deb              xz                      xz-utils
 test                  lintian                 lintian
+test                  nginx                   nginx-light
 debian-root           debootstrap             debootstrap
 test,debian-root,inside unshare                 util-linux
 test,inside           mount                   mount

@@ -20,12 +20,12 @@ export class Connections {
   readonly #address: Uint8Array;
   readonly #known: ReadonlySet<string>;
 
-  /** Takes the first look. */
+  /** Takes the first look, which loads node:fs: the next ones are quicker by 5 to 30 ms. */
   constructor({ fd, epoll }: libc.Watch) {
     this.#epoll = epoll;
     this.#address = libc.socketName(fd);
-    const isUnix = this.#address[0] === AF.UNIX;
-    this.#known = new Set(isUnix ? connectionsAt(this.#address).map(libc.referent) : []);
+    const known = connectionsAt(this.#address);
+    this.#known = new Set(this.#address[0] === AF.UNIX ? known.map(libc.referent) : []);
   }
 
   /** Whether one of them is so now. A look takes 2 to 5 µs for each descriptor of this process. */

@@ -4,8 +4,8 @@ import { type Connection, Connections } from "./connections.ts";
 import { isWatched, pause } from "./event-loop.ts";
 import { kept } from "./hot.ts";
 import type { Talk } from "./libc.ts";
-import { derive } from "./runtime.ts";
 import { type Served, watchOwn } from "./serve.ts";
+import { type Requests, withClose } from "./with-close.ts";
 
 /** How long a server takes to end. */
 export interface DrainOptions {
@@ -20,12 +20,10 @@ export interface DrainOptions {
   readonly signal?: AbortSignal;
 }
 
-/** How long a client may take from one step of its first request to the next, in milliseconds. */
+/** How long a client may take for the next step of a request, in milliseconds. */
 const STEP = 200;
-/** How long all of that may take, in milliseconds. */
+/** How long it may take for all of its first request, in milliseconds. */
 const FIRST_REQUEST = 500;
-/** A body that no handler reads: its length in bytes, and how long it may take, in milliseconds. */
-const REST = { time: 100, size: 1 << 16 };
 /** How often to look for what Bun does not report, in milliseconds. */
 const LOOK = 2;
 
@@ -104,8 +102,7 @@ function drainingOf(served: Served): AbortController {
 class Drain {
   readonly #begun = performance.now();
   readonly #aborted: Promise<unknown>;
-  /** The requests that our handlers have. */
-  #handled = 0;
+  readonly #requests: Requests = { handled: 0, unfinished: -Infinity };
 
   constructor(
     readonly server: Server<unknown>,
@@ -135,7 +132,7 @@ class Drain {
   /** 1. Each response ends its connection. */
   #announce(): void {
     drainingOf(this.served).abort();
-    this.served.change((options) => withClose(options, (change) => (this.#handled += change)));
+    this.served.change((options) => withClose(options, this.#requests));
   }
 
   /** 2. Waits until each client had the time to ask once more. */
@@ -146,7 +143,7 @@ class Drain {
     // Our handlers do not count those that were under way at the call.
     let underWay = this.server.pendingRequests;
     await this.#until(() => {
-      underWay = Math.min(underWay, this.server.pendingRequests - this.#handled);
+      underWay = Math.min(underWay, this.server.pendingRequests - this.#requests.handled);
       return underWay <= 0 || performance.now() >= latest;
     });
     await this.#wait(Math.min(grace, latest - performance.now()));
@@ -157,18 +154,16 @@ class Drain {
     const begun = performance.now();
     const isTLS = this.server.protocol === "https";
     const mayAsk = (connection: Connection): boolean => {
-      if (connection.isUnread) return true;
-      const { talk } = connection;
+      const { isUnread, talk } = connection;
+      if (isUnread) return true;
       const now = performance.now();
-      if (talk === undefined)
-        return now < begun + STEP && (connection.isNew || now < this.#begun + STEP);
-      const { heard, said, answered } = talk;
+      if (talk === undefined) return now < (connection.isNew ? begun : this.#begun) + STEP;
       // A handshake is talk as well.
-      if (isTLS) return Math.min(heard, said) < STEP;
-      return heard < STEP && (heard < said || !answered);
+      if (isTLS) return Math.min(talk.heard, talk.said) < STEP;
+      return talk.answered ? isAsking(talk) : talk.heard < STEP;
     };
     await this.#until(
-      () => performance.now() >= begun + FIRST_REQUEST || !connections.some(mayAsk),
+      () => !connections.some(mayAsk) || performance.now() >= begun + FIRST_REQUEST,
     );
   }
 
@@ -179,9 +174,15 @@ class Drain {
     // Bun 1.4.0 closes them with 1006.
     for (const socket of served.sockets) socket.close(1001);
     // Not server.stop(): it would close a connection on which Bun still sends a direct stream.
-    const hasWork = ({ isUnread, isSending, talk }: Connection) =>
+    const hasWork = ({ isUnread, isSending, talk }: Connection): boolean =>
       isUnread || isSending || (talk !== undefined && isAsking(talk));
-    const isComplete = await this.#until(() => this.#areAnswered() && !connections.some(hasWork));
+    const isComplete = await this.#until(
+      () =>
+        this.#areAnswered() &&
+        // The rest of that body may still come.
+        performance.now() >= this.#requests.unfinished + STEP &&
+        !connections.some(hasWork),
+    );
     // Closes what is idle, or left. Before Bun 1.4.3 that never resolves if a handler goes on.
     const stopped = server.stop(true);
     if (isComplete) await stopped;
@@ -215,109 +216,4 @@ class Drain {
 /** Whether the peer was the last to send data, a moment ago: a request, or a part of one. */
 function isAsking({ heard, said }: Talk): boolean {
   return heard < said && heard < STEP;
-}
-
-/** Which of the options answer. */
-type Handlers = {
-  routes?: object;
-  static?: object;
-  fetch?: Function | null;
-  error?: Function | null;
-};
-
-/** The same options, but each response ends its connection, and upgrades get 503. */
-function withClose(options: object, count: (change: 1 | -1) => void): object {
-  const { routes, static: files, fetch, error }: Handlers = options;
-  const handler = (answer: Function) =>
-    function (this: unknown, request: Request, ...others: unknown[]): unknown {
-      if (request.headers.get("upgrade")?.toLowerCase() === "websocket")
-        return close(new Response(null, { status: 503 }));
-      const hasCome = watchBody(request);
-      let given: unknown;
-      try {
-        given = Reflect.apply(answer, this, [request, ...others]);
-      } catch (problem) {
-        given = Promise.reject(problem);
-      }
-      // A pipelined request that comes before a promise is kept makes Bun close the connection.
-      if (hasCome === undefined && given instanceof Response) return close(given);
-      const later = async () => {
-        const response = await Promise.resolve(given).catch((problem: unknown) =>
-          Reflect.apply(error ?? failed, this, [problem]),
-        );
-        // Bun closes at once, and what the client still sends would reset it.
-        return hasCome === undefined || (await hasCome()) ? close(response) : response;
-      };
-      count(1);
-      return later().finally(() => count(-1));
-    };
-  const route = (value: unknown): unknown => {
-    if (typeof value === "function") return handler(value);
-    if (value instanceof Response) return close(value.clone());
-    if (value instanceof Blob) return close(new Response(value));
-    const byMethod = Object.entries(value ?? {});
-    return byMethod.length > 0 && byMethod.every(([name]) => /^[A-Z]+$/.test(name))
-      ? mapped(byMethod, route)
-      : value;
-  };
-  const all = (given: object) => mapped(Object.entries(given), route);
-  return derive(options, {
-    // Bun ignores an array, which Hono has.
-    ...(routes && !Array.isArray(routes) && { routes: all(routes) }),
-    ...(files && { static: all(files) }),
-    fetch: handler(fetch ?? notFound),
-  });
-}
-
-/** The methods that read a body to its end. */
-const READERS = ["arrayBuffer", "blob", "bytes", "formData", "json", "text"] as const;
-
-/**
- * Returns a function to call after the handler, which resolves to whether all of the request's body has
- * come; or undefined if it has none.
- */
-function watchBody(request: Request): (() => Promise<boolean>) | undefined {
-  const { headers } = request;
-  if (!headers.has("transfer-encoding") && !(Number(headers.get("content-length")) > 0))
-    return undefined;
-  let isRead = false;
-  let isStreamed = false;
-  for (const name of READERS) {
-    const native = request[name];
-    const value = async () => await native.call(request).finally(() => (isRead = true));
-    Object.defineProperty(request, name, { value, configurable: true, writable: true });
-  }
-  const { get } = Object.getOwnPropertyDescriptor(Request.prototype, "body") ?? {};
-  Object.defineProperty(request, "body", {
-    get() {
-      isStreamed = true;
-      return get?.call(request);
-    },
-    configurable: true,
-  });
-  return async () => isRead || (!isStreamed && !request.bodyUsed && (await comes(request)));
-}
-
-/** Whether a body that nobody has read is short and comes soon. A response may still read it. */
-async function comes(request: Request): Promise<boolean> {
-  if (!(Number(request.headers.get("content-length") ?? Infinity) <= REST.size)) return false;
-  const read = request.clone().arrayBuffer();
-  const late = Bun.sleep(REST.time).then(() => undefined);
-  return (await Promise.race([read.catch(() => undefined), late])) !== undefined;
-}
-
-function mapped(entries: readonly [string, unknown][], map: (value: unknown) => unknown): object {
-  return Object.fromEntries(entries.map(([name, value]) => [name, map(value)]));
-}
-
-function close(answer: unknown): unknown {
-  if (answer instanceof Response) answer.headers.set("Connection", "close");
-  return answer;
-}
-
-/** What Bun answers to what has no handler, or whose handler fails. */
-const notFound = () => new Response(null, { status: 404 });
-function failed(problem: unknown): Response {
-  console.error(problem);
-  return new Response("Something went wrong!", { status: 500 });
 }

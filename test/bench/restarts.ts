@@ -33,6 +33,12 @@ export interface Load {
   readonly sandbox?: readonly string[];
   /** Each of those that run beside each other has its own. */
   readonly port?: number;
+  /** Whether the socket is one of AF_UNIX, and not on a port. */
+  readonly unix?: boolean;
+  /** Whether the clients ask nginx, which keeps its connections to the service. */
+  readonly nginx?: boolean;
+  /** How many bytes each request sends, which the program does not read. */
+  readonly body?: number;
   /** The program in Go, as the machine sees it. */
   readonly go?: string;
 }
@@ -60,6 +66,7 @@ let turn: Promise<unknown> = Promise.resolve();
 
 export async function restarts(machine: Machine, load: Load): Promise<Result> {
   const { end, connections, pause, grace = 1000, requests, sandbox = [], port = 4100 } = load;
+  const { unix = false, nginx = false, body = 0 } = load;
   const name = `restarts-${port}`;
   const unit = async (suffix: string, section: string, lines: readonly string[]): Promise<void> => {
     const unlimited = suffix.endsWith(".service") ? "[Unit]\nStartLimitIntervalSec=0\n" : "";
@@ -68,17 +75,17 @@ export async function restarts(machine: Machine, load: Load): Promise<Result> {
   };
   let service = `${name}.service`;
   if (end === "proxyd") {
-    const path = `/run/${name}.socket`;
+    const behind = `/run/${name}.socket`;
     const proxyd = "/lib/systemd/systemd-socket-proxyd --connections-max=4096";
-    await unit(".service", "Service", [`ExecStart=${proxyd} ${path}`]);
+    await unit(".service", "Service", [`ExecStart=${proxyd} ${behind}`]);
     // What is restarted is the program behind it.
     service = `${name}-behind.service`;
-    const own = [`ExecStart=${BUN} ${PLAIN} ${path}`, `ExecStartPre=rm -f ${path}`];
+    const own = [`ExecStart=${BUN} ${PLAIN} ${behind}`, `ExecStartPre=rm -f ${behind}`];
     await unit("-behind.service", "Service", own);
     await machine.must("systemctl", "daemon-reload");
     await machine.must("systemctl", "start", service);
     await until("the program listens", 20, async () => {
-      return (await machine.run("test", "-S", path)).status === 0;
+      return (await machine.run("test", "-S", behind)).status === 0;
     });
   } else {
     const start =
@@ -87,12 +94,18 @@ export async function restarts(machine: Machine, load: Load): Promise<Result> {
         : ["Type=notify", `ExecStart=${BUN} ${await install(machine, ENDS[end](grace), name)}`];
     await unit(".service", "Service", [...start, ...sandbox]);
   }
-  await unit(".socket", "Socket", [`ListenStream=127.0.0.1:${port}`, "Backlog=4096"]);
+  // The clients have the machine's network, but not its files.
+  const path = nginx ? `/run/${name}.socket` : `@${name}`;
+  const listen = unix ? path : `127.0.0.1:${port}`;
+  await unit(".socket", "Socket", [`ListenStream=${listen}`, "Backlog=4096"]);
   await machine.must("systemctl", "daemon-reload");
   await machine.must("systemctl", "start", `${name}.socket`);
 
-  const numbers = [port, requests, connections, pause].map(String);
-  const client = machine.client(join(ROOT, "test/system/http.ts"), ...numbers);
+  const address = nginx ? port + 1000 : unix ? path : port;
+  if (nginx)
+    await startNginx(machine, `${name}-nginx`, port + 1000, unix ? `unix:${path}` : listen);
+  const args = [address, requests, connections, pause, body].map(String);
+  const client = machine.client(join(ROOT, "test/system/http.ts"), ...args);
   const output = client.stdout.text();
   await until("the service runs", 20, async () => {
     return (await machine.show(`${name}.service`, "ActiveState")) === "active";
@@ -110,8 +123,40 @@ export async function restarts(machine: Machine, load: Load): Promise<Result> {
   await client.stdin.end();
   const tally: Tally = JSON.parse(await output);
   const status = await machine.show(service, "StatusText");
-  await machine.must("systemctl", "stop", `${name}.socket`, `${name}.service`, service);
+  const units = [`${name}.socket`, `${name}.service`, service];
+  if (nginx) units.push(`${name}-nginx.service`);
+  await machine.must("systemctl", "stop", ...units);
   return { ...tally, start, status };
+}
+
+/** Debian's nginx as a service of a machine, before a server at `upstream`. */
+async function startNginx(machine: Machine, name: string, port: number, upstream: string) {
+  const configuration = `
+daemon off;
+pid /run/${name}.pid;
+error_log stderr;
+events { worker_connections 4096; }
+http {
+  access_log off;
+  client_max_body_size 16m;
+  upstream service { server ${upstream}; keepalive 64; }
+  server {
+    listen 127.0.0.1:${port};
+    location / {
+      proxy_pass http://service;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+    }
+  }
+}
+`;
+  await machine.write(`/run/${name}.conf`, configuration);
+  const start = ["nginx", "-c", `/run/${name}.conf`];
+  await machine.must("systemd-run", `--unit=${name}`, ...start);
+  await until("nginx listens", 20, async () => {
+    const { stdout } = await machine.run("ss", "-Htln", `sport = :${port}`);
+    return stdout !== "";
+  });
 }
 
 export type End = Load["end"];

@@ -1,9 +1,10 @@
 /*
- * Asks a port of the loopback over HTTP, with as many connections at once as told, each kept for as
- * long as the service keeps it, and then prints its Tally as JSON. Asks no question twice.
- * Arguments: port, number of requests, connections, and the longest pause between two requests of one
- * connection in milliseconds (each is random). If the last is given, it goes on beyond that number until
- * standard input has ended.
+ * Asks a server over HTTP, with as many connections at once as told, each kept for as long as the
+ * service keeps it, and then prints its Tally as JSON. Asks no question twice.
+ * Arguments: a port of the loopback or `@` and an abstract name, number of requests, connections, the
+ * longest pause between two requests of one connection in milliseconds (each is random), and the length
+ * of the body that each request is to have: none by default. If a pause is given, it goes on beyond that
+ * number until standard input has ended.
  */
 import { connect } from "node:net";
 
@@ -20,8 +21,16 @@ export interface Tally {
   last: string;
 }
 
-const [port = 0, requests = 1, connections = 1, longest] = process.argv.slice(2).map(Number);
+const [address = "", ...numbers] = process.argv.slice(2);
+const to = address.startsWith("@")
+  ? { path: address.replace("@", "\0") }
+  : { port: Number(address), host: "127.0.0.1" };
+const [requests = 1, connections = 1, longest, size = 0] = numbers.map(Number);
 const pause = longest ?? 0;
+const request =
+  size === 0
+    ? "GET / HTTP/1.1\r\nHost: example\r\n\r\n"
+    : `POST / HTTP/1.1\r\nHost: example\r\nContent-Length: ${size}\r\n\r\n${"x".repeat(size)}`;
 
 const tally: Tally = { answered: 0, connections: 0, lost: {}, longest: 0, answers: {}, last: "" };
 let asked = 0;
@@ -38,8 +47,8 @@ function converse(): Promise<void> {
   let isWaiting = true;
   let received = "";
   let problem = "closed without an answer";
-  const socket = connect(port, "127.0.0.1").setEncoding("latin1");
-  const send = () => socket.write("GET / HTTP/1.1\r\nHost: example\r\n\r\n");
+  const socket = connect(to).setEncoding("latin1");
+  const send = () => socket.write(request);
   const ask = async () => {
     if (pause > 0) await someTime();
     // The service has closed the connection meanwhile, or there is no need of it any more.

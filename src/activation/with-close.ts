@@ -1,0 +1,117 @@
+import { derive } from "./runtime.ts";
+
+/** What a drain has to know of the requests that came since it began. */
+export interface Requests {
+  /** How many the handlers have. */
+  handled: number;
+  /** When one was answered last whose body had not come, as performance.now() has it. */
+  unfinished: number;
+}
+
+/** How long a body may take to come that no handler reads, in milliseconds. */
+const REST = 200;
+
+/** Which of the options answer. */
+type Handlers = {
+  routes?: object;
+  static?: object;
+  fetch?: Function | null;
+  error?: Function | null;
+};
+
+/** The same options, but each response ends its connection, and upgrades get 503. */
+export function withClose(options: object, requests: Requests): object {
+  const { routes, static: files, fetch, error }: Handlers = options;
+  const handler = (answer: Function) =>
+    function (this: unknown, request: Request, ...others: unknown[]): unknown {
+      if (request.headers.get("upgrade")?.toLowerCase() === "websocket")
+        return close(new Response(null, { status: 503 }));
+      const hasCome = watchBody(request, () => (requests.unfinished = performance.now()));
+      let given: unknown;
+      try {
+        given = Reflect.apply(answer, this, [request, ...others]);
+      } catch (problem) {
+        given = Promise.reject(problem);
+      }
+      // A pipelined request that comes before a promise is kept makes Bun close the connection.
+      if (hasCome === undefined && given instanceof Response) return close(given);
+      const later = async () => {
+        const response = await Promise.resolve(given).catch((problem: unknown) =>
+          Reflect.apply(error ?? failed, this, [problem]),
+        );
+        // Bun closes at once, and what the client still sends would reset it.
+        return hasCome === undefined || (await hasCome()) ? close(response) : response;
+      };
+      requests.handled++;
+      return later().finally(() => requests.handled--);
+    };
+  const route = (value: unknown): unknown => {
+    if (typeof value === "function") return handler(value);
+    if (value instanceof Response) return close(value.clone());
+    if (value instanceof Blob) return close(new Response(value));
+    const byMethod = Object.entries(value ?? {});
+    return byMethod.length > 0 && byMethod.every(([name]) => /^[A-Z]+$/.test(name))
+      ? mapped(byMethod, route)
+      : value;
+  };
+  const all = (given: object) => mapped(Object.entries(given), route);
+  return derive(options, {
+    // Bun ignores an array, which Hono has.
+    ...(routes && !Array.isArray(routes) && { routes: all(routes) }),
+    ...(files && { static: all(files) }),
+    fetch: handler(fetch ?? notFound),
+  });
+}
+
+/** The methods that read a body to its end. */
+const READERS = ["arrayBuffer", "blob", "bytes", "formData", "json", "text"] as const;
+
+/**
+ * Returns a function to call after the handler, which resolves to whether all of the request's body has
+ * come; undefined if it has none. Calls `late` if a body still comes that nobody reads.
+ */
+function watchBody(request: Request, late: () => void): (() => Promise<boolean>) | undefined {
+  const { headers } = request;
+  if (!headers.has("transfer-encoding") && !(Number(headers.get("content-length")) > 0))
+    return undefined;
+  let isRead = false;
+  let isTaken = false;
+  for (const name of READERS) {
+    const native = request[name];
+    const value = async () => await native.call(request).finally(() => (isRead = true));
+    Object.defineProperty(request, name, { value, configurable: true, writable: true });
+  }
+  const { get } = Object.getOwnPropertyDescriptor(Request.prototype, "body") ?? {};
+  const taken = () => {
+    isTaken = true;
+    return get?.call(request);
+  };
+  Object.defineProperty(request, "body", { get: taken, configurable: true });
+  return async () => {
+    if (isRead) return true;
+    // A stream does not tell whether it was read or cancelled.
+    if (isTaken || request.bodyUsed) return false;
+    // Not the original: the response may still read that.
+    const read = async () => (await request.clone().arrayBuffer()).byteLength > 0;
+    const patience = Bun.sleep(REST).then(() => false);
+    const comes = await Promise.race([read().catch(() => false), patience]);
+    if (!comes) late();
+    return comes;
+  };
+}
+
+function mapped(entries: readonly [string, unknown][], map: (value: unknown) => unknown): object {
+  return Object.fromEntries(entries.map(([name, value]) => [name, map(value)]));
+}
+
+function close(answer: unknown): unknown {
+  if (answer instanceof Response) answer.headers.set("Connection", "close");
+  return answer;
+}
+
+/** What Bun answers to what has no handler, or whose handler fails. */
+const notFound = () => new Response(null, { status: 404 });
+function failed(problem: unknown): Response {
+  console.error(problem);
+  return new Response("Something went wrong!", { status: 500 });
+}
