@@ -2,7 +2,7 @@ import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { once } from "node:events";
 import { connect as connectHTTP2 } from "node:http2";
-import { createServer, Socket } from "node:net";
+import type { Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { connect as connectTLS } from "node:tls";
@@ -12,6 +12,7 @@ import { drain, draining } from "../../src/activation/drain.ts";
 import { socketName } from "../../src/activation/libc.ts";
 import { serve } from "../../src/activation/serve.ts";
 import { descriptors, nothingLeft, thrown } from "../support/checks.ts";
+import { far } from "../support/far.ts";
 import {
   CERTIFICATE,
   client,
@@ -862,26 +863,6 @@ test.each([20, 70, 170])(
     expect(await drained).toBe(true);
   },
 );
-
-/** A way to a server that takes half of a round trip in each direction. */
-async function far(to: Listening["to"], roundTrip: number): Promise<{ port: number } & Disposable> {
-  const proxy = createServer((near) => {
-    const server = new Socket();
-    // A client's first data arrives together with the end of TCP's handshake.
-    setTimeout(() => server.connect({ ...to }), roundTrip / 2);
-    const later = (from: Socket, onto: Socket) => {
-      from.on("data", (data) => setTimeout(() => onto.write(data), roundTrip / 2));
-      from.on("error", () => onto.destroy());
-      from.on("close", () => setTimeout(() => onto.end(), roundTrip / 2));
-    };
-    later(near, server);
-    later(server, near);
-  }).listen(0, "127.0.0.1");
-  await once(proxy, "listening");
-  const address = proxy.address();
-  const port = typeof address === "object" ? (address?.port ?? 0) : 0;
-  return { port, [Symbol.dispose]: () => void proxy.close() };
-}
 
 test.each(FAMILIES)(
   "drain of a stopped server over %s is true at once, and harms no other",
