@@ -1,4 +1,8 @@
 /** The installed units under a real systemd, one promise at a time. */
+import { readFileSync } from "node:fs";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { until } from "../support/until.ts";
 import {
@@ -13,38 +17,122 @@ import {
   SERVICES,
   SOCKETS,
 } from "./harness.ts";
-import { CHECKOUT, type Machine } from "./machine.ts";
+import type { Machine } from "./machine.ts";
 
 const SERVICE = "socket-service.service";
 
 setDefaultTimeout(60_000);
 
-const PER_CONNECTION = {
-  RuntimeMaxUSec: "1min",
+/**
+ * All that a unit sets, as systemd has it in force: each property in which it differs from a unit that
+ * sets nothing. A directive that is left out, weakened or new is seen here.
+ */
+const SANDBOX = {
+  CapabilityBoundingSet: "",
+  DevicePolicy: "closed",
+  DynamicUser: "yes",
+  IPAddressDeny: "0.0.0.0/0 ::/0",
+  LockPersonality: "yes",
+  NoNewPrivileges: "yes",
+  PrivateMounts: "yes",
+  PrivateNetwork: "yes",
+  PrivateTmp: "yes",
+  ProtectClock: "yes",
+  ProtectSystem: "strict",
+  RemoveIPC: "yes",
+  RestrictNamespaces: "yes",
+  RestrictRealtime: "yes",
+  RestrictSUIDSGID: "yes",
+  SystemCallArchitectures: "native",
   SystemCallErrorNumber: "1",
+  UMask: "0777",
+  UnsetEnvironment: "BUN_INSPECT BUN_INSPECT_CONNECT_TO BUN_OPTIONS BUN_BE_BUN NODE_CHANNEL_FD",
+};
+const PER_CONNECTION = {
+  ...SANDBOX,
+  CollectMode: "inactive-or-failed",
+  Environment: "BUN_JSC_useJIT=0",
+  MemoryDenyWriteExecute: "yes",
+  ProtectHome: "read-only",
+  RestrictAddressFamilies: "",
+  RuntimeMaxUSec: "1min",
+  SystemCallFilter: "denies",
   TimeoutStopUSec: "10s",
 };
-/** How fast a machine must be to reach the defaults differs: 64 at once, 200 in two seconds. */
-const ACCEPTS = { MaxConnections: "1024", TriggerLimitIntervalUSec: "0" };
-/** What systemd 255 and newer slow down at, instead of failing: the manual page names it. */
-const SLOWS_DOWN = { PollLimitBurst: "150", PollLimitIntervalUSec: "2s" };
-/** What systemd has in force: what takes long to be seen at work, or systemd-analyze passes over. */
-const LIMITS: Record<string, Record<string, string>> = {
-  [SERVICE]: {
-    LimitNOFILE: "16384",
-    PrivateIPC: "yes",
-    RestartUSec: "500ms",
-    StartLimitIntervalUSec: "0",
-    SystemCallErrorNumber: "1",
-    TimeoutStopUSec: "10s",
-    WatchdogUSec: "10s",
-  },
-  "socket-service-accepted@1.service": PER_CONNECTION,
-  "socket-service-inet@1.service": PER_CONNECTION,
-  "socket-service.socket": { Listen: "127.0.0.1:4000 (Stream)" },
-  "socket-service-accepted.socket": { Listen: "127.0.0.1:4001 (Stream)", ...ACCEPTS },
-  "socket-service-inet.socket": { Listen: "127.0.0.1:4002 (Stream)", ...ACCEPTS },
+const SOCKET = { StartLimitIntervalUSec: "0", WantedBy: "sockets.target" };
+const ACCEPTS = {
+  ...SOCKET,
+  Accept: "yes",
+  MaxConnections: "1024",
+  TriggerLimitBurst: "200",
+  TriggerLimitIntervalUSec: "0",
 };
+const bin = (name: string) => ({ ExecStart: `/usr/local/bin/${name}` });
+const SETS: Record<string, Record<string, string>> = {
+  [SERVICE]: {
+    ...SANDBOX,
+    ...bin("socket-service"),
+    LimitNOFILE: "16384",
+    NotifyAccess: "main",
+    PrivateDevices: "yes",
+    PrivateIPC: "yes",
+    PrivateUsers: "yes",
+    ProcSubset: "pid",
+    ProtectControlGroups: "yes",
+    ProtectHome: "yes",
+    ProtectHostname: "yes",
+    ProtectKernelLogs: "yes",
+    ProtectKernelModules: "yes",
+    ProtectKernelTunables: "yes",
+    ProtectProc: "invisible",
+    Restart: "on-failure",
+    RestartUSec: "500ms",
+    RestrictAddressFamilies: "AF_UNIX",
+    StartLimitBurst: "3000",
+    StartLimitIntervalUSec: "5min",
+    SystemCallFilter: "allows",
+    TimeoutStopUSec: "10s",
+    Type: "notify",
+  },
+  "socket-service-accepted@1.service": { ...PER_CONNECTION, ...bin("socket-service-accepted") },
+  "socket-service-inet@1.service": {
+    ...PER_CONNECTION,
+    ...bin("socket-service-inet"),
+    StandardError: "journal",
+    StandardInput: "socket",
+    StandardOutput: "socket",
+  },
+  "socket-service.socket": {
+    ...SOCKET,
+    Listen: "127.0.0.1:4000 (Stream)",
+    TriggerLimitBurst: "200",
+  },
+  "socket-service-accepted.socket": { ...ACCEPTS, Listen: "127.0.0.1:4001 (Stream)" },
+  "socket-service-inet.socket": { ...ACCEPTS, Listen: "127.0.0.1:4002 (Stream)" },
+};
+/** The words of a value in one order: systemd has them in another from version to version. */
+const sorted = (words: string) => words.split(" ").toSorted().join(" ");
+/** Names, states, and what follows from other properties, from Accept= for example. */
+const PASSED_OVER = new RegExp(
+  `Timestamp|Kills$|Ex$|^(${[
+    ...[
+      "Id",
+      "Names",
+      "Description",
+      "Documentation",
+      "FragmentPath",
+      "DropInPaths",
+      "ExecStartEx",
+    ],
+    ...["UnitFileState", "ActiveState", "SubState", "ConditionResult", "AssertResult"],
+    ...["InvocationID", "ControlGroup", "ControlGroupId", "CPUUsageNSec", "FileDescriptorName"],
+    ...["MemoryCurrent", "MemoryPeak", "MemoryAvailable", "TasksCurrent", "NAccepted"],
+    ...["After", "Before", "Wants", "Requires", "RequiredBy", "Triggers", "TriggeredBy", "Slice"],
+    ...["RequiresMountsFor", "WantsMountsFor", "CanLiveMount", "DeviceAllow", "User", "Group"],
+    ...["LimitNOFILESoft", "SetLoginEnvironment", "TimeoutAbortUSec", "RestartUSecNext"],
+    ...["ExecMainCode", "ExecMainPID", "ExecMainStatus", "NRestarts", "StatusText", "WatchdogUSec"],
+  ].join("|")})$`,
+);
 
 /** What systemd-analyze sees that the drop-ins leave open; each says why. ProtectClock= has an rtc. */
 const OPEN = ["RootDirectory=/RootImage=", "DeviceAllow="];
@@ -61,6 +149,19 @@ const OPEN_PER_CONNECTION = [
   "ProtectProc=",
 ];
 const OPEN_LISTENER = ["MemoryDenyWriteExecute=", "RestrictAddressFamilies=~AF_UNIX"];
+
+/** The literal block of the units' manual page that has a line such as this one. */
+function manualBlock(line: string): string[] {
+  const page = readFileSync(
+    join(import.meta.dir, "../../units/man/socket-service.units.7"),
+    "utf8",
+  );
+  const found = [...page.matchAll(/^\.Bd -literal.*\n([^]*?)\n\.Ed$/gm)]
+    .map(([, text = ""]) => text.split("\n"))
+    .filter((lines) => lines.includes(line));
+  expect([line, found.length]).toEqual([line, 1]);
+  return found[0] ?? [];
+}
 
 describe.skipIf(cannotRun)("units", () => {
   let machine: Machine;
@@ -178,15 +279,45 @@ describe.skipIf(cannotRun)("units", () => {
       );
     });
 
-  test("limits and what systemd-analyze passes over are in force", async () => {
-    for (const [unit, known] of Object.entries(LIMITS)) {
-      const slows = "MaxConnections" in known && machine.systemd >= 255;
-      const properties = slows ? { ...known, ...SLOWS_DOWN } : known;
-      const options = Object.keys(properties).map((name) => `--property=${name}`);
-      const lines = (await machine.must("systemctl", "show", unit, ...options)).split("\n");
-      const wanted = Object.entries(properties).map(([name, value]) => `${name}=${value}`);
-      expect([unit, ...lines.toSorted()]).toEqual([unit, ...wanted.toSorted()]);
+  /** The properties of a unit, but for those that are passed over. The order of words says nothing. */
+  async function properties(unit: string): Promise<Map<string, string>> {
+    const lines = (await machine.must("systemctl", "show", "--all", unit)).split("\n");
+    const pairs = lines.map((line): [string, string] => {
+      const [name = "", value = ""] = line.split(/=(.*)/s);
+      if (name === "ExecStart") return [name, /argv\[\]=(.*?) ;/.exec(value)?.[1] ?? value];
+      // The calls differ from machine to machine; systemd-analyze knows the groups.
+      if (name === "SystemCallFilter" && value !== "~")
+        return [name, value.startsWith("~") ? "denies" : "allows"];
+      return [name, sorted(value)];
+    });
+    return new Map(pairs.filter(([name]) => !PASSED_OVER.test(name)));
+  }
+
+  test("each unit sets what the tables above say, and nothing else", async () => {
+    const nothing = {
+      service: "[Service]\nExecStart=true\n",
+      socket: "[Socket]\nListenStream=9\n",
+    };
+    for (const [kind, text] of Object.entries(nothing))
+      for (const name of ["nothing", "nothing@"])
+        await machine.write(`/run/systemd/system/${name}.${kind}`, text);
+    await machine.must("systemctl", "daemon-reload");
+    await machine.must("systemctl", "stop", SERVICE);
+    for (const [unit, sets] of Object.entries(SETS)) {
+      const plain = await properties(unit.replace(/^[^@.]*/, "nothing"));
+      const differs = [...(await properties(unit))].filter(
+        ([name, value]) => plain.get(name) !== value,
+      );
+      // What systemd 255 and newer slow down at, instead of failing: the manual page names it.
+      const slows = "Accept" in sets && machine.systemd >= 255 ? { PollLimitBurst: "150" } : {};
+      const wanted = Object.entries({ ...sets, ...slows }).map(
+        ([name, value]): [string, string] => [name, sorted(value)],
+      );
+      expect([unit, Object.fromEntries(differs)]).toEqual([unit, Object.fromEntries(wanted)]);
     }
+    // This one is shown of a service that runs.
+    await machine.must("systemctl", "start", SERVICE);
+    expect(await machine.show(SERVICE, "WatchdogUSec")).toBe("10s");
   });
 
   test("the sockets are started at boot, and enabling socket-service enables its socket", async () => {
@@ -258,34 +389,33 @@ describe.skipIf(cannotRun)("units", () => {
     }
   });
 
-  /** Puts an example of a manual page, told by one of its lines, into force as the page says. */
-  async function example(page: string, line: string): Promise<AsyncDisposable> {
-    const text = await machine.must("cat", `${CHECKOUT}/units/man/${page}`);
-    const [, lines = ""] =
-      text
-        .split(".Bd ")
-        .map((block) => /\[Socket\]\n([^]*?)\n(?:\n|\.Ed)/.exec(block))
-        .find((found) => found?.[1]?.includes(line)) ?? [];
-    expect(lines).toContain(line);
-    const added = await dropIn(machine, "socket-service.socket", ...lines.split("\n"));
-    const restart = async () => {
-      await machine.must("systemctl", "stop", SERVICE);
-      await machine.must("systemctl", "try-restart", "socket-service.socket");
+  const runBlock = async (line: string) => {
+    for (const command of manualBlock(line)) await machine.must("sh", "-c", command);
+  };
+
+  /** Puts the settings of such a block into force as the page says. */
+  async function example(line: string, unit = "socket-service.socket"): Promise<AsyncDisposable> {
+    const lines = manualBlock(line);
+    const from = lines.findIndex((line) => line.startsWith("["));
+    const to = lines.indexOf("");
+    const added = await dropIn(machine, unit, ...lines.slice(from, to === -1 ? undefined : to));
+    const reopen = async () => {
+      if (unit.endsWith(".socket")) await runBlock("systemctl stop socket-service.socket");
     };
-    await restart();
+    await reopen();
     return {
       async [Symbol.asyncDispose]() {
         await added[Symbol.asyncDispose]();
-        await restart();
+        await reopen();
       },
     };
   }
 
-  const netcat = async (host: string, port: number) =>
+  const netcat = async (host: string, port: number | string) =>
     (await machine.run("sh", "-c", `nc -w 2 ${host} ${port} </dev/null`)).stdout;
 
   test("the manual page's lines for ::1 as well have the service on both loopbacks", async () => {
-    await using _ = await example("socket-service.units.7", "ListenStream=[::1]:4000");
+    await using _ = await example("ListenStream=[::1]:4000");
     for (const host of ["127.0.0.1", "::1"])
       expect([host, await netcat(host, 4000)]).toEqual([host, "This is a test\n"]);
   });
@@ -295,16 +425,153 @@ describe.skipIf(cannotRun)("units", () => {
     const [inside, outside] = ["192.0.2.7", "198.51.100.7"];
     for (const address of [inside, outside])
       await machine.must("ip", "address", "add", `${address}/24`, "dev", "lo");
-    await using _ = await example(
-      "socket-service.units.7",
-      "IPAddressAllow=localhost 192.0.2.0/24",
-    );
+    await using _ = await example("IPAddressAllow=localhost 192.0.2.0/24");
     for (const host of ["127.0.0.1", "::1", inside, outside])
       expect([host, await netcat(host, 8000)]).toEqual([
         host,
         host === outside ? "" : "This is a test\n",
       ]);
   });
+
+  test("the manual page's FreeBind= opens the ports before an address is there, and then that", async () => {
+    const missing = await dropIn(machine, "socket-service.socket", "ListenStream=203.0.113.9:4000");
+    await machine.must("systemctl", "stop", "socket-service.socket");
+    const { status } = await machine.run("systemctl", "start", "socket-service.socket");
+    expect([status, await netcat("127.0.0.1", 4000)]).toEqual([1, ""]);
+    await missing[Symbol.asyncDispose]();
+    await using _ = await example("FreeBind=yes");
+    expect(await netcat("127.0.0.1", 4000)).toBe("This is a test\n");
+    await machine.must("ip", "address", "add", "203.0.113.9/32", "dev", "lo");
+    expect(await netcat("203.0.113.9", 4000)).toBe("This is a test\n");
+  });
+
+  test("the manual page's Unix socket is for one group, and goes when it stops", async () => {
+    const path = "/run/socket-service";
+    {
+      await using _ = await example(`ListenStream=${path}`);
+      expect(await machine.must("stat", "--format=%F %a %U %G", path)).toBe(
+        "socket 660 root users",
+      );
+      expect(await netcat("-U", path)).toBe("This is a test\n");
+      await machine.must("systemctl", "stop", "socket-service.socket");
+      expect((await machine.run("test", "-e", path)).status).toBe(1);
+    }
+    // Not so in the directory that goes with the service.
+    await using _socket = await dropIn(machine, "socket-service.socket", `ListenStream=${path}/s`);
+    await using _service = await dropIn(machine, SERVICE, "RuntimeDirectory=socket-service");
+    await runBlock("systemctl stop socket-service.socket");
+    expect(await netcat("-U", `${path}/s`)).toBe("This is a test\n");
+    await machine.must("systemctl", "stop", SERVICE);
+    expect(await netcat("-U", `${path}/s`)).toBe("");
+    await machine.must("systemctl", "stop", "socket-service.socket");
+  });
+
+  test("a socket may be started as often as one likes", async () => {
+    for (const socket of SOCKETS)
+      for (let i = 0; i < 8; i++)
+        for (const action of ["stop", "start"]) await machine.must("systemctl", action, socket);
+  });
+
+  test("the manual page's LogLevelMax= leaves the journal the errors only", async () => {
+    const unit = "socket-service-accepted@.service";
+    const said = async () => {
+      const shown = await machine.must("journalctl", "-n", "0", "--show-cursor");
+      const cursor = /^-- cursor: (.*)$/m.exec(shown)?.[1];
+      await one(4001);
+      const instances = ["list-units", "--all", "--no-legend", "socket-service-accepted@*"];
+      await until(
+        "the instance has gone",
+        5,
+        async () => (await machine.must("systemctl", ...instances)) === "",
+      );
+      const after = ["--quiet", "--output=cat", `--after-cursor=${cursor}`];
+      const lines = (await machine.must("journalctl", ...after)).split("\n");
+      // systemd 262 warns of the pids controller where the kernel of this machine keeps it (cgroup v1).
+      return lines.filter((line) => /-accepted[@:]/.test(line) && !line.includes("pids.max"));
+    };
+    expect(await said()).toEqual([
+      expect.stringContaining("(127.0.0.1:"),
+      expect.stringContaining("Deactivated"),
+    ]);
+    await using _ = await example("LogLevelMax=notice", unit);
+    expect(await said()).toEqual([]);
+    const start = "ExecStart=/usr/local/bin/socket-service-accepted --no-such-option";
+    const path = `/run/systemd/system/${unit}.d/95-test.conf`;
+    await machine.write(path, `[Service]\nExecStart=\n${start}\n`);
+    await machine.must("systemctl", "daemon-reload");
+    expect(await said()).toContainEqual(expect.stringContaining("--no-such-option"));
+    await machine.must("rm", path);
+  });
+
+  test("where standard error is the connection, as under inetd, the client receives the error", async () => {
+    const start = "ExecStart=/usr/local/bin/socket-service-inet --no-such-option";
+    const settings = ["StandardError=socket", "ExecStart=", start];
+    await using _ = await dropIn(machine, "socket-service-inet@.service", ...settings);
+    expect(await netcat("127.0.0.1", 4002)).toContain("--no-such-option");
+  });
+
+  test("STOPPING=1 begins the time of TimeoutStopSec=", async () => {
+    const script = "systemd-notify --ready; systemd-notify STOPPING=1; exec sleep 60";
+    const settings = ["Type=notify", "NotifyAccess=all", "TimeoutStopSec=500ms"];
+    const run = ["--quiet", "--wait", ...settings.map((setting) => `--property=${setting}`)];
+    const began = performance.now();
+    const { status } = await machine.run("systemd-run", ...run, "sh", "-c", script);
+    expect(status).not.toBe(0);
+    expect(performance.now() - began).toBeLessThan(20_000);
+    await machine.must("systemctl", "reset-failed");
+  });
+
+  test("with PrivatePIDs= of systemd 257 and newer no socket is found", async () => {
+    if (machine.systemd < 257) return;
+    await machine.must("systemctl", "stop", SERVICE);
+    await using _ = await dropIn(machine, SERVICE, "PrivatePIDs=yes", "RestartSec=1h");
+    await netcat("127.0.0.1", 4000);
+    await until(
+      "it has failed",
+      5,
+      async () => (await machine.show(SERVICE, "ExecMainStatus")) === "78",
+    );
+    await machine.must("systemctl", "stop", SERVICE);
+  });
+
+  /** A client that goes away and leaves its connection in the queue. */
+  const passesBy = () => machine.must("bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/4000");
+
+  // The rest of what systemd may do instead of starting a service ends in one of the same two ways.
+  for (const [why, result, ...settings] of [
+    ["systemd skips", "trigger-limit-hit", "[Unit]", "ConditionPathExists=/nonexistent"],
+    [
+      "needs one that does not run",
+      "trigger-limit-hit",
+      "[Unit]",
+      "Requisite=inactive.service",
+      "After=inactive.service",
+    ],
+    [
+      "is slow to say no",
+      "service-start-limit-hit",
+      "ExecCondition=false",
+      "[Unit]",
+      // 3000 times take minutes.
+      "StartLimitBurst=10",
+    ],
+  ] as const)
+    test(`a service that ${why} is not tried without end, and the manual page repairs its port`, async () => {
+      await machine.write("/run/systemd/system/inactive.service", "[Service]\nExecStart=true\n");
+      {
+        await using _ = await dropIn(machine, SERVICE, ...settings);
+        await machine.must("systemctl", "stop", SERVICE);
+        await passesBy();
+        await until("the socket has failed", 20, async () => {
+          return (await machine.show("socket-service.socket", "Result")) === result;
+        });
+        expect(await machine.must("ss", "-Hltn", "sport = 4000")).toBe("");
+      }
+      await until("the port is open again", 10, async () => {
+        await runBlock("systemctl reset-failed socket-service.service");
+        return (await one(4000)).served === 1;
+      });
+    });
 
   test("no variable that changes what Bun runs reaches a process", async () => {
     const names = [
@@ -322,5 +589,47 @@ describe.skipIf(cannotRun)("units", () => {
     }
     await machine.must("systemctl", "unset-environment", ...names);
     await machine.must("systemctl", "stop", SERVICE);
+  });
+});
+
+describe.skipIf(cannotRun)("where namespaces are denied", () => {
+  let machine: Machine;
+  beforeAll(async () => {
+    // As containers do that know nothing of systemd.
+    const bin = await mkdtemp(join(tmpdir(), "socket-service-"));
+    const nspawn = Bun.which("systemd-nspawn");
+    const denies = `#!/bin/sh\nexec ${nspawn} --system-call-filter=~unshare "$@"\n`;
+    await writeFile(join(bin, "systemd-nspawn"), denies, { mode: 0o755 });
+    const path = process.env["PATH"];
+    process.env["PATH"] = `${bin}:${path}`;
+    machine = await installed();
+    process.env["PATH"] = path;
+    await rm(bin, { recursive: true });
+  });
+  afterAll(async () => {
+    await nothingFailed(machine);
+  });
+
+  test("the journal has 226/NAMESPACE, and with the manual page's lines all three services run", async () => {
+    // The client of the first one waits, and is served once the service can start.
+    const waits = new Clients(machine, "once", 4000, 1);
+    for (const { port } of SERVICES.slice(1))
+      expect((await greeting(machine, port)).served).toBe(0);
+    for (const { unit } of SERVICES)
+      await until(`the journal has why ${unit} does not start`, 10, async () => {
+        const lines = (await machine.must("journalctl", "--quiet", "--output=cat")).split("\n");
+        const name = unit.replace(".service", "");
+        return lines.some((line) => line.startsWith(name) && line.includes("226/NAMESPACE"));
+      });
+    await machine.must("sh", "-c", manualBlock("useradd --system greeter").join("\n"));
+    for (const { unit } of SERVICES) await dropIn(machine, unit, ...manualBlock("PrivateUsers=no"));
+    expect(await waits.finish()).toMatchObject({ served: 1, lost: {} });
+    for (const { port } of SERVICES)
+      expect(await greeting(machine, port)).toMatchObject({ served: 1, lost: {} });
+    const main = await machine.show("socket-service.service", "MainPID");
+    expect(await machine.must("stat", "--format=%U", `/proc/${main}`)).toBe("greeter");
+    const status = await machine.must("cat", `/proc/${main}/status`);
+    expect(status).toMatch(/^NoNewPrivs:\t1$/m);
+    expect(status).toMatch(/^Seccomp:\t2$/m);
   });
 });
