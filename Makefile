@@ -26,6 +26,7 @@ SOURCES := $(shell find src -name '*.ts') package.json Makefile
 SERVICES := $(patsubst units/%.socket,%,$(wildcard units/*.socket))
 DROPINS := $(patsubst units/%,%,$(wildcard units/*.d/*.conf))
 UNITS := $(patsubst units/%,%,$(wildcard units/*.service units/*.socket))
+SOCKETS := $(SERVICES:=.socket)
 PAGES := $(notdir $(wildcard units/man/*))
 
 # Where packagers expect to be asked.
@@ -44,34 +45,45 @@ $(if $(filter install uninstall,$(MAKECMDGOALS)),$(if $(UNITDIR),))
 $(if $(and $(filter %install-user,$(MAKECMDGOALS)),$(SUDO_USER),$(filter 0,$(shell id -u))),$(error \
 	as root this would change $(HOME): run it as $(SUDO_USER), without sudo))
 
-# $(call install_into,BINDIR,UNITDIR,MANDIR,UNITS) stops at the first failure. Executables and pages
-# come first, so that no unit names one that is not there. A file takes the old one's place in one
-# rename: a running executable can be replaced, and a start at that moment finds the old or the new
-# one, whole.
+# $(call install_into,BINDIR,UNITDIR,MANDIR,UNITS,SYSTEMCTL) stops at the first failure. Executables
+# and pages come first, so that no unit names one that is not there. A file takes the old one's place
+# in one rename: a running executable can be replaced, and a start at that moment finds the old or the
+# new one, whole. At the end it says what is left to do, also for the sockets that it has changed.
 define install_into
 	@case '$(1)' in [!/]*|*[!A-Za-z0-9/._+:,@~-]*) \
 		echo 'BINDIR must be an absolute path of letters, digits and /._+:,@~-, not "$(1)"' >&2; \
 		exit 1;; esac
-	@set -e; umask 022; trap 'rm -f "$$new"' EXIT; trap 'exit 1' HUP INT TERM; \
+	@set -e; umask 022; changed=; trap 'rm -f "$$new"' EXIT; trap 'exit 1' HUP INT TERM; \
 	put() { \
 		mode=$$1 target=$$2 new=$$2.new; shift 2; echo "install $$target"; mkdir -p "$${target%/*}"; \
-		"$$@" > "$$new"; chmod $$mode "$$new"; mv -fT "$$new" "$$target"; \
+		"$$@" > "$$new"; chmod $$mode "$$new"; \
+		case $$target in *.socket) [ ! -e "$$target" ] || cmp -s "$$new" "$$target" || changed="$$changed $${target##*/}";; esac; \
+		mv -fT "$$new" "$$target"; \
 	}; \
 	fill() { put 644 "$$1" sed 's|@BINDIR@|$(1)|' "$$2"; }; \
 	for name in $(SERVICES); do put 755 '$(DESTDIR)$(1)'/$$name cat $(OUT)/$$name; done; \
 	for page in $(PAGES); do fill '$(DESTDIR)$(3)'/man$${page##*.}/$$page units/man/$$page; done; \
-	for unit in $(4); do fill '$(DESTDIR)$(2)'/$$unit units/$$unit; done
+	for unit in $(4); do fill '$(DESTDIR)$(2)'/$$unit units/$$unit; done; \
+	echo 'Next, on the machine it is for: $(5) daemon-reload'; \
+	[ -z "$$changed" ] || echo "then, as these have changed: $(5) stop$$changed; $(5) start$$changed"; \
+	echo 'then: $(5) enable --now $(SOCKETS)'
 endef
 
-# $(call uninstall_from,BINDIR,UNITDIR,MANDIR,UNITS) removes also what an interrupted install left.
+# $(call uninstall_from,BINDIR,UNITDIR,MANDIR,UNITS,SYSTEMCTL) removes also what an interrupted install
+# left. A socket whose unit is gone goes on to listen, and systemctl cannot disable it.
 define uninstall_from
+	@[ -n '$(DESTDIR)' ] || for query in is-active is-enabled; do \
+		! $(5) --quiet $$query $(SOCKETS) 2>/dev/null || { \
+			echo 'First: $(5) disable --now $(SOCKETS)' >&2; exit 1; }; \
+	done
 	@status=0; \
 	remove() { rm -fv "$$1" "$$1.new" || status=1; }; \
 	for name in $(SERVICES); do remove '$(DESTDIR)$(1)'/$$name; done; \
 	for page in $(PAGES); do remove '$(DESTDIR)$(3)'/man$${page##*.}/$$page; done; \
 	for unit in $(4); do remove '$(DESTDIR)$(2)'/$$unit; done; \
 	rmdir $(foreach name,$(sort $(filter %.d/,$(dir $(4)))),'$(DESTDIR)$(2)/$(name)') 2>/dev/null; \
-	exit $$status
+	[ $$status = 0 ] || exit; \
+	echo 'Next, on the machine it was for: $(5) daemon-reload'
 endef
 
 # The tests speak to service managers of their own, not to the one that has started make.
@@ -168,7 +180,7 @@ $(DEB): $(SERVICES:%=$(OUT)/%) $(shell find units -type f) LICENSE
 	printf '%s\n' 'socket-service ($(DEB_VERSION)) unstable; urgency=medium' '' '  * See the README.' '' \
 		" -- $$(sed -n 's/^Maintainer: //p' units/debian/control)  $$(date --utc -Rd @$$date)" \
 		> dist/deb/debian/changelog
-	@cd dist/deb && MAKEFLAGS= DEB_HOST_ARCH=$(ARCH) DH_QUIET=1 debian/rules --silent binary >/dev/null
+	@cd dist/deb && MAKEFLAGS= DEB_HOST_ARCH=$(ARCH) DEB_RULES_REQUIRES_ROOT=no DH_QUIET=1 debian/rules --silent binary >/dev/null
 	@rm -r dist/deb
 
 # From the same commit it makes the same files, wherever and whenever it runs.
@@ -179,22 +191,16 @@ dist: pack ## Put a release into dist/release/: packages for both architectures,
 	@cd dist/release && sha256sum *.* > SHA256SUMS && cat SHA256SUMS
 
 install: all ## Install executables, units, hardening, manual (DESTDIR, PREFIX, BINDIR, UNITDIR, MANDIR)
-	$(call install_into,$(BINDIR),$(UNITDIR),$(MANDIR),$(DROPINS) $(UNITS))
-	@echo 'Next, on the machine it is for: systemctl daemon-reload'
-	@echo 'then: systemctl enable --now $(SERVICES:=.socket)'
+	$(call install_into,$(BINDIR),$(UNITDIR),$(MANDIR),$(DROPINS) $(UNITS),systemctl)
 
 uninstall: ## Remove exactly what install put there
-	$(call uninstall_from,$(BINDIR),$(UNITDIR),$(MANDIR),$(DROPINS) $(UNITS))
-	@echo 'Next, on the machine it was for: systemctl daemon-reload'
+	$(call uninstall_from,$(BINDIR),$(UNITDIR),$(MANDIR),$(DROPINS) $(UNITS),systemctl)
 
 install-user: all ## Install for the calling user: under ~/.local and ~/.config/systemd/user
-	$(call install_into,$(USER_BINDIR),$(USER_UNITDIR),$(USER_MANDIR),$(UNITS))
-	@echo 'Next: systemctl --user daemon-reload'
-	@echo 'then: systemctl --user enable --now $(SERVICES:=.socket)'
+	$(call install_into,$(USER_BINDIR),$(USER_UNITDIR),$(USER_MANDIR),$(UNITS),systemctl --user)
 
 uninstall-user: ## Remove exactly what install-user put there
-	$(call uninstall_from,$(USER_BINDIR),$(USER_UNITDIR),$(USER_MANDIR),$(UNITS))
-	@echo 'Next: systemctl --user daemon-reload'
+	$(call uninstall_from,$(USER_BINDIR),$(USER_UNITDIR),$(USER_MANDIR),$(UNITS),systemctl --user)
 
 clean: ## Remove what was built
 	rm -rf dist

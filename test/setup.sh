@@ -4,7 +4,8 @@
 #
 #   test/setup.sh demo|test|deb|debian-root [ARCH]   As root on Debian, installs what is missing, unless
 #                                                    SETUP=no. Otherwise prints the command that installs
-#                                                    it. ARCH, arm64 or amd64, is another architecture.
+#                                                    it, and fails if deb or debian-root cannot do without.
+#                                                    ARCH, arm64 or amd64, is another architecture.
 #   test/setup.sh list     Prints each name of the tests, and "there" or "missing".
 #   test/setup.sh inside   Prints the packages that a root has, with commas.
 set -u
@@ -103,3 +104,7 @@ if [ -n "$packages" ] && [ "${SETUP-}" != no ] && [ "$(id -u)" = 0 ] && command 
   packages=$(missing "$@")
 fi
 [ -z "$packages" ] || echo "make $1 lacks some programs. As root on Debian: $install $packages"
+# The other two do what they can, and say what they have skipped.
+for mode in "$@"; do
+  case $mode in deb | debian-root) [ -z "$(missing "$mode")" ] || exit 1 ;; esac
+done

@@ -1,7 +1,7 @@
 /* What stands around the code: setting up, fetching the pinned bun, the habits of npm and bun, CI. */
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { chmodSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
-import { symlinkSync, writeFileSync } from "node:fs";
+import { symlinkSync, utimesSync, writeFileSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 
 import { devDependencies, version } from "../../package.json";
@@ -56,12 +56,12 @@ describe("test/setup.sh", () => {
 
   /**
    * Runs it on a machine that has nothing of what it looks for, with an apt-get that writes down how
-   * it is called and then does as told. Returns that too, and what a second run says.
+   * it is called and then does as told, or with none. Returns that too, and what a second run says.
    */
   async function setUp(
     mode: string,
     uid: number,
-    aptGet: string,
+    aptGet: string | undefined,
     env: Environment = {},
     has = ["proc/self/stat"],
   ) {
@@ -87,10 +87,11 @@ describe("test/setup.sh", () => {
     ])
       symlinkSync(`/bin/${name}`, join(bin, name));
     script(join(bin, "id"), `echo ${uid}`);
-    script(
-      join(bin, "apt-get"),
-      `echo "$@" >> called\n[ $1 = update ] || { cd ${bin}; ${aptGet}\n}`,
-    );
+    if (aptGet !== undefined)
+      script(
+        join(bin, "apt-get"),
+        `echo "$@" >> called\n[ $1 = update ] || { cd ${bin}; ${aptGet}\n}`,
+      );
     const text = readFileSync(join(ROOT, "test/setup.sh"), "utf8");
     // All its files are this machine's.
     script(setup, text.replaceAll(/(?<=[ :])\/(?=\w)/g, `${machine.path}/`));
@@ -136,7 +137,8 @@ describe("test/setup.sh", () => {
     });
 
   test("has a root need debootstrap, and names what it has inside", async () => {
-    const { stdout } = await setUp("debian-root", 1000, BRING);
+    const { status, stdout } = await setUp("debian-root", 1000, BRING);
+    expect(status).toBe(1);
     expect(stdout).toEndWith(": apt-get install --no-install-recommends debootstrap util-linux\n");
     const inside = (await setUp("inside", 1000, BRING)).stdout.trim().split(",");
     expect(inside).toEqual(expect.arrayContaining(["dbus", "make", "systemd"]));
@@ -147,6 +149,23 @@ describe("test/setup.sh", () => {
     const { stdout } = await setUp("test arm64", 1000, BRING);
     const words = ["libc6-arm64-cross", "qemu-user-static", ...ALL.split(" ")].sort();
     expect(stdout).toEndWith(`--no-install-recommends ${words.join(" ")}\n`);
+  });
+
+  test("fails for a package without what builds it, also after other modes, and for no other", async () => {
+    const hint = "lacks some programs. As root on Debian: apt-get install --no-install-recommends ";
+    const { status, stdout, stderr } = await setUp("deb", 1000, BRING);
+    expect([status, stderr]).toEqual([1, ""]);
+    expect(stdout).toBe(`make deb ${hint}debhelper dpkg-dev xz-utils\n`);
+    expect((await setUp("demo deb", 1000, BRING)).status).toBe(1);
+    expect((await setUp("deb", 0, BRING)).status).toBe(0);
+    // It needs no systemd.
+    expect((await setUp("demo", 1000, BRING)).status).toBe(0);
+  });
+
+  test("as root where there is no apt-get prints the command, and leaves the machine alone", async () => {
+    const { status, stdout, stderr } = await setUp("test", 0, undefined);
+    expect([status, stderr]).toEqual([0, ""]);
+    expect(stdout).toBe(`make test lacks some programs. As root on Debian: ${INSTALL}\n`);
   });
 
   test("says how to mount /proc, without which Bun does not start", async () => {
@@ -296,6 +315,47 @@ for (const target of ["demo", "test", "debian-root", "deb"])
     const { stdout } = await run(["make", target], DRY);
     expect(stdout).toStartWith(`test/setup.sh ${target}\n`);
   });
+
+test("make deb stops at what test/setup.sh says is missing", async () => {
+  using directory = scratch();
+  const { path } = directory;
+  for (const name of ["package.json", "bun.lock", "src", "units", "LICENSE"])
+    symlinkSync(join(ROOT, name), join(path, name));
+  cpSync(join(ROOT, "Makefile"), join(path, "Makefile"));
+  for (const name of ["test", "node_modules"]) mkdirSync(join(path, name));
+  script(join(path, "test/setup.sh"), 'echo "make $1 lacks some programs."; exit 1');
+  script(join(path, BUN), 'echo "$@" >> called');
+  writeFileSync(join(path, "node_modules/.installed"), "");
+  const { status, stdout } = await run(["make", "deb"], {}, path);
+  expect([status, stdout]).toEqual([2, "make deb lacks some programs.\n"]);
+  expect(existsSync(join(path, "called"))).toBe(false);
+});
+
+test("a changed bun.lock or package.json has make install again", async () => {
+  using directory = scratch();
+  const { path } = directory;
+  mkdirSync(join(path, "node_modules/bun/bin"), { recursive: true });
+  for (const name of ["src", "units"]) symlinkSync(join(ROOT, name), join(path, name));
+  for (const name of ["Makefile", "package.json", "bun.lock"])
+    cpSync(join(ROOT, name), join(path, name));
+  const bun = join(path, "node_modules/@oven/bun/bin/bun");
+  mkdirSync(dirname(bun), { recursive: true });
+  script(bun, 'echo "$@" >> called');
+  symlinkSync(bun, join(path, BUN));
+  const hoursAgo = (hours: number, name: string) => {
+    const time = Date.now() / 1000 - 3600 * hours;
+    utimesSync(join(path, name), time, time);
+  };
+  for (const [changed, expected] of [[], ["bun.lock", 1], ["package.json", 1]] as const) {
+    writeFileSync(join(path, "node_modules/.installed"), "");
+    hoursAgo(1, "node_modules/.installed");
+    for (const name of ["package.json", "bun.lock"]) hoursAgo(name === changed ? 0 : 2, name);
+    writeFileSync(join(path, "called"), "");
+    const { stderr } = await run(["make", "node_modules/.installed"], {}, path);
+    const installs = readFileSync(join(path, "called"), "utf8").match(/^install /gm);
+    expect([changed, stderr, installs?.length]).toEqual([changed, "", expected]);
+  }
+});
 
 test("make test ARCH= sets up, builds and tests for another architecture", async () => {
   const other = process.arch === "arm64" ? "amd64" : "arm64";

@@ -30,14 +30,29 @@ function here(...command: string[]): string {
 describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the package", () => {
   let machine: Machine;
   const newer = "newer.deb";
+  const changed = "changed.deb";
   beforeAll(async () => {
-    here("make", "--silent", "-C", "..", "deb");
+    // By an ordinary user, from a copy of what it is made of.
+    const parts =
+      "Makefile package.json bun.lock LICENSE src units test/setup.sh node_modules dist/socket-service*[a-z]";
+    const deb = `set -e; t=$(mktemp -d) && trap 'rm -rf $t' EXIT && cd .. && cp -a --parents ${parts} $t &&
+      chown -R nobody $t && cd $t && setpriv --reuid=nobody --clear-groups make --silent SETUP=no deb &&
+      cp dist/*.deb $OLDPWD/dist`;
+    here("make", "--silent", "-C", "..");
+    here("sh", "-c", deb);
     // The same with a higher version: its control member is another.
     const control =
       "mkdir c && ar p $1 control.tar.xz | tar xJC c && sed -i 's/^Version: .*/&+1/' c/control";
     const put = "tar cJf control.tar.xz -C c . && cp $1 $2 && ar r $2 control.tar.xz";
     const script = `t=$(mktemp -d) && trap 'rm -r $t' EXIT && cd $t && ${control} && ${put}`;
     here("sh", "-c", `set -e; ${script}`, "sh", join(DIST, built), join(DIST, newer));
+    // One whose units have another address and another option, quickly packed.
+    const edit = `dpkg-deb -R $1 p && sed -i 's/^Version: .*/&+2/' p/DEBIAN/control &&
+      cd p/usr/lib/systemd/system && sed -i 's/:4000$/:4010/' socket-service.socket &&
+      sed -i 's/^\\[Socket\\]$/&\\nBacklog=77/' socket-service-inet.socket && cd $t`;
+    const pack = "dpkg-deb --root-owner-group -Znone -b p $2";
+    const other = `set -e; t=$(mktemp -d -p $PWD) && trap 'rm -r $t' EXIT && cd $t && ${edit} && ${pack}`;
+    here("sh", "-c", other, "sh", join(DIST, built), join(DIST, changed));
     machine = await Machine.boot();
     // A container's image may have one, which keeps packages from starting anything.
     await machine.must("rm", "-f", "/usr/sbin/policy-rc.d");
@@ -45,7 +60,7 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
     await machine.must("rm", "-f", "/var/lib/man-db/auto-update");
   });
   afterAll(async () => {
-    rmSync(join(DIST, newer), { force: true });
+    for (const name of [newer, changed]) rmSync(join(DIST, name), { force: true });
     await nothingFailed(machine);
   });
 
@@ -62,6 +77,9 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
     return [found, state, units].flatMap((lines) => lines.split("\n").map((line) => line.trim()));
   }
   let before: string[];
+
+  const enteredAt = (sockets: readonly string[]) =>
+    Promise.all(sockets.map((socket) => machine.show(socket, "ActiveEnterTimestampMonotonic")));
 
   async function greetsThreeTimes(): Promise<void> {
     for (const { port } of SERVICES)
@@ -107,9 +125,7 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
     };
     await goesOn();
     const main = await machine.show(SERVICE, "MainPID");
-    const sockets = () =>
-      Promise.all(SOCKETS.map((socket) => machine.show(socket, "ActiveEnterTimestampMonotonic")));
-    const since = await sockets();
+    const since = await enteredAt(SOCKETS);
     await install(newer);
     await goesOn();
     for (const clients of [all, each]) {
@@ -123,7 +139,45 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
     const next = await machine.show(SERVICE, "MainPID");
     expect(next).not.toBe(main);
     expect(await machine.must("readlink", `/proc/${next}/exe`)).toBe("/usr/bin/socket-service");
-    expect(await sockets()).toEqual(since);
+    expect(await enteredAt(SOCKETS)).toEqual(since);
+  });
+
+  for (const [name, from, to] of [
+    [changed, 4000, 4010],
+    [newer, 4010, 4000],
+  ] as const)
+    test(`an upgrade from port ${from} to ${to} opens that, and the other ports stay open`, async () => {
+      const answer = (port: number) =>
+        machine.must("sh", "-c", `nc -w 5 127.0.0.1 ${port} </dev/null`);
+      // The service may run or not.
+      if (to === 4000) await answer(from);
+      // Started, but not enabled.
+      await machine.must("systemctl", "disable", "socket-service.socket");
+      const others = SOCKETS.slice(1);
+      const since = await enteredAt(others);
+      const clients = [4001, 4002].map((port) => new Clients(machine, "load", port, 2));
+      await install(name, "--allow-downgrades");
+      expect(await answer(to)).toBe("This is a test");
+      expect(await machine.must("ss", "-Hltn", `sport = ${from}`)).toBe("");
+      for (const running of clients) {
+        const { begun, served, lost } = await running.finish();
+        console.log(`an upgrade under ${begun} connections`);
+        expect({ served, lost }).toEqual({ served: begun, lost: {} });
+      }
+      // An option is no reason to close a port.
+      const option = await machine.show("socket-service-inet.socket", "Backlog");
+      expect([option === "77", await enteredAt(others)]).toEqual([to === 4010, since]);
+      await machine.must("systemctl", "enable", "socket-service.socket");
+      expect((await machine.run("ls", "/run/socket-service.before")).status).not.toBe(0);
+    });
+
+  test("units in /usr/local hide those of the package", async () => {
+    const local = `/usr/local/lib/systemd/system/${SERVICE}`;
+    await machine.must("install", "-D", "-m", "644", UNIT, local);
+    await machine.must("systemctl", "daemon-reload");
+    expect(await machine.show(SERVICE, "FragmentPath")).toBe(local);
+    await machine.must("rm", local);
+    await machine.must("systemctl", "daemon-reload");
   });
 
   test("a reinstallation restores a unit, and leaves a drop-in and a disabled socket", async () => {

@@ -46,6 +46,11 @@ describe.skipIf(cannotRun)("installation", () => {
       .toSorted();
   };
 
+  async function greetsThreeTimes(): Promise<void> {
+    for (const { port } of SERVICES)
+      expect(await greeting(machine, port)).toMatchObject({ served: 1, lost: {} });
+  }
+
   test("make install with DESTDIR writes there and nowhere else", async () => {
     // /tmp is a file system of its own, so it stays writable.
     const script = `mount -o remount,bind,ro / && make -C ${CHECKOUT} install DESTDIR=/tmp/package`;
@@ -169,7 +174,7 @@ describe.skipIf(cannotRun)("installation", () => {
     expect(left.filter((path) => /\.(new|socket)$/.test(path))).toEqual([]);
   });
 
-  for (const signal of ["TERM", "KILL"])
+  for (const signal of ["HUP", "INT", "TERM", "KILL"])
     test(`SIG${signal} in the middle of make install, and make uninstall: nothing is left`, async () => {
       // One file is cut off in the middle.
       const cat = `#!/bin/sh
@@ -209,9 +214,7 @@ describe.skipIf(cannotRun)("installation", () => {
     await machine.must("systemctl", "enable", "--now", ...SOCKETS);
     const wanted = await machine.must("ls", "/etc/systemd/system/sockets.target.wants");
     expect(wanted.split("\n")).toEqual(expect.arrayContaining(SOCKETS));
-    for (const { port } of SERVICES) {
-      expect(await greeting(machine, port)).toMatchObject({ served: 1, lost: {} });
-    }
+    await greetsThreeTimes();
   });
 
   test("the executables are whole and have mode 755, the units 644", async () => {
@@ -305,26 +308,67 @@ describe.skipIf(cannotRun)("installation", () => {
     expect(await machine.must("readlink", `/proc/${main}/exe`)).toEndWith(" (deleted)");
   });
 
-  test("upgrading as the README says it: services, or sockets too, and clients are served", async () => {
+  test("upgrading as the README says it restarts the service, and clients are served", async () => {
     await make("install");
     await machine.must("systemctl", "daemon-reload");
     // It may have been idle, and have ended.
     await greeting(machine, 4000);
     const main = () => machine.show("socket-service.service", "MainPID");
-    for (const commands of [
-      [["try-restart", "socket-service.service"]],
-      [
-        ["stop", "socket-service.service"],
-        ["try-restart", ...SOCKETS],
-      ],
+    const before = await main();
+    await machine.must("systemctl", "try-restart", "socket-service.service");
+    expect(await main()).not.toBe(before);
+    await greetsThreeTimes();
+  });
+
+  const since = (socket: string) => machine.show(socket, "ActiveEnterTimestampMonotonic");
+
+  test("make install says which sockets to stop and start, and the other ports stay open", async () => {
+    // The one before had another address.
+    const socket = `/${UNITS}/socket-service.socket`;
+    await machine.must("sed", "-i", "s/:4000$/:4010/", socket);
+    await machine.must("systemctl", "daemon-reload");
+    await machine.must("systemctl", "stop", "socket-service.socket");
+    await machine.must("systemctl", "start", "socket-service.socket");
+    const others = SOCKETS.slice(1);
+    const open = await Promise.all(others.map(since));
+    await using clients = new Clients(machine, "load", 4001, 4);
+
+    const said = (await make("install")).split("\n");
+    const [reload = "", commands = "", enable = ""] = said
+      .slice(-4)
+      .map((line) => line.split(": ")[1]);
+    expect(commands).toBe(
+      "systemctl stop socket-service.socket; systemctl start socket-service.socket",
+    );
+    for (const command of [reload, commands, enable]) await machine.must("sh", "-c", command);
+    expect(await greeting(machine, 4000)).toMatchObject({ served: 1, lost: {} });
+    const { begun, served, lost } = await clients.finish();
+    expect({ served, lost }).toEqual({ served: begun, lost: {} });
+    expect(await Promise.all(others.map(since))).toEqual(open);
+
+    expect(await make("install")).not.toContain("systemctl stop");
+  });
+
+  test("make uninstall says first what to disable, and removes nothing before", async () => {
+    const uninstall = ["make", "-C", CHECKOUT, "uninstall"];
+    const refused = { status: 2, stdout: expect.not.stringContaining("removed") };
+    const says = `First: systemctl disable --now`;
+    // A socket that listens, and one that is only enabled.
+    for (const action of [
+      ["disable", "--now", ...SOCKETS.slice(1)],
+      ["enable", "--now", SOCKETS[0] ?? ""],
+      ["stop", SOCKETS[0] ?? ""],
     ]) {
-      const before = await main();
-      for (const command of commands) await machine.must("systemctl", ...command);
-      expect(await main()).not.toBe(before);
-      for (const { port } of SERVICES) {
-        expect(await greeting(machine, port)).toMatchObject({ served: 1, lost: {} });
-      }
+      await machine.must("systemctl", ...action);
+      expect(await machine.run(...uninstall)).toMatchObject({
+        ...refused,
+        stderr: expect.stringContaining(says),
+      });
     }
+    await machine.must("systemctl", "disable", ...SOCKETS);
+    await machine.must("systemctl", "start", SOCKETS[0] ?? "");
+    expect(await machine.run(...uninstall)).toMatchObject(refused);
+    await machine.must("systemctl", "enable", "--now", ...SOCKETS);
   });
 
   test("removing as the README says it leaves nothing behind", async () => {
@@ -361,14 +405,15 @@ describe.skipIf(cannotRun)("installation", () => {
     expect(await files("/home/someone/.local/share/man")).toHaveLength(4);
     await asUser("systemctl", "--user", "daemon-reload");
     await asUser("systemctl", "--user", "enable", "--now", ...SOCKETS);
-    for (const { port } of SERVICES) {
-      expect(await greeting(machine, port)).toMatchObject({ served: 1, lost: {} });
-    }
+    await greetsThreeTimes();
     const status = await asUser("systemctl", "--user", "status", "socket-service.service");
     expect(status).toContain("Active: active (running)");
     expect(status).toContain('Status: "Socket accepted');
+    const uninstall = asUser("make", "-C", CHECKOUT, "uninstall-user");
+    await expect(uninstall).rejects.toThrow("First: systemctl --user disable --now");
     await asUser("systemctl", "--user", "disable", "--now", ...SOCKETS);
-    await asUser("systemctl", "--user", "stop", "socket-service.service");
+    expect(await machine.must("ss", "-Hltn", "sport >= 4000 and sport <= 4002")).toBe("");
+    expect((await machine.run("pidof", "socket-service")).stdout).toBe("");
     await asUser("make", "-C", CHECKOUT, "uninstall-user");
     const left = ["find", "/home/someone", "-name", "socket-service*"];
     expect(await machine.must(...left)).toBe("");

@@ -315,6 +315,8 @@ describe.skipIf(cannotRun)("units", () => {
       );
       expect([unit, Object.fromEntries(differs)]).toEqual([unit, Object.fromEntries(wanted)]);
     }
+    const requires = await machine.show(SERVICE, "Requires");
+    expect(requires.split(" ")).toContain("socket-service.socket");
     // This one is shown of a service that runs.
     await machine.must("systemctl", "start", SERVICE);
     expect(await machine.show(SERVICE, "WatchdogUSec")).toBe("10s");
