@@ -46,10 +46,11 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
     const put = "tar cJf control.tar.xz -C c . && cp $1 $2 && ar r $2 control.tar.xz";
     const script = `t=$(mktemp -d) && trap 'rm -r $t' EXIT && cd $t && ${control} && ${put}`;
     here("sh", "-c", `set -e; ${script}`, "sh", join(DIST, built), join(DIST, newer));
-    // One whose units have another address and another option, quickly packed.
+    // One whose units have other addresses and another option, quickly packed.
     const edit = `dpkg-deb -R $1 p && sed -i 's/^Version: .*/&+2/' p/DEBIAN/control &&
       cd p/usr/lib/systemd/system && sed -i 's/:4000$/:4010/' socket-service.socket &&
-      sed -i 's/^\\[Socket\\]$/&\\nBacklog=77/' socket-service-inet.socket && cd $t`;
+      sed -i 's/:4002$/:4012/' socket-service-inet.socket &&
+      sed -i 's/^\\[Socket\\]$/&\\nBacklog=77/' socket-service-accepted.socket && cd $t`;
     const pack = "dpkg-deb --root-owner-group -Znone -b p $2";
     const other = `set -e; t=$(mktemp -d -p $PWD) && trap 'rm -r $t' EXIT && cd $t && ${edit} && ${pack}`;
     here("sh", "-c", other, "sh", join(DIST, built), join(DIST, changed));
@@ -149,26 +150,26 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
     test(`an upgrade from port ${from} to ${to} opens that, and the other ports stay open`, async () => {
       const answer = (port: number) =>
         machine.must("sh", "-c", `nc -w 5 127.0.0.1 ${port} </dev/null`);
+      const since = () => machine.show("socket-service-accepted.socket", "ActiveEnterTimestamp");
       // The service may run or not.
       if (to === 4000) await answer(from);
-      // Started, but not enabled.
+      // One is started and not enabled, one stopped.
       await machine.must("systemctl", "disable", "socket-service.socket");
-      const others = SOCKETS.slice(1);
-      const since = await enteredAt(others);
-      const clients = [4001, 4002].map((port) => new Clients(machine, "load", port, 2));
+      await machine.must("systemctl", "disable", "--now", "socket-service-inet.socket");
+      const before = await since();
+      const clients = new Clients(machine, "load", 4001, 2);
       await install(name, "--allow-downgrades");
       expect(await answer(to)).toBe("This is a test");
       expect(await machine.must("ss", "-Hltn", `sport = ${from}`)).toBe("");
-      for (const running of clients) {
-        const { begun, served, lost } = await running.finish();
-        console.log(`an upgrade under ${begun} connections`);
-        expect({ served, lost }).toEqual({ served: begun, lost: {} });
-      }
+      expect(await machine.show("socket-service-inet.socket", "ActiveState")).toBe("inactive");
+      const { begun, served, lost } = await clients.finish();
+      console.log(`an upgrade under ${begun} connections`);
+      expect({ served, lost }).toEqual({ served: begun, lost: {} });
       // An option is no reason to close a port.
-      const option = await machine.show("socket-service-inet.socket", "Backlog");
-      expect([option === "77", await enteredAt(others)]).toEqual([to === 4010, since]);
-      await machine.must("systemctl", "enable", "socket-service.socket");
+      const backlog = await machine.show("socket-service-accepted.socket", "Backlog");
+      expect([backlog === "77", await since()]).toEqual([to === 4010, before]);
       expect((await machine.run("ls", "/run/socket-service.before")).status).not.toBe(0);
+      await machine.must("systemctl", "enable", "--now", ...SOCKETS);
     });
 
   test("units in /usr/local hide those of the package", async () => {
