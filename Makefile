@@ -159,11 +159,12 @@ format: node_modules/.installed ## Format the sources, and write the reference f
 # What other projects install: the module's sources, their declarations, and the module's own README.
 # It is put together in dist/package, because a package's README is that at its root.
 pack: node_modules/.installed ## Pack the module for other projects: dist/socket-service-VERSION.tgz
-	@rm -rf dist/package dist/declarations && mkdir -p dist/package/src/activation
+	@rm -rf dist/package dist/declarations && mkdir -p dist/package/src
 	@$(BUN) node_modules/typescript/bin/tsc --noEmit false --declaration --emitDeclarationOnly --outDir dist/declarations
 	@mv dist/declarations/src/activation dist/package/types && rm -r dist/declarations
-	@cp src/activation/*.ts dist/package/src/activation
-	@cp package.json LICENSE src/activation/README.md dist/package
+	@cp -r src/activation dist/package/src
+	@mv dist/package/src/activation/README.md dist/package
+	@cp package.json LICENSE dist/package
 	@chmod -R u=rwX,go=rX dist/package
 	@cd dist/package && ../../$(BUN) pm pkg delete private scripts devDependencies
 	@cd dist/package && ../../$(BUN) pm pack --quiet --destination ..

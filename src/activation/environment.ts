@@ -1,5 +1,5 @@
 import { misconfigured, quote } from "./error.ts";
-import { requireBun } from "./runtime.ts";
+import { requireBun } from "./bun.ts";
 
 /** Removes a variable from `process.env` and returns it. A Worker, with its copy, gets none. */
 export function takeVariable(name: string): string | undefined {

@@ -1,7 +1,7 @@
-import type { Passed } from "./listen-fds.ts";
-import { duplicate } from "./libc.ts";
-import type { Served } from "./serve.ts";
-import { isStandard } from "./standard.ts";
+import type { Passed } from "./receive/listen-fds.ts";
+import { duplicate } from "./linux/libc.ts";
+import type { Served } from "./adopt/serve.ts";
+import { isStandard } from "./adopt/standard.ts";
 
 /** What is needed again when `bun --hot` evaluates every module anew in the same process. */
 interface Kept {

@@ -30,31 +30,31 @@
  */
 
 // What was passed
-export { listenFds, requireListenFds, passedFd, acceptedFd } from "./listen-fds.ts";
-export { type PassedDescriptor, LISTEN_FDS_START } from "./listen-fds.ts";
-export { pick, type Quantity, type Picked } from "./pick.ts";
+export { listenFds, requireListenFds, passedFd, acceptedFd } from "./receive/listen-fds.ts";
+export { type PassedDescriptor, LISTEN_FDS_START } from "./receive/listen-fds.ts";
+export { pick, type Quantity, type Picked } from "./receive/pick.ts";
 
 // What a descriptor is
-export { describe, endpoint, phrase } from "./describe.ts";
-export type { Descriptor, InetSocket, UnixSocket, OtherSocket } from "./describe.ts";
-export type { AnySocket, SocketType, File } from "./describe.ts";
+export { describe, endpoint, phrase } from "./receive/describe.ts";
+export type { Descriptor, InetSocket, UnixSocket, OtherSocket } from "./receive/describe.ts";
+export type { AnySocket, SocketType, File } from "./receive/describe.ts";
 
 // Bun on a descriptor
-export { serve, type ServeOptions } from "./serve.ts";
-export { drain, type DrainOptions, draining } from "./drain.ts";
-export { listen, type ListenOptions } from "./listen.ts";
-export type { Listener } from "./runtime.ts";
-export { udpSocket, type UdpSocketOptions } from "./udp.ts";
-export { adoptConnection } from "./connection.ts";
+export { serve, type ServeOptions } from "./adopt/serve.ts";
+export { drain, type DrainOptions, draining } from "./adopt/drain.ts";
+export { listen, type ListenOptions } from "./adopt/listen.ts";
+export type { Listener } from "./bun.ts";
+export { udpSocket, type UdpSocketOptions } from "./adopt/udp.ts";
+export { adoptConnection } from "./adopt/connection.ts";
 
 // Telling the service manager
-export { notify, type Notification, type NotifyOptions, notifyEnabled } from "./notify.ts";
-export { notifyBarrier } from "./barrier.ts";
-export { watchdogEnabled, startWatchdog } from "./watchdog.ts";
-export { booted } from "./booted.ts";
+export { notify, type Notification, type NotifyOptions, notifyEnabled } from "./notify/notify.ts";
+export { notifyBarrier } from "./notify/barrier.ts";
+export { watchdogEnabled, startWatchdog } from "./notify/watchdog.ts";
+export { booted } from "./notify/booted.ts";
 
 // Logging and errors
-export { log, LogLevel, stderrIsJournal } from "./log.ts";
-export { type LogFields, type FieldValue } from "./journal.ts";
+export { log, LogLevel, stderrIsJournal } from "./journal/log.ts";
+export { type LogFields, type FieldValue } from "./journal/entry.ts";
 export { ActivationError, ExitStatus } from "./error.ts";
-export { exitOnError } from "./exit-on-error.ts";
+export { exitOnError } from "./journal/exit-on-error.ts";

@@ -1,6 +1,6 @@
 import { version } from "../../package.json";
 import { ActivationError, ExitStatus, messageOf } from "../activation/error.ts";
-import { exit } from "../activation/exit-on-error.ts";
+import { exit } from "../activation/journal/exit-on-error.ts";
 
 type Values = Readonly<Record<string, string | boolean | undefined>>;
 

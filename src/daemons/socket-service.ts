@@ -11,8 +11,8 @@ import {
   startWatchdog,
 } from "../activation/index.ts";
 import { printable } from "../activation/error.ts";
-import { LONGEST_TIMER } from "../activation/event-loop.ts";
-import { freeDescriptors } from "../activation/libc.ts";
+import { LONGEST_TIMER } from "../activation/adopt/event-loop.ts";
+import { freeDescriptors } from "../activation/linux/libc.ts";
 import { Greeter } from "./greeter.ts";
 import { misused, run } from "./run.ts";
 

@@ -224,7 +224,7 @@ test("under bun --hot, it is not forgotten that notifications fail and how many 
   using source = program(`
 import { openSync } from "node:fs";
 import { log, LogLevel, notify } from "socket-service/activation";
-import { duplicate, replace } from "${resolve(import.meta.dir, "../../src/activation/libc.ts")}";
+import { duplicate, replace } from "${resolve(import.meta.dir, "../../src/activation/linux/libc.ts")}";
 if (notify({ ready: true })) throw new Error("somebody is there");
 globalThis.stderr ??= duplicate(2);
 replace("VERSION" === "v0" ? openSync("/dev/full", "w") : globalThis.stderr, 2);

@@ -44,7 +44,8 @@ function tsc(compilerOptions: object, files: readonly string[]): void {
 }
 
 test("the tarball holds the sources, a declaration for each, and the module's own README", () => {
-  const sources = readdirSync(join(ROOT, "src/activation")).filter((name) => name.endsWith(".ts"));
+  const all = readdirSync(join(ROOT, "src/activation"), { recursive: true, encoding: "utf8" });
+  const sources = all.filter((name) => name.endsWith(".ts"));
   const packed = [
     ...["LICENSE", "README.md", "package.json"],
     ...sources.map((name) => `src/activation/${name}`),
@@ -60,7 +61,9 @@ test("the tarball holds the sources, a declaration for each, and the module's ow
 });
 
 test("the declarations leave Bun's own types and the global names as they are", () => {
-  for (const name of readdirSync(join(project, "node_modules/socket-service/types"))) {
+  const types = join(project, "node_modules/socket-service/types");
+  const declarations = readdirSync(types, { recursive: true, encoding: "utf8" });
+  for (const name of declarations.filter((file) => file.endsWith(".ts"))) {
     const text = installed(`types/${name}`);
     expect(text).not.toMatch(/declare (module|global)|\/\/\/ *<reference/);
     // What is no module declares global names.

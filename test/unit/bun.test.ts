@@ -1,7 +1,7 @@
 /* What is asked of Bun itself: a version, and what `serve` is there for. */
 import { expect, test } from "bun:test";
 
-import { requireBun } from "../../src/activation/runtime.ts";
+import { requireBun } from "../../src/activation/bun.ts";
 import { refusal, thrown } from "../support/checks.ts";
 import { listening } from "../support/listening.ts";
 

@@ -1,7 +1,7 @@
 import { describe, expect, spyOn, test } from "bun:test";
 import fs, { constants, rmSync } from "node:fs";
 
-import { describe as describeFd, endpoint, phrase } from "../../src/activation/describe.ts";
+import { describe as describeFd, endpoint, phrase } from "../../src/activation/receive/describe.ts";
 import { refusal, thrown } from "../support/checks.ts";
 import { freshPath } from "../support/listening.ts";
 import { lacksIPv6 } from "../support/needs.ts";

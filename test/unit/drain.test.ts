@@ -7,10 +7,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { connect as connectTLS } from "node:tls";
 
-import { connectionsAt } from "../../src/activation/connections.ts";
-import { drain, draining } from "../../src/activation/drain.ts";
-import { socketName } from "../../src/activation/libc.ts";
-import { serve } from "../../src/activation/serve.ts";
+import { connectionsAt } from "../../src/activation/adopt/connections.ts";
+import { drain, draining } from "../../src/activation/adopt/drain.ts";
+import { socketName } from "../../src/activation/linux/libc.ts";
+import { serve } from "../../src/activation/adopt/serve.ts";
 import { descriptors, nothingLeft, thrown } from "../support/checks.ts";
 import { far } from "../support/far.ts";
 import {

@@ -1,8 +1,8 @@
 import { expect, spyOn, test } from "bun:test";
 
-import { describe as describeFd } from "../../src/activation/describe.ts";
-import { adopt, substitute } from "../../src/activation/event-loop.ts";
-import { readProc, replace } from "../../src/activation/libc.ts";
+import { describe as describeFd } from "../../src/activation/receive/describe.ts";
+import { adopt, substitute } from "../../src/activation/adopt/event-loop.ts";
+import { readProc, replace } from "../../src/activation/linux/libc.ts";
 import { close, socketPair } from "../support/sockets.ts";
 import { refusal, thrown } from "../support/checks.ts";
 import { client, listening, text } from "../support/listening.ts";
@@ -31,8 +31,8 @@ function registration(fd: number): string | undefined {
 
 test("a socket is watched edge-triggered, and looked at again until its number is another's", async () => {
   // An instance of the module that watches nothing yet.
-  const path = "../../src/activation/event-loop.ts?fresh";
-  const fresh: typeof import("../../src/activation/event-loop.ts") = await import(path);
+  const path = "../../src/activation/adopt/event-loop.ts?fresh";
+  const fresh: typeof import("../../src/activation/adopt/event-loop.ts") = await import(path);
   using interval = spyOn(globalThis, "setInterval");
   using it = listening("IPv4");
   const own = Bun.listen({

@@ -1,11 +1,11 @@
 /* What a second evaluation of a program does, as under `bun --hot`, here in one process. */
 import { afterEach, beforeEach, expect, spyOn, test } from "bun:test";
 
-import { replace } from "../../src/activation/libc.ts";
-import { listenFds, takePassed } from "../../src/activation/listen-fds.ts";
-import { listen } from "../../src/activation/listen.ts";
-import { serve } from "../../src/activation/serve.ts";
-import { udpSocket } from "../../src/activation/udp.ts";
+import { replace } from "../../src/activation/linux/libc.ts";
+import { listenFds, takePassed } from "../../src/activation/receive/listen-fds.ts";
+import { listen } from "../../src/activation/adopt/listen.ts";
+import { serve } from "../../src/activation/adopt/serve.ts";
+import { udpSocket } from "../../src/activation/adopt/udp.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
 import { client, listening, text } from "../support/listening.ts";
 import { AF_INET, bound, close, isOpen, portOf, SOCK_DGRAM } from "../support/sockets.ts";

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 
-import * as layout from "../../src/activation/layout.ts";
+import * as layout from "../../src/activation/linux/layout.ts";
 
 test("a sun_path is a path, or a NUL and an abstract name", () => {
   expect(layout.sunPath("/run/ü")).toEqual(new TextEncoder().encode("/run/ü"));

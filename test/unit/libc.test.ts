@@ -2,8 +2,8 @@ import { dlopen } from "bun:ffi";
 import { describe, expect, spyOn, test } from "bun:test";
 import { constants, fstatSync, openSync, readFileSync, statfsSync } from "node:fs";
 
-import * as libc from "../../src/activation/libc.ts";
-import { runtime } from "../../src/activation/runtime.ts";
+import * as libc from "../../src/activation/linux/libc.ts";
+import { runtime } from "../../src/activation/bun.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
 import { close, closesOnExec, pipe } from "../support/sockets.ts";
 
@@ -14,7 +14,7 @@ const { symbols: reference } = dlopen("libc.so.6", {
 
 test("without FFI each call says why and what to do, and what can do without does", async () => {
   // An instance of the module that has opened no library yet.
-  const path = "../../src/activation/libc.ts?without-ffi";
+  const path = "../../src/activation/linux/libc.ts?without-ffi";
   const fresh: typeof libc = await import(path);
   if (runtime.FFI === undefined) throw new Error("this Bun has no Bun.FFI");
   using dlopen = spyOn(runtime.FFI, "dlopen");

@@ -3,14 +3,14 @@ import { closeSync, openSync } from "node:fs";
 
 import { takeVariable } from "../../src/activation/environment.ts";
 import { kept } from "../../src/activation/hot.ts";
-import * as libc from "../../src/activation/libc.ts";
+import * as libc from "../../src/activation/linux/libc.ts";
 import {
   acceptedFd,
   listenFds,
   passedFd,
   requireListenFds,
   takePassed,
-} from "../../src/activation/listen-fds.ts";
+} from "../../src/activation/receive/listen-fds.ts";
 import { refusal, thrown } from "../support/checks.ts";
 import { execute } from "../support/daemon.ts";
 import { lines } from "../support/lines.ts";

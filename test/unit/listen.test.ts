@@ -1,8 +1,8 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { connect } from "node:tls";
 
-import { describe as describeFd } from "../../src/activation/describe.ts";
-import * as libc from "../../src/activation/libc.ts";
+import { describe as describeFd } from "../../src/activation/receive/describe.ts";
+import * as libc from "../../src/activation/linux/libc.ts";
 import { listen } from "../../src/activation/index.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
 import { execute } from "../support/daemon.ts";

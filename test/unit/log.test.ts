@@ -11,10 +11,10 @@ import {
   LogLevel,
   stderrIsJournal,
 } from "../../src/activation/index.ts";
-import { listFields, serializeEntry } from "../../src/activation/journal.ts";
-import { sunPath } from "../../src/activation/layout.ts";
-import * as libc from "../../src/activation/libc.ts";
-import { sendEntry } from "../../src/activation/log.ts";
+import { listFields, serializeEntry } from "../../src/activation/journal/entry.ts";
+import { sunPath } from "../../src/activation/linux/layout.ts";
+import * as libc from "../../src/activation/linux/libc.ts";
+import { sendEntry } from "../../src/activation/journal/log.ts";
 import { descriptors, misuse, nothingLeft, thrown } from "../support/checks.ts";
 import { lines } from "../support/lines.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
@@ -374,7 +374,7 @@ describe("an entry is sent", () => {
   });
 
   /** An instance of the module that has not waited for anything yet. */
-  async function fresh(): Promise<typeof import("../../src/activation/log.ts")> {
+  async function fresh(): Promise<typeof import("../../src/activation/journal/log.ts")> {
     return await import(`${join(MODULE, "../log.ts")}?${crypto.randomUUID()}`);
   }
 

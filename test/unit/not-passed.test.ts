@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 
-import { unitsOf } from "../../src/activation/not-passed.ts";
+import { unitsOf } from "../../src/activation/receive/not-passed.ts";
 import { execute } from "../support/daemon.ts";
 import "../support/checks.ts";
 

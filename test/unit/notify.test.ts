@@ -3,7 +3,7 @@ import { randomUUID } from "node:crypto";
 import { fstatSync, readFileSync, rmSync } from "node:fs";
 
 import { type Notification, notify, notifyEnabled } from "../../src/activation/index.ts";
-import { monotonicMicroseconds } from "../../src/activation/libc.ts";
+import { monotonicMicroseconds } from "../../src/activation/linux/libc.ts";
 import { descriptors, logged, misuse, nothingLeft, thrown } from "../support/checks.ts";
 import { execute } from "../support/daemon.ts";
 import { freshPath } from "../support/listening.ts";
@@ -79,7 +79,7 @@ test("a program whose descriptors are all in use goes on, without its notificati
   const script = `
     import { closeSync, openSync } from "node:fs";
     import { notify } from "./src/activation/index.ts";
-    import { keepNotifySocket } from "./src/activation/notify.ts";
+    import { keepNotifySocket } from "./src/activation/notify/notify.ts";
     const open = [];
     try { for (;;) open.push(openSync("/dev/null")); } catch {}
     keepNotifySocket();

@@ -4,7 +4,7 @@ import { hostname, tmpdir } from "node:os";
 import { resolve } from "node:path";
 
 import { listen, serve } from "../../src/activation/index.ts";
-import { replace } from "../../src/activation/libc.ts";
+import { replace } from "../../src/activation/linux/libc.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
 import { CERTIFICATE, client, FAMILIES, freshPath, listening, text } from "../support/listening.ts";
 import { lacksIPv6 } from "../support/needs.ts";
@@ -315,8 +315,8 @@ test("serve finds its descriptors where the first three are free", async () => {
   using it = listening("IPv4");
   const program = `
     import { closeSync } from "node:fs";
-    import { serve } from "${SRC}/serve.ts";
-    import { close } from "${SRC}/libc.ts";
+    import { serve } from "${SRC}/adopt/serve.ts";
+    import { close } from "${SRC}/linux/libc.ts";
     for (const fd of [0, 1]) close(fd);
     serve({ fd: 3, fetch: () => new Response("low") });`;
   const child = Bun.spawn([process.execPath, "-e", program], {

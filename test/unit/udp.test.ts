@@ -1,7 +1,7 @@
 import { expect, test } from "bun:test";
 
-import { describe } from "../../src/activation/describe.ts";
-import { udpSocket } from "../../src/activation/udp.ts";
+import { describe } from "../../src/activation/receive/describe.ts";
+import { udpSocket } from "../../src/activation/adopt/udp.ts";
 import { refusal } from "../support/checks.ts";
 import { listening } from "../support/listening.ts";
 import {

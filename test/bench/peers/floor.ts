@@ -3,7 +3,7 @@
  * socket as it comes, checks nothing, and has no deadline. `floor listen|accepted|inet`, or
  * `floor unix PATH` for a socket of its own, behind systemd-socket-proxyd.
  */
-import { runtime } from "../../../src/activation/runtime.ts";
+import { runtime } from "../../../src/activation/bun.ts";
 
 function greet(socket: Bun.Socket, line: string): void {
   socket.write(line);

@@ -1,4 +1,4 @@
-import { log, LogLevel } from "./log.ts";
+import { log, LogLevel } from "../journal/log.ts";
 
 /** Process 1 of a machine is no wrapper. A name that is hidden may be its name. */
 const INIT = ["systemd", "init", ""];

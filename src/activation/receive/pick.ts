@@ -1,5 +1,5 @@
-import { isName } from "./environment.ts";
-import { misconfigured, quote } from "./error.ts";
+import { isName } from "../environment.ts";
+import { misconfigured, quote } from "../error.ts";
 import { type PassedDescriptor, throwIfNothingPassed } from "./listen-fds.ts";
 
 /** How many descriptors of a name there are: exactly one, at most one, at least one, or any number. */

@@ -1,7 +1,7 @@
-import { LONGEST_TIMER } from "./event-loop.ts";
-import { close, socketPair } from "./libc.ts";
+import { LONGEST_TIMER } from "../adopt/event-loop.ts";
+import { close, socketPair } from "../linux/libc.ts";
 import { attempt, notifyEnabled, send } from "./notify.ts";
-import { runtime } from "./runtime.ts";
+import { runtime } from "../bun.ts";
 
 /**
  * Waits until the service manager has handled all notifications sent so far, like

@@ -7,18 +7,18 @@ import {
   endpoint,
   inetEndpoint,
   isListeningStream,
-} from "./describe.ts";
-import { codeOf } from "./error.ts";
+} from "../receive/describe.ts";
+import { codeOf } from "../error.ts";
 import {
   adopt as adoptListener,
   substitute,
   unexpectedRuntime,
   type Watched,
 } from "./event-loop.ts";
-import { isHot, kept, supersede } from "./hot.ts";
-import * as libc from "./libc.ts";
+import { isHot, kept, supersede } from "../hot.ts";
+import * as libc from "../linux/libc.ts";
 import { overlay, requireListening } from "./listen.ts";
-import { derive, type Reported, requireBun } from "./runtime.ts";
+import { derive, type Reported, requireBun } from "../bun.ts";
 import { release } from "./standard.ts";
 
 /** The options of `Bun.serve`, with a descriptor that wins over the address if there is one. */

@@ -1,4 +1,4 @@
-import { requireBun } from "./runtime.ts";
+import { requireBun } from "../bun.ts";
 
 /**
  * Returns whether this machine was booted with systemd, like sd_booted(3): whether

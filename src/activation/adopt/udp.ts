@@ -1,10 +1,10 @@
 import type { BinaryType, udp } from "bun";
 
-import { describe, phrase } from "./describe.ts";
-import { misconfigured } from "./error.ts";
-import { disposable, isHot, supersede } from "./hot.ts";
-import { close } from "./libc.ts";
-import { derive, requireBun, runtime } from "./runtime.ts";
+import { describe, phrase } from "../receive/describe.ts";
+import { misconfigured } from "../error.ts";
+import { disposable, isHot, supersede } from "../hot.ts";
+import { close } from "../linux/libc.ts";
+import { derive, requireBun, runtime } from "../bun.ts";
 import { isStandard, release } from "./standard.ts";
 
 /** The options of `Bun.udpSocket`, with a descriptor that wins over the address if there is one. */

@@ -1,9 +1,9 @@
-import { isName, takeVariable } from "./environment.ts";
-import { ActivationError, codeOf, misconfigured, quote } from "./error.ts";
-import { kept } from "./hot.ts";
-import { LONGEST_PATH, SCM_MAX_FD, sunPath } from "./layout.ts";
-import * as libc from "./libc.ts";
-import { log, LogLevel } from "./log.ts";
+import { isName, takeVariable } from "../environment.ts";
+import { ActivationError, codeOf, misconfigured, quote } from "../error.ts";
+import { kept } from "../hot.ts";
+import { LONGEST_PATH, SCM_MAX_FD, sunPath } from "../linux/layout.ts";
+import * as libc from "../linux/libc.ts";
+import { log, LogLevel } from "../journal/log.ts";
 
 /** The assignments of sd_notify(3), sent in one datagram. */
 export interface Notification {

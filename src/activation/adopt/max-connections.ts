@@ -1,8 +1,8 @@
 import type { SocketHandler, SocketListener, SocketOptions } from "bun";
 
 import { pause, resume } from "./event-loop.ts";
-import * as libc from "./libc.ts";
-import { derive } from "./runtime.ts";
+import * as libc from "../linux/libc.ts";
+import { derive } from "../bun.ts";
 
 /**
  * Counts the connections of a listener, which accepts while there are fewer than `most`.

@@ -1,13 +1,13 @@
 import type { FdSocketOptions, TCPSocketListenOptions, UnixSocketOptions } from "bun";
 
-import { describe, endpoint, isListeningStream, phrase } from "./describe.ts";
-import { misconfigured } from "./error.ts";
+import { describe, endpoint, isListeningStream, phrase } from "../receive/describe.ts";
+import { misconfigured } from "../error.ts";
 import { adopt, substitute } from "./event-loop.ts";
-import { disposable, isHot, supersede } from "./hot.ts";
-import * as libc from "./libc.ts";
+import { disposable, isHot, supersede } from "../hot.ts";
+import * as libc from "../linux/libc.ts";
 import { bound } from "./max-connections.ts";
-import { keepNotifySocket } from "./notify.ts";
-import { derive, type Listener, requireBun, runtime } from "./runtime.ts";
+import { keepNotifySocket } from "../notify/notify.ts";
+import { derive, type Listener, requireBun, runtime } from "../bun.ts";
 import { isStandard, release } from "./standard.ts";
 
 /** The options of `Bun.listen`, with a descriptor that wins over the address if there is one. */

@@ -1,6 +1,6 @@
 import { pendingWrites } from "./event-loop.ts";
-import { AF, isAcceptedAt } from "./layout.ts";
-import * as libc from "./libc.ts";
+import { AF, isAcceptedAt } from "../linux/layout.ts";
+import * as libc from "../linux/libc.ts";
 
 /** An open connection of a server, as the kernel sees it. */
 export interface Connection {

@@ -1,8 +1,8 @@
-import { ActivationError, ExitStatus, messageOf } from "./error.ts";
+import { ActivationError, ExitStatus, messageOf } from "../error.ts";
 import * as layout from "./layout.ts";
 import { AF, O_CLOEXEC, SOCK, SOL_SOCKET } from "./layout.ts";
 import { remedyForCall, whyNoLibc } from "./libc-errors.ts";
-import { type FFI, requireBun, runtime } from "./runtime.ts";
+import { type FFI, requireBun, runtime } from "../bun.ts";
 
 /*
  * The calls to libc: no other file touches bun:ffi. The library is opened at the first call: a

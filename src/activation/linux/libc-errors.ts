@@ -1,4 +1,4 @@
-import { quote } from "./error.ts";
+import { quote } from "../error.ts";
 
 /** In bytes: with less than 2.3 GB of address space or 2.5 GB of data, Bun 1.4 has no JIT. */
 const ENOUGH = 4e9;

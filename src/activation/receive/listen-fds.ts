@@ -1,7 +1,7 @@
-import { isName, isOwnPid, parseDecimal, takeVariable } from "./environment.ts";
-import { misconfigured, quote } from "./error.ts";
-import { isHot, kept } from "./hot.ts";
-import { closesOnExec, pidfdId, setCloseOnExec } from "./libc.ts";
+import { isName, isOwnPid, parseDecimal, takeVariable } from "../environment.ts";
+import { misconfigured, quote } from "../error.ts";
+import { isHot, kept } from "../hot.ts";
+import { closesOnExec, pidfdId, setCloseOnExec } from "../linux/libc.ts";
 import { type Needed, notPassed, type NotPassed, stdinSocket } from "./not-passed.ts";
 import { warnIfWrapped } from "./wrapper.ts";
 

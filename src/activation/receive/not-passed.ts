@@ -1,7 +1,7 @@
 import { describe, type Descriptor } from "./describe.ts";
-import { type ActivationError, misconfigured } from "./error.ts";
-import { SO } from "./layout.ts";
-import { available, socketOption } from "./libc.ts";
+import { type ActivationError, misconfigured } from "../error.ts";
+import { SO } from "../linux/layout.ts";
+import { available, socketOption } from "../linux/libc.ts";
 
 /** Why nothing was passed, and a remedy if the reason implies one. */
 export interface NotPassed {

@@ -1,7 +1,7 @@
-import { misconfigured } from "./error.ts";
-import { AF, inetAddress, inetPort, MQUEUE_MAGIC, SO, SOCK, unixPath } from "./layout.ts";
-import * as libc from "./libc.ts";
-import type { InetEndpoint } from "./runtime.ts";
+import { misconfigured } from "../error.ts";
+import { AF, inetAddress, inetPort, MQUEUE_MAGIC, SO, SOCK, unixPath } from "../linux/layout.ts";
+import * as libc from "../linux/libc.ts";
+import type { InetEndpoint } from "../bun.ts";
 
 /** The type of a socket: `SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_SEQPACKET` or another. */
 export type SocketType = "stream" | "datagram" | "seqpacket" | "other";

@@ -1,4 +1,4 @@
-import { close } from "./libc.ts";
+import { close } from "../linux/libc.ts";
 
 /** The highest of the standard descriptors: input, output and errors. */
 const STANDARD_ERROR = 2;

@@ -1,4 +1,4 @@
-import { derive } from "./runtime.ts";
+import { derive } from "../bun.ts";
 
 /** What a drain has to know of the requests that came since it began. */
 export interface Requests {

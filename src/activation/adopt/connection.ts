@@ -1,10 +1,10 @@
 import type { Socket, SocketHandler } from "bun";
 
-import { describe, phrase } from "./describe.ts";
-import { codeOf, misconfigured } from "./error.ts";
-import { hasCloseOnExec, S_IFMT } from "./layout.ts";
-import { available, isDescriptor, wasConnected } from "./libc.ts";
-import { derive, requireBun, runtime } from "./runtime.ts";
+import { describe, phrase } from "../receive/describe.ts";
+import { codeOf, misconfigured } from "../error.ts";
+import { hasCloseOnExec, S_IFMT } from "../linux/layout.ts";
+import { available, isDescriptor, wasConnected } from "../linux/libc.ts";
+import { derive, requireBun, runtime } from "../bun.ts";
 import { isStandard, replaceClosed } from "./standard.ts";
 
 /**

@@ -1,9 +1,9 @@
-import { codeOf } from "./error.ts";
-import { kept } from "./hot.ts";
-import { entryLine, type Field, listFields, type LogFields, serializeEntry } from "./journal.ts";
-import { sunPath } from "./layout.ts";
-import * as libc from "./libc.ts";
-import { requireBun } from "./runtime.ts";
+import { codeOf } from "../error.ts";
+import { kept } from "../hot.ts";
+import { entryLine, type Field, listFields, type LogFields, serializeEntry } from "./entry.ts";
+import { sunPath } from "../linux/layout.ts";
+import * as libc from "../linux/libc.ts";
+import { requireBun } from "../bun.ts";
 
 /** The levels of sd-daemon(3), which are those of syslog(3). */
 export const LogLevel = {

@@ -1,6 +1,6 @@
-import { ActivationError, ExitStatus } from "./error.ts";
-import { EPOLLOUT } from "./layout.ts";
-import * as libc from "./libc.ts";
+import { ActivationError, ExitStatus } from "../error.ts";
+import { EPOLLOUT } from "../linux/layout.ts";
+import * as libc from "../linux/libc.ts";
 
 /** The longest that a timer waits, in milliseconds: 25 days. With more it fires at once. */
 export const LONGEST_TIMER = 0x7fffffff;

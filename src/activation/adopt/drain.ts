@@ -2,8 +2,8 @@ import type { Server } from "bun";
 
 import { type Connection, Connections } from "./connections.ts";
 import { isWatched, pause } from "./event-loop.ts";
-import { kept } from "./hot.ts";
-import type { Talk } from "./libc.ts";
+import { kept } from "../hot.ts";
+import type { Talk } from "../linux/libc.ts";
 import { type Served, watchOwn } from "./serve.ts";
 import { type Requests, withClose } from "./with-close.ts";
 

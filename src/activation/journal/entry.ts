@@ -1,4 +1,4 @@
-import { printable, printableJson, quote } from "./error.ts";
+import { printable, printableJson, quote } from "../error.ts";
 
 /* An entry of the journal, as bytes and as a line, in pure functions. */
 

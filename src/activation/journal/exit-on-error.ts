@@ -1,4 +1,4 @@
-import { type ActivationError, ExitStatus } from "./error.ts";
+import { type ActivationError, ExitStatus } from "../error.ts";
 import { LogLevel, logLine } from "./log.ts";
 
 /**
