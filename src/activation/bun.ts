@@ -60,10 +60,12 @@ export interface Reported {
 // Not added to Bun's own types, which are those of whoever imports this module.
 export const runtime = Bun as unknown as Runtime;
 
+/** The longest that a timer waits, in milliseconds: 25 days. With more it fires at once. */
+export const LONGEST_TIMER = 0x7fffffff;
+
 /** @throws {ActivationError} (71) if this Bun is older than 1.4.0, of which some ignore `fd`. */
-export function requireBun(version = Bun.version): void {
-  // With one digit each, as here, text compares like numbers. The first call takes 12 µs: with split
-  // it would take 25.
+export function requireBun(version: string): void {
+  // With one digit each, as here, text compares like numbers.
   if (version[3] === "." && version < "1.4")
     throw new ActivationError(
       ExitStatus.systemCall,
@@ -71,7 +73,17 @@ export function requireBun(version = Bun.version): void {
     );
 }
 
+requireBun(Bun.version);
+
 /** An object with other properties. Bun also reads what the object inherits, as from a class. */
 export function derive<T extends object>(object: T, properties: object): T {
   return Object.create(object, Object.getOwnPropertyDescriptors(properties));
+}
+
+/** Gives an object of Bun other properties, as Bun does: by its prototype, and values read-only. */
+export function overlay<T extends object>(object: T, properties: object): T {
+  const descriptors = Object.getOwnPropertyDescriptors(properties);
+  for (const descriptor of Object.values(descriptors))
+    descriptor.writable = typeof descriptor.value === "function";
+  return Object.setPrototypeOf(object, Object.create(Object.getPrototypeOf(object), descriptors));
 }

@@ -1,9 +1,7 @@
 import { misconfigured, quote } from "./error.ts";
-import { requireBun } from "./bun.ts";
 
 /** Removes a variable from `process.env` and returns it. A Worker, with its copy, gets none. */
 export function takeVariable(name: string): string | undefined {
-  requireBun();
   if (!Bun.isMainThread) return undefined;
   const value = process.env[name];
   if (value !== undefined) delete process.env[name];
@@ -38,4 +36,14 @@ export function isName(name: string): boolean {
     if (code < 0x20 || code > 0x7e || code === 0x3a) return false;
   }
   return name.length <= 255;
+}
+
+/**
+ * Returns whether this machine was booted with systemd, like sd_booted(3): whether
+ * /run/systemd/system is there. It says nothing about who started this process.
+ */
+export function booted(): boolean {
+  // Loaded by the call that needs it: node:fs takes 2 to 4 ms.
+  const { existsSync } = process.getBuiltinModule("node:fs");
+  return existsSync("/run/systemd/system/");
 }

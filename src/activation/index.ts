@@ -35,9 +35,9 @@ export { type PassedDescriptor, LISTEN_FDS_START } from "./receive/listen-fds.ts
 export { pick, type Quantity, type Picked } from "./receive/pick.ts";
 
 // What a descriptor is
-export { describe, endpoint, phrase } from "./receive/describe.ts";
+export { describe, formatAddress, formatDescriptor } from "./receive/describe.ts";
 export type { Descriptor, InetSocket, UnixSocket, OtherSocket } from "./receive/describe.ts";
-export type { AnySocket, SocketType, File } from "./receive/describe.ts";
+export type { AnySocket, SocketType, NonSocket } from "./receive/describe.ts";
 
 // Bun on a descriptor
 export { serve, type ServeOptions } from "./adopt/serve.ts";
@@ -51,7 +51,7 @@ export { adoptConnection } from "./adopt/connection.ts";
 export { notify, type Notification, type NotifyOptions, notifyEnabled } from "./notify/notify.ts";
 export { notifyBarrier } from "./notify/barrier.ts";
 export { watchdogEnabled, startWatchdog } from "./notify/watchdog.ts";
-export { booted } from "./notify/booted.ts";
+export { booted } from "./environment.ts";
 
 // Logging and errors
 export { log, LogLevel, stderrIsJournal } from "./journal/log.ts";

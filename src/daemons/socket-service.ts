@@ -1,6 +1,6 @@
 import {
   describe,
-  endpoint,
+  formatAddress,
   listen,
   LISTEN_FDS_START,
   type Listener,
@@ -11,7 +11,7 @@ import {
   startWatchdog,
 } from "../activation/index.ts";
 import { printable } from "../activation/error.ts";
-import { LONGEST_TIMER } from "../activation/adopt/event-loop.ts";
+import { LONGEST_TIMER } from "../activation/bun.ts";
 import { freeDescriptors } from "../activation/linux/libc.ts";
 import { Greeter } from "./greeter.ts";
 import { misused, run } from "./run.ts";
@@ -122,7 +122,7 @@ function list(passed: readonly PassedDescriptor[]): string {
   let text = "";
   for (const [index, { fd }] of passed.entries()) {
     // A name may hold anything, and systemctl shows a status in a terminal as it is.
-    const where = printable(endpoint(describe(fd)), "?");
+    const where = printable(formatAddress(describe(fd)), "?");
     if (index > 0 && text.length + where.length > LONGEST_LIST)
       return `${text} and ${passed.length - index} more`;
     text += index === 0 ? where : `, ${where}`;

@@ -14,7 +14,7 @@ setDefaultTimeout(120_000);
 const OLD = "1.3.14";
 
 /** What needs no more than the language, or has a server that `serve` made. */
-const NEED_NOTHING = ["ActivationError", "drain", "endpoint", "phrase", "pick"];
+const NEED_NOTHING = ["ActivationError", "drain", "formatAddress", "formatDescriptor", "pick"];
 
 test("an older Bun gets the same clear error from every function", () => {
   const environment = {

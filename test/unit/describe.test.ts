@@ -1,7 +1,11 @@
 import { describe, expect, spyOn, test } from "bun:test";
 import fs, { constants, rmSync } from "node:fs";
 
-import { describe as describeFd, endpoint, phrase } from "../../src/activation/receive/describe.ts";
+import {
+  describe as describeFd,
+  formatAddress,
+  formatDescriptor,
+} from "../../src/activation/receive/describe.ts";
 import { refusal, thrown } from "../support/checks.ts";
 import { freshPath } from "../support/listening.ts";
 import { lacksIPv6 } from "../support/needs.ts";
@@ -19,7 +23,7 @@ import {
 function told(fd: number): [unknown, string, string] {
   const it = describeFd(fd);
   sockets.close(fd);
-  return [it, phrase(it), endpoint(it)];
+  return [it, formatDescriptor(it), formatAddress(it)];
 }
 
 describe("describe returns", () => {

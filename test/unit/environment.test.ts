@@ -1,6 +1,7 @@
-import { expect, test } from "bun:test";
+import { expect, spyOn, test } from "bun:test";
+import fs from "node:fs";
 
-import { isName, parseDecimal } from "../../src/activation/environment.ts";
+import { booted, isName, parseDecimal } from "../../src/activation/environment.ts";
 import { refusal, thrown } from "../support/checks.ts";
 
 test("a name is what FileDescriptorName= takes", () => {
@@ -14,4 +15,11 @@ test("a number is at most the largest exact one", () => {
   expect(parse("9007199254740992")).toEqual(
     refusal(78, /^N is "9007199254740992", which is not a/),
   );
+});
+
+test.each([true, false])("booted is %j as /run/systemd/system is there or not", (isThere) => {
+  using existsSync = spyOn(fs, "existsSync");
+  existsSync.mockReturnValue(isThere);
+  expect(booted()).toBe(isThere);
+  expect(existsSync.mock.calls).toEqual([["/run/systemd/system/"]]);
 });

@@ -1,7 +1,7 @@
 import { expect, spyOn, test } from "bun:test";
 
 import { describe as describeFd } from "../../src/activation/receive/describe.ts";
-import { adopt, substitute } from "../../src/activation/adopt/event-loop.ts";
+import { watchListener, substitute } from "../../src/activation/adopt/event-loop.ts";
 import { readProc, replace } from "../../src/activation/linux/libc.ts";
 import { close, socketPair } from "../support/sockets.ts";
 import { refusal, thrown } from "../support/checks.ts";
@@ -78,7 +78,7 @@ test("each socket is found by its own number, and not by one that ends in the sa
   const data = new Set<string>();
   for (const listener of listeners) {
     const fd = "fd" in listener && typeof listener.fd === "number" ? listener.fd : -1;
-    const watch = adopt(fd);
+    const watch = watchListener(fd);
     expect(watch.fd).toBe(fd);
     expect(watch.events).toBeGreaterThan(0);
     data.add(watch.data.join());

@@ -22,7 +22,7 @@ test("without FFI each call says why and what to do, and what can do without doe
   expect(thrown(() => fresh.duplicate(0))).toEqual(
     refusal(71, /^cannot call libc, no memory: allow memory that is writable and executable \(M/),
   );
-  expect(fresh.available()).toBe(false);
+  expect(fresh.canCallLibc()).toBe(false);
   // LISTEN_PID has to do.
   expect(fresh.pidfdId()).toBeUndefined();
   // It is opened once, when it can be.
@@ -104,10 +104,10 @@ test("a file in memory is no child's", () => {
 test("sockets are told apart by their inodes, and the one for datagrams is no child's", () => {
   const [one, other] = [libc.datagramSocket(), libc.datagramSocket()];
   expect(closesOnExec(one)).toBe(true);
-  expect(libc.referent(one)).toMatch(/^socket:\[\d+\]$/);
-  expect(libc.referent(other)).not.toBe(libc.referent(one));
+  expect(libc.identity(one)).toMatch(/^socket:\[\d+\]$/);
+  expect(libc.identity(other)).not.toBe(libc.identity(one));
   for (const fd of [one, other]) close(fd);
-  expect(libc.referent(one)).toBe("");
+  expect(libc.identity(one)).toBe("");
 });
 
 test("a placeholder takes a number, and leaves nothing open, also if it cannot", async () => {
@@ -116,7 +116,7 @@ test("a placeholder takes a number, and leaves nothing open, also if it cannot",
   await nothingLeft(before);
   const [reads, writes] = pipe();
   libc.replaceByPlaceholder(reads);
-  expect(libc.referent(reads)).toMatch(/^socket:/);
+  expect(libc.identity(reads)).toMatch(/^socket:/);
   for (const fd of [reads, writes]) close(fd);
   await nothingLeft(before);
 });

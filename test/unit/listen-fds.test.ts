@@ -2,7 +2,7 @@ import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
 import { closeSync, openSync } from "node:fs";
 
 import { takeVariable } from "../../src/activation/environment.ts";
-import { kept } from "../../src/activation/hot.ts";
+import { kept } from "../../src/activation/receive/listen-fds.ts";
 import * as libc from "../../src/activation/linux/libc.ts";
 import {
   acceptedFd,

@@ -6,9 +6,9 @@ import { tmpdir } from "node:os";
 import {
   adoptConnection,
   describe,
-  endpoint,
+  formatAddress,
   listen,
-  phrase,
+  formatDescriptor,
   serve,
 } from "../../src/activation/index.ts";
 import { refusal, thrown } from "../support/checks.ts";
@@ -45,8 +45,8 @@ test.each([
     connected: family === 16,
     family,
   });
-  expect(endpoint(it)).toBe(`family ${family}`);
-  const message = `^descriptor ${fd} is ${phrase(it).replace(/[()]/g, "\\$&")}, not a `;
+  expect(formatAddress(it)).toBe(`family ${family}`);
+  const message = `^descriptor ${fd} is ${formatDescriptor(it).replace(/[()]/g, "\\$&")}, not a `;
   const options = { fd, socket: { data() {} } };
   expect(thrown(() => listen(options))).toEqual(refusal(78, RegExp(`${message}listening`)));
   sockets.clearCloseOnExec(fd);
@@ -95,7 +95,7 @@ test("a path that is not UTF-8 is returned with U+FFFD in place of its bytes", (
   expect(
     libc.bind(fd, Buffer.concat([Buffer.of(AF_UNIX, 0), path, Buffer.of(0)]), path.length + 3),
   ).toBe(0);
-  expect(endpoint(describe(fd))).toBe(`${path.toString("latin1").slice(0, -1)}\ufffd`);
+  expect(formatAddress(describe(fd))).toBe(`${path.toString("latin1").slice(0, -1)}\ufffd`);
   expect(libc.unlink(Buffer.concat([path, Buffer.of(0)]))).toBe(0);
   sockets.close(fd);
 });

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 
 import { quote } from "../../src/activation/error.ts";
-import { kept } from "../../src/activation/hot.ts";
+import { kept } from "../../src/activation/receive/listen-fds.ts";
 import { listenFds, type PassedDescriptor, pick } from "../../src/activation/index.ts";
 import { refusal, thrown } from "../support/checks.ts";
 import { clearCloseOnExec } from "../support/sockets.ts";

@@ -1,11 +1,11 @@
 import type { Socket, SocketHandler } from "bun";
 
-import { describe, phrase } from "../receive/describe.ts";
+import { describe, formatDescriptor } from "../receive/describe.ts";
 import { codeOf, misconfigured } from "../error.ts";
 import { hasCloseOnExec, S_IFMT } from "../linux/layout.ts";
-import { available, isDescriptor, wasConnected } from "../linux/libc.ts";
-import { derive, requireBun, runtime } from "../bun.ts";
-import { isStandard, replaceClosed } from "./standard.ts";
+import { canCallLibc, isDescriptor, wasConnected } from "../linux/libc.ts";
+import { derive, runtime } from "../bun.ts";
+import { isStandard, replaceClosed } from "./handover.ts";
 
 /**
  * Makes a Bun socket of a passed connection, half-open: the peer's end of file is an `end` event,
@@ -25,7 +25,6 @@ export async function adoptConnection(
   fd: number,
   handlers: SocketHandler<undefined>,
 ): Promise<Socket<undefined> | undefined> {
-  requireBun();
   if (!(await isSocket(fd))) return undefined;
   let refusal: unknown;
   const socket = await runtime.connect<undefined>({
@@ -80,11 +79,11 @@ async function wasClosed(fd: number): Promise<boolean> {
 /** @throws {ActivationError} (78) unless `fd` is, or was until its peer reset it, a connection. */
 function requireConnection(fd: number): void {
   // Without FFI it looks like a client that has reset, which is normal.
-  if (!available()) return;
+  if (!canCallLibc()) return;
   const descriptor = describe(fd);
   const isStream = descriptor.kind === "socket" && descriptor.type === "stream";
   if (!isStream || !(descriptor.connected || wasConnected(fd)))
     throw misconfigured(
-      `descriptor ${fd} is ${phrase(descriptor)}, not a connection: pass one (ListenStream= and Accept=yes)`,
+      `descriptor ${fd} is ${formatDescriptor(descriptor)}, not a connection: pass one (ListenStream= and Accept=yes)`,
     );
 }

@@ -25,7 +25,7 @@ export class Connections {
     this.#epoll = epoll;
     this.#address = libc.socketName(fd);
     const known = connectionsAt(this.#address);
-    this.#known = new Set(this.#address[0] === AF.UNIX ? known.map(libc.referent) : []);
+    this.#known = new Set(this.#address[0] === AF.UNIX ? known.map(libc.identity) : []);
   }
 
   /** Whether one of them is so now. A look takes 2 to 5 µs for each descriptor of this process. */
@@ -36,7 +36,7 @@ export class Connections {
     return connectionsAt(this.#address).some((fd) =>
       isSo({
         get isNew() {
-          return !known.has(libc.referent(fd));
+          return !known.has(libc.identity(fd));
         },
         get isUnread() {
           return libc.hasUnread(fd);

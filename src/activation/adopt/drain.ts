@@ -1,10 +1,9 @@
 import type { Server } from "bun";
 
-import { type Connection, Connections } from "./connections.ts";
-import { isWatched, pause } from "./event-loop.ts";
-import { kept } from "../hot.ts";
 import type { Talk } from "../linux/libc.ts";
-import { type Served, watchOwn } from "./serve.ts";
+import { type Connection, Connections } from "./connections.ts";
+import { pause } from "./event-loop.ts";
+import { type Served, servedBy, watchOf } from "./served.ts";
 import { type Requests, withClose } from "./with-close.ts";
 
 /** How long a server takes to end. */
@@ -66,7 +65,7 @@ export function drain(
   server: Server<unknown>,
   { grace = 1000, timeout = 10_000, signal }: DrainOptions = {},
 ): Promise<boolean> {
-  const served = servedBy(server);
+  const served = requireServed(server);
   for (const [name, value] of Object.entries({ grace, timeout }))
     if (!(value >= 0)) throw new RangeError(`${name} is ${value}: give milliseconds, from 0 on`);
   return (served.drained ??= new Drain(server, served, { grace, timeout, signal }).run());
@@ -85,11 +84,11 @@ export function drain(
  * ```
  */
 export function draining(server: Server<unknown>): AbortSignal {
-  return drainingOf(servedBy(server)).signal;
+  return drainingOf(requireServed(server)).signal;
 }
 
-function servedBy(server: Server<unknown>): Served {
-  const served = kept.served.get(server);
+function requireServed(server: Server<unknown>): Served {
+  const served = servedBy(server);
   if (served === undefined)
     throw new TypeError("drain got a server of Bun.serve, whose options it cannot know: use serve");
   return served;
@@ -117,9 +116,9 @@ class Drain {
   }
 
   async run(): Promise<boolean> {
-    const watch = this.served.watch ?? watchOwn(this.server);
+    const watch = watchOf(this.server, this.served);
     // Somebody has stopped it.
-    if (watch === undefined || !isWatched(watch)) return await this.#until(this.#areAnswered);
+    if (watch === undefined) return await this.#until(this.#areAnswered);
     const connections = new Connections(watch);
 
     this.#announce();

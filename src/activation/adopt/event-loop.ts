@@ -1,46 +1,51 @@
+/*
+ * How Bun accepts from a passed socket.
+ *
+ * Bun.serve takes no listening socket, and Bun.listen resets its backlog. So each starts on a socket of
+ * its own, the placeholder, where nobody comes. Its event loop watches that with epoll. Then the passed
+ * socket replaces the placeholder: dup3(2) puts it on the placeholder's number, which also removes the
+ * placeholder from epoll, and epoll_ctl(2) adds the number again with what Bun had registered there.
+ */
 import { ActivationError, ExitStatus } from "../error.ts";
 import { EPOLLOUT } from "../linux/layout.ts";
 import * as libc from "../linux/libc.ts";
 
-/** The longest that a timer waits, in milliseconds: 25 days. With more it fires at once. */
-export const LONGEST_TIMER = 0x7fffffff;
 /** How often the event loop looks at every listening socket again, in milliseconds. */
 const LOOK_AGAIN = 500;
 /** How a socket is watched, and its identity: Bun closes a number without telling. */
 export interface Watched extends libc.Watch {
-  readonly referent: string;
+  readonly identity: string;
 }
 /** The watched sockets, by number. */
 const watched = new Map<number, Watched>();
 let timer: NodeJS.Timeout | undefined;
 
 /**
- * Puts the listening socket `passed` in the place of the listening socket `fd` in Bun's event loop.
+ * Puts the listening socket `passed` in the place of the placeholder, on the number of the latter.
  *
- * @throws {ActivationError} (71) if no epoll instance of this process watches `fd`.
+ * @throws {ActivationError} (71) if no epoll instance of this process watches the placeholder.
  */
-export function substitute(passed: number, fd: number): Watched {
-  const watch = registration(fd);
+export function substitute(passed: number, placeholder: number): Watched {
+  const watch = registration(placeholder);
   // Bun accepts until it would block.
   libc.setNonBlocking(passed);
-  // With the last reference to the old socket goes its registration.
   return resume(watch, passed);
 }
 
-/** Watches a listening socket of Bun's own as a passed one. */
-export function adopt(fd: number): Watched {
-  return remember(registration(fd));
+/** Watches a listening socket that Bun has opened as a passed one. */
+export function watchListener(fd: number): Watched {
+  return watchEdges(registration(fd));
 }
 
 /** Whether Bun still has the socket that it was given to watch: not if that was closed. */
-export function isWatched({ fd, referent }: Watched): boolean {
-  return libc.referent(fd) === referent;
+export function isWatched({ fd, identity }: Watched): boolean {
+  return libc.identity(fd) === identity;
 }
 
 /** Stops accepting at once: in the handler of a connection just accepted, it is the last one. */
 export function pause(watch: libc.Watch): void {
   libc.epollControl("delete", watch);
-  // Bun would still accept whoever is in the queue: accept4(2) fails on what is no socket.
+  // Bun would go on to accept what is in the queue, but accept4(2) fails if this is no socket.
   libc.replace(watch.epoll, watch.fd);
 }
 
@@ -48,16 +53,16 @@ export function pause(watch: libc.Watch): void {
 export function resume(watch: libc.Watch, socket: number): Watched {
   libc.replace(socket, watch.fd);
   libc.epollControl("add", watch);
-  return remember(watch);
+  return watchEdges(watch);
 }
 
 /**
  * Bun watches level-triggered: with no descriptor free, accept4(2) fails, the socket stays ready, and
- * Bun asks again and again, with a whole processor. Edge-triggered, it asks when a client comes; who
- * is left in the queue when a descriptor comes free is found by looking again.
+ * Bun asks again and again, with a whole processor. We watch edge-triggered: Bun asks when a client
+ * comes. Looking again finds the clients that still wait when a descriptor becomes free.
  */
-function remember(watch: libc.Watch): Watched {
-  const known = { ...watch, referent: libc.referent(watch.fd) };
+function watchEdges(watch: libc.Watch): Watched {
+  const known = { ...watch, identity: libc.identity(watch.fd) };
   watched.set(watch.fd, known);
   timer ??= setInterval(lookAgain, LOOK_AGAIN).unref();
   return known;
@@ -66,7 +71,7 @@ function remember(watch: libc.Watch): Watched {
 function lookAgain(): void {
   for (const [fd, watch] of watched) {
     // Another file may have the number by now, whose registration must stay as it is.
-    if (libc.referent(fd) === watch.referent) libc.epollControl("modify", watch);
+    if (libc.identity(fd) === watch.identity) libc.epollControl("modify", watch);
     else watched.delete(fd);
   }
   if (watched.size > 0) return;
@@ -97,8 +102,7 @@ export function pendingWrites(epoll: number): ReadonlySet<number> | undefined {
 function registration(fd: number): libc.Watch {
   // A line of it in proc_pid_fdinfo(5): "tfd: %8d events: %8x data: %16llx ...".
   const target = ` ${fd} events: `;
-  // It is among the first that were free. Reading five files instead of the right one takes 0.1 ms
-  // of a start, and is so many calls that the just-in-time compiler starts its threads: 0.4 ms more.
+  // It is among the first that were free. The likeliest one comes first: see Start.
   for (let candidate = -1; candidate < libc.SEARCH_LIMIT; candidate++) {
     const epoll = candidate < 0 ? eventLoop : candidate;
     const text = libc.readProc(`/proc/self/fdinfo/${epoll}`);

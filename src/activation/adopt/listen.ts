@@ -1,14 +1,13 @@
 import type { FdSocketOptions, TCPSocketListenOptions, UnixSocketOptions } from "bun";
 
-import { describe, endpoint, isListeningStream, phrase } from "../receive/describe.ts";
-import { misconfigured } from "../error.ts";
-import { adopt, substitute } from "./event-loop.ts";
-import { disposable, isHot, supersede } from "../hot.ts";
+import { derive, type Listener, overlay, runtime } from "../bun.ts";
 import * as libc from "../linux/libc.ts";
-import { bound } from "./max-connections.ts";
 import { keepNotifySocket } from "../notify/notify.ts";
-import { derive, type Listener, requireBun, runtime } from "../bun.ts";
-import { isStandard, release } from "./standard.ts";
+import { describe, formatAddress } from "../receive/describe.ts";
+import { ConnectionLimit } from "./connection-limit.ts";
+import { substitute, watchListener } from "./event-loop.ts";
+import { disposable, release, supersede } from "./handover.ts";
+import { requireListening } from "./listening.ts";
 
 /** The options of `Bun.listen`, with a descriptor that wins over the address if there is one. */
 export type ListenOptions<Data = undefined> = (
@@ -45,58 +44,49 @@ export type ListenOptions<Data = undefined> = (
  * ```
  */
 export function listen<Data = undefined>(options: ListenOptions<Data>): Listener<Data> {
-  requireBun();
-  const { maxConnections, socket, tls } = options;
-  const limit = maxConnections === undefined ? undefined : bound<Data>(maxConnections, tls);
-  const counted = limit ? derive(options, { socket: limit.counting(socket) }) : options;
-  if (options.fd === undefined) {
+  const { fd: passed, maxConnections, socket, tls } = options;
+  const limit =
+    maxConnections === undefined ? undefined : new ConnectionLimit<Data>(maxConnections, tls);
+  const counted = limit ? derive(options, { socket: limit.counted(socket) }) : options;
+  if (passed === undefined) {
     const listener = runtime.listen(counted);
-    limit?.apply(listener, adopt(listener.fd), libc.duplicate(listener.fd));
+    limit?.apply(listener, watchListener(listener.fd), libc.duplicate(listener.fd));
     return listener;
   }
-  requireListening(options.fd);
-  const fd = disposable(options.fd);
-  // Bun calls listen(2) on a placeholder, which then gives way.
-  const passed = libc.duplicate(fd);
+  requireListening(passed);
+  // While there is a descriptor for it: clients may take all.
+  keepNotifySocket();
+  return listenOn(passed, counted, limit);
+}
+
+/** Starts a listener on a placeholder, and puts the passed socket in its place: see event-loop.ts. */
+function listenOn<Data>(
+  passed: number,
+  options: ListenOptions<Data>,
+  limit: ConnectionLimit<Data> | undefined,
+): Listener<Data> {
+  // Bun gets this number, on which first the placeholder is.
+  const fd = disposable(passed);
+  const socket = libc.duplicate(fd);
   let listener: ReturnType<typeof runtime.listen<Data>> | undefined;
   try {
     libc.replaceByPlaceholder(fd);
-    listener = runtime.listen(derive(counted, { fd }));
-    const watch = substitute(passed, fd);
-    if (limit) limit.apply(listener, watch, passed);
-    else libc.close(passed);
+    listener = runtime.listen(derive(options, { fd }));
+    const watch = substitute(socket, fd);
+    if (limit) limit.apply(listener, watch, socket);
+    else libc.close(socket);
   } catch (error) {
     listener?.stop();
-    libc.replace(passed, fd);
-    libc.close(passed);
-    if (fd !== options.fd) libc.close(fd);
+    libc.replace(socket, fd);
+    libc.close(socket);
+    if (fd !== passed) libc.close(fd);
     throw error;
   }
-  if (isStandard(options.fd) && !isHot()) release(options.fd);
-  supersede(options.fd, () => listener.stop());
-  // Bun knows it if it is over IP: `describe` takes 0.2 ms of a cold start.
-  const at: { address?: string; port?: number } = {};
-  listener.getsockname(at);
-  const { address: hostname, port } = at;
-  return overlay(listener, port ? { hostname, port } : { unix: endpoint(describe(fd)) });
-}
-
-/**
- * Opens the socket for notifications too, before clients have taken all descriptors.
- *
- * @throws {ActivationError} (78) unless `fd` is a stream socket over IP or AF_UNIX that listens.
- */
-export function requireListening(fd: number): void {
-  if (!isListeningStream(fd))
-    throw misconfigured(
-      `descriptor ${fd} is ${phrase(describe(fd))}, not a listening stream socket over IP or AF_UNIX: pass one (ListenStream= and Accept=no)`,
-    );
-  keepNotifySocket();
-}
-
-/** Gives an object other properties, as Bun does: by its prototype, and values read-only. */
-export function overlay<T extends object>(object: T, properties: object): T {
-  const descriptors = Object.getOwnPropertyDescriptors(properties);
-  for (const it of Object.values(descriptors)) it.writable = typeof it.value === "function";
-  return Object.setPrototypeOf(object, Object.create(Object.getPrototypeOf(object), descriptors));
+  if (fd !== passed) release(passed);
+  supersede(passed, () => listener.stop());
+  // Bun knows it if it is over IP, and `describe` takes longer: see Start.
+  const address: { address?: string; port?: number } = {};
+  listener.getsockname(address);
+  const { address: hostname, port } = address;
+  return overlay(listener, port ? { hostname, port } : { unix: formatAddress(describe(fd)) });
 }

@@ -1,11 +1,10 @@
 import type { BinaryType, udp } from "bun";
 
-import { describe, phrase } from "../receive/describe.ts";
+import { derive, runtime } from "../bun.ts";
 import { misconfigured } from "../error.ts";
-import { disposable, isHot, supersede } from "../hot.ts";
 import { close } from "../linux/libc.ts";
-import { derive, requireBun, runtime } from "../bun.ts";
-import { isStandard, release } from "./standard.ts";
+import { describe, formatDescriptor } from "../receive/describe.ts";
+import { disposable, release, supersede } from "./handover.ts";
 
 /** The options of `Bun.udpSocket`, with a descriptor that wins over the address if there is one. */
 export type UdpSocketOptions<Data extends BinaryType = "buffer"> = udp.SocketOptions<Data> & {
@@ -30,21 +29,21 @@ export type UdpSocketOptions<Data extends BinaryType = "buffer"> = udp.SocketOpt
 export async function udpSocket<Data extends BinaryType = "buffer">(
   options: UdpSocketOptions<Data>,
 ): Promise<udp.Socket<Data>> {
-  requireBun();
-  if (options.fd === undefined) return await runtime.udpSocket(options);
-  const it = describe(options.fd);
-  if (!("port" in it) || it.type !== "datagram")
+  const { fd: passed } = options;
+  if (passed === undefined) return await runtime.udpSocket(options);
+  const descriptor = describe(passed);
+  if (!("port" in descriptor) || descriptor.type !== "datagram")
     throw misconfigured(
-      `descriptor ${options.fd} is ${phrase(it)}, not a datagram socket over IP: pass one (ListenDatagram= with a port)`,
+      `descriptor ${passed} is ${formatDescriptor(descriptor)}, not a datagram socket over IP: pass one (ListenDatagram= with a port)`,
     );
-  const fd = disposable(options.fd);
+  const fd = disposable(passed);
   try {
-    const socket = await runtime.udpSocket(derive(options, { hostname: it.address, fd }));
-    if (isStandard(options.fd) && !isHot()) release(options.fd);
-    supersede(options.fd, () => socket.close());
+    const socket = await runtime.udpSocket(derive(options, { hostname: descriptor.address, fd }));
+    if (fd !== passed) release(passed);
+    supersede(passed, () => socket.close());
     return socket;
   } catch (error) {
-    if (fd !== options.fd) close(fd);
+    if (fd !== passed) close(fd);
     throw error;
   }
 }

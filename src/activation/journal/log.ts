@@ -1,9 +1,8 @@
 import { codeOf } from "../error.ts";
-import { kept } from "../hot.ts";
+import { perProcess } from "../hot.ts";
 import { entryLine, type Field, listFields, type LogFields, serializeEntry } from "./entry.ts";
 import { sunPath } from "../linux/layout.ts";
 import * as libc from "../linux/libc.ts";
-import { requireBun } from "../bun.ts";
 
 /** The levels of sd-daemon(3), which are those of syslog(3). */
 export const LogLevel = {
@@ -19,6 +18,9 @@ export const LogLevel = {
 
 export type LogLevel = (typeof LogLevel)[keyof typeof LogLevel];
 
+/** How many entries were lost since the last that was written. */
+const kept = perProcess("log", () => ({ lost: 0 }));
+
 /** Where the journal listens (systemd-journald.service(8)). */
 const JOURNAL_SOCKET = "/run/systemd/journal/socket";
 
@@ -28,7 +30,6 @@ const JOURNAL_SOCKET = "/run/systemd/journal/socket";
  * or is closed. It tells a logger of your own whether to format for people or for the journal.
  */
 export function stderrIsJournal(): boolean {
-  requireBun();
   const stream = process.env["JOURNAL_STREAM"];
   if (stream === undefined) return false;
   const { fstatSync } = process.getBuiltinModule("node:fs");
@@ -85,7 +86,6 @@ const RECOVERY = 5000;
  * ```
  */
 export function log(level: LogLevel, message: string, fields: LogFields = {}): boolean {
-  requireBun();
   if (!Object.values(LogLevel).includes(level)) {
     const text = `cannot log at level ${level}: give one of LogLevel, 0 to 7`;
     throw typeof level === "number" ? new RangeError(text) : new TypeError(text);

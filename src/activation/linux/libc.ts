@@ -2,7 +2,7 @@ import { ActivationError, ExitStatus, messageOf } from "../error.ts";
 import * as layout from "./layout.ts";
 import { AF, O_CLOEXEC, SOCK, SOL_SOCKET } from "./layout.ts";
 import { remedyForCall, whyNoLibc } from "./libc-errors.ts";
-import { type FFI, requireBun, runtime } from "../bun.ts";
+import { type FFI, runtime } from "../bun.ts";
 
 /*
  * The calls to libc: no other file touches bun:ffi. The library is opened at the first call: a
@@ -31,7 +31,6 @@ const SYS_pidfd_open = 434;
 const E = { NOENT: 2, BADF: 9, NOTSOCK: 88, TOOMANYREFS: 109 };
 
 function load() {
-  requireBun();
   try {
     // The module bun:ffi is made of Bun.FFI, and loading it is most of the cost of using it. With a
     // `require` anywhere in a bundle, it begins by making import.meta: 20 µs.
@@ -75,7 +74,7 @@ function libc() {
 }
 
 /** Whether libc can be called: not without the JIT, which bun:ffi needs. */
-export function available(): boolean {
+export function canCallLibc(): boolean {
   try {
     return libc() !== undefined;
   } catch {
@@ -234,7 +233,7 @@ export function socketPair(): [number, number] {
  * What a descriptor refers to: `socket:[INODE]` for a socket; empty if it is not open. It takes no
  * descriptor to ask, and works under qemu-user, too, which does not know SO_COOKIE.
  */
-export function referent(fd: number): string {
+export function identity(fd: number): string {
   const text = new Uint8Array(32);
   const path = new TextEncoder().encode(`/proc/self/fd/${fd}\0`);
   const length = check("readlink", libc().readlink(path, text, BigInt(text.length)), E.NOENT);
@@ -302,7 +301,7 @@ export function monotonicMicroseconds(): bigint {
 /** The id of this process's pidfd; undefined if the kernel has none, or libc cannot be called. */
 export function pidfdId(): number | undefined {
   // With no FFI, or no pidfd_open (before Linux 5.3, or filtered), LISTEN_PID alone decides.
-  const fd = available() ? Number(libc().syscall(SYS_pidfd_open, process.pid, 0)) : -1;
+  const fd = canCallLibc() ? Number(libc().syscall(SYS_pidfd_open, process.pid, 0)) : -1;
   if (fd < 0) return undefined;
   try {
     const filesystem = new BigInt64Array(16);

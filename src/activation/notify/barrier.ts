@@ -1,7 +1,6 @@
-import { LONGEST_TIMER } from "../adopt/event-loop.ts";
+import { LONGEST_TIMER, runtime } from "../bun.ts";
 import { close, socketPair } from "../linux/libc.ts";
 import { attempt, notifyEnabled, send } from "./notify.ts";
-import { runtime } from "../bun.ts";
 
 /**
  * Waits until the service manager has handled all notifications sent so far, like

@@ -1,6 +1,6 @@
 import { isName, takeVariable } from "../environment.ts";
 import { ActivationError, codeOf, misconfigured, quote } from "../error.ts";
-import { kept } from "../hot.ts";
+import { perProcess } from "../hot.ts";
 import { LONGEST_PATH, SCM_MAX_FD, sunPath } from "../linux/layout.ts";
 import * as libc from "../linux/libc.ts";
 import { log, LogLevel } from "../journal/log.ts";
@@ -64,6 +64,17 @@ const LONGEST_NOTIFICATION = 4096;
 /** How long to wait for room in the queue of the service manager, in milliseconds. */
 const SEND_TIMEOUT = 100;
 
+interface Kept {
+  /** The service manager's address. */
+  address?: string | undefined;
+  /** The socket that notifications are sent from. */
+  socket?: number;
+  /** Whether the last notification failed, and that was logged. */
+  isUnheard?: boolean;
+}
+
+const kept = perProcess<Kept>("notify", () => ({}));
+
 /** The service manager's address, which leaves `process.env` at the first call. */
 function notifySocket(): string | undefined {
   return (kept.address = takeVariable("NOTIFY_SOCKET") ?? kept.address);
@@ -78,7 +89,7 @@ export function notifyEnabled(): boolean {
 export function keepNotifySocket(): void {
   if (!notifyEnabled()) return;
   try {
-    kept.notify ??= libc.datagramSocket();
+    kept.socket ??= libc.datagramSocket();
   } catch {
     // The first notification tries again, and logs why it fails.
   }
@@ -131,12 +142,12 @@ export function notify(notification: Notification, options: NotifyOptions = {}):
 export function attempt(sending: () => boolean): boolean {
   try {
     const sent = sending();
-    if (sent) kept.unheard = false;
+    if (sent) kept.isUnheard = false;
     return sent;
   } catch (error) {
     if (!(error instanceof ActivationError)) throw error;
-    if (!kept.unheard) {
-      kept.unheard = true;
+    if (!kept.isUnheard) {
+      kept.isUnheard = true;
       const where = `NOTIFY_SOCKET ${quote(kept.address ?? "")}`;
       log(LogLevel.warning, `cannot notify the service manager at ${where}: ${error.message}`);
     }
@@ -162,12 +173,12 @@ export function send(state: string, { fds = [], pid }: NotifyOptions): boolean {
   for (const fd of fds) if (libc.closesOnExec(fd) === undefined) throw notOpen(fd);
   for (let deadline: number | undefined; ;) {
     try {
-      kept.notify ??= libc.datagramSocket();
-      libc.sendDatagram(kept.notify, path, datagram, fds, pid);
+      kept.socket ??= libc.datagramSocket();
+      libc.sendDatagram(kept.socket, path, datagram, fds, pid);
       return true;
     } catch (error) {
       const now = performance.now();
-      deadline ??= kept.unheard ? now : now + SEND_TIMEOUT;
+      deadline ??= kept.isUnheard ? now : now + SEND_TIMEOUT;
       if (codeOf(error) !== "EAGAIN" || now >= deadline) throw error;
       Bun.sleepSync(1);
     }

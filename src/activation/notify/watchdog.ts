@@ -1,5 +1,5 @@
 import { isOwnPid, parseDecimal, takeVariable } from "../environment.ts";
-import { LONGEST_TIMER } from "../adopt/event-loop.ts";
+import { LONGEST_TIMER } from "../bun.ts";
 import { notify } from "./notify.ts";
 
 /**

@@ -37,7 +37,7 @@ export interface OtherSocket extends AnySocket {
 }
 
 /** Anything that is not a socket. */
-export interface File {
+export interface NonSocket {
   readonly kind:
     | "fifo"
     | "character device"
@@ -50,7 +50,7 @@ export interface File {
 }
 
 /** What a descriptor is: a union that narrows by `kind`, and for a socket by `family`. */
-export type Descriptor = InetSocket | UnixSocket | OtherSocket | File;
+export type Descriptor = InetSocket | UnixSocket | OtherSocket | NonSocket;
 
 const TYPES: Readonly<Record<number, SocketType>> = {
   [SOCK.STREAM]: "stream",
@@ -98,7 +98,7 @@ export function isListeningStream(fd: number): boolean {
 }
 
 /** Returns words for a message or a status text, such as `a listening stream socket (IPv4)`. */
-export function phrase(descriptor: Descriptor): string {
+export function formatDescriptor(descriptor: Descriptor): string {
   if (descriptor.kind === "other") return "an anonymous file";
   if (descriptor.kind !== "socket") return `a ${descriptor.kind}`;
   const { family, type, listening, connected } = descriptor;
@@ -107,19 +107,19 @@ export function phrase(descriptor: Descriptor): string {
 }
 
 /** Returns the local address of a socket as `ListenStream=` has it; empty if it has none. */
-export function endpoint(descriptor: Descriptor): string {
+export function formatAddress(descriptor: Descriptor): string {
   if (descriptor.kind !== "socket") return "";
   if ("path" in descriptor) return descriptor.path;
   if (!("port" in descriptor)) return `family ${descriptor.family}`;
-  return inetEndpoint(descriptor);
+  return formatEndpoint(descriptor);
 }
 
 /** Returns an address and a port as `ListenStream=` has them. */
-export function inetEndpoint({ family, address, port }: InetEndpoint): string {
+export function formatEndpoint({ family, address, port }: InetEndpoint): string {
   return family === "IPv6" ? `[${address}]:${port}` : `${address}:${port}`;
 }
 
-function fileKind(fd: number): File["kind"] {
+function fileKind(fd: number): NonSocket["kind"] {
   // Loaded by the call that needs it: node:fs takes 2 to 4 ms.
   const { fstatSync, statfsSync } = process.getBuiltinModule("node:fs");
   const stat = fstatSync(fd);

@@ -1,6 +1,6 @@
 import { isName, isOwnPid, parseDecimal, takeVariable } from "../environment.ts";
 import { misconfigured, quote } from "../error.ts";
-import { isHot, kept } from "../hot.ts";
+import { isHot, perProcess } from "../hot.ts";
 import { closesOnExec, pidfdId, setCloseOnExec } from "../linux/libc.ts";
 import { type Needed, notPassed, type NotPassed, stdinSocket } from "./not-passed.ts";
 import { warnIfWrapped } from "./wrapper.ts";
@@ -31,6 +31,8 @@ export interface Passed {
 const LEAVE = "leave LISTEN_* to the service manager";
 const ITSELF = "have the service manager start this program itself, and leave LISTEN_* to it";
 
+/** What was found, for the next evaluation under `bun --hot`. */
+export const kept = perProcess<{ found?: Passed }>("passed", () => ({}));
 /** Why the last call found nothing; undefined if it found something. */
 let absence: NotPassed | undefined;
 let returnedStdin = false;

@@ -1,7 +1,7 @@
 import { describe, type Descriptor } from "./describe.ts";
 import { type ActivationError, misconfigured } from "../error.ts";
 import { SO } from "../linux/layout.ts";
-import { available, socketOption } from "../linux/libc.ts";
+import { canCallLibc, socketOption } from "../linux/libc.ts";
 
 /** Why nothing was passed, and a remedy if the reason implies one. */
 export interface NotPassed {
@@ -42,7 +42,7 @@ export function notPassed({ reason, remedy }: NotPassed, needed: Needed): Activa
  */
 export function stdinSocket(): Extract<Descriptor, { kind: "socket" }> | undefined {
   // `describe` would load node:fs for what is no socket.
-  if (!available() || socketOption(0, SO.TYPE) === undefined) return undefined;
+  if (!canCallLibc() || socketOption(0, SO.TYPE) === undefined) return undefined;
   const it = describe(0);
   if (it.kind !== "socket") return undefined;
   const hasAddress = "path" in it ? it.path !== "" : !("port" in it) || it.port !== 0;
