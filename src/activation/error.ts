@@ -52,7 +52,12 @@ export function quote(value: string): string {
  */
 const ACTING = "\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069";
 
-/** Replaces each run of characters that a terminal acts on. */
+/**
+ * Returns text that is safe to show in a terminal, on one line.
+ *
+ * @param text Text from elsewhere, such as the name of a socket.
+ * @param by What replaces each run of characters that a terminal or a reader of lines acts on.
+ */
 export function printable(text: string, by: string): string {
   return text.replaceAll(RegExp(`[${ACTING}]+`, "g"), by);
 }

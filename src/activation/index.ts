@@ -45,6 +45,7 @@ export { drain, type DrainOptions, draining } from "./adopt/drain.ts";
 export { listen, type ListenOptions } from "./adopt/listen.ts";
 export type { Listener } from "./bun.ts";
 export { udpSocket, type UdpSocketOptions } from "./adopt/udp.ts";
+export { freeDescriptors } from "./linux/libc.ts";
 export { adoptConnection } from "./adopt/connection.ts";
 
 // Telling the service manager
@@ -56,5 +57,5 @@ export { booted } from "./environment.ts";
 // Logging and errors
 export { log, LogLevel, stderrIsJournal } from "./journal/log.ts";
 export { type LogFields, type FieldValue } from "./journal/entry.ts";
-export { ActivationError, ExitStatus } from "./error.ts";
+export { ActivationError, ExitStatus, printable } from "./error.ts";
 export { exitOnError } from "./journal/exit-on-error.ts";

@@ -1,5 +1,4 @@
-import { adoptConnection } from "../activation/index.ts";
-import { codeOf, misconfigured } from "../activation/error.ts";
+import { ActivationError, adoptConnection, ExitStatus } from "../activation/index.ts";
 import { Greeter } from "./greeter.ts";
 
 /** Greets the one connection of a process, or prints the greeting to what is no socket. */
@@ -9,10 +8,13 @@ export async function greetOne(fd: number, greeting: string): Promise<void> {
   try {
     await Bun.write(Bun.file(fd), greeting);
   } catch (error) {
-    const code = codeOf(error);
+    const code = error instanceof Error && "code" in error ? error.code : undefined;
     // A reader that has gone is as normal as a client that has.
     if (code === "EPIPE") return;
     if (code !== "EBADF") throw error;
-    throw misconfigured(`descriptor ${fd} is not open for writing: pass a connection on it`);
+    throw new ActivationError(
+      ExitStatus.configuration,
+      `descriptor ${fd} is not open for writing: pass a connection on it`,
+    );
   }
 }

@@ -1,6 +1,5 @@
 import { version } from "../../package.json";
-import { ActivationError, ExitStatus, messageOf } from "../activation/error.ts";
-import { exit } from "../activation/journal/exit-on-error.ts";
+import { ActivationError, ExitStatus, exitOnError } from "../activation/index.ts";
 
 type Values = Readonly<Record<string, string | boolean | undefined>>;
 
@@ -20,8 +19,13 @@ export async function run(daemon: Daemon): Promise<void> {
     await daemon.run(Bun.argv.length > 2 ? parse(daemon) : {});
   } catch (error) {
     const status = error instanceof ActivationError ? error.status : ExitStatus.systemCall;
-    exit(status, `${daemon.name}: ${messageOf(error)}`);
+    exitOnError(new ActivationError(status, `${daemon.name}: ${messageOf(error)}`));
   }
+}
+
+/** The message of what was thrown, which may be no error. */
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }
 
 /** An error in how the daemon was called. */

@@ -1,18 +1,16 @@
 import {
   describe,
   formatAddress,
+  freeDescriptors,
   listen,
-  LISTEN_FDS_START,
   type Listener,
   notify,
   notifyEnabled,
   type PassedDescriptor,
+  printable,
   requireListenFds,
   startWatchdog,
 } from "../activation/index.ts";
-import { printable } from "../activation/error.ts";
-import { LONGEST_TIMER } from "../activation/bun.ts";
-import { freeDescriptors } from "../activation/linux/libc.ts";
 import { Greeter } from "./greeter.ts";
 import { misused, run } from "./run.ts";
 
@@ -23,6 +21,8 @@ const IDLE_TIMEOUT = 30;
 const STATUS_INTERVAL = 1000;
 /** In characters: how much of the status the addresses may take. */
 const LONGEST_LIST = 256;
+/** In milliseconds: a timer of more than 25 of them fires at once. */
+const DAY = 86_400_000;
 /** Descriptors that are left to the process itself, beside one for each socket. */
 const RESERVE = 16;
 
@@ -64,7 +64,7 @@ async function serve(idleTimeout: number): Promise<void> {
   const passed = requireListenFds();
   // The same for each socket: however many clients come to one, they leave the others theirs.
   // Bitwise, and a loop: `Math` would take a start 40 µs, and `map` 70.
-  const share = ((freeDescriptors(LISTEN_FDS_START) - RESERVE) / passed.length - 1) | 0;
+  const share = ((freeDescriptors() - RESERVE) / passed.length - 1) | 0;
   const options = { socket: greeter.handlers, maxConnections: share > 1 ? share : 1 };
   const listeners: Listener[] = [];
   for (const { fd } of passed) listeners.push(listen({ fd, ...options }));
@@ -104,7 +104,7 @@ async function serve(idleTimeout: number): Promise<void> {
       if (left > 0) watchIdle(left);
       else stop();
     };
-    setTimeout(check, Math.min(milliseconds, LONGEST_TIMER));
+    setTimeout(check, Math.min(milliseconds, DAY));
   }
 
   /** Tells how many were served, at once and then once an interval while more come. */

@@ -25,6 +25,8 @@ const MFD = { CLOEXEC: 1, ALLOW_SEALING: 2 };
 const MSG = { DONTWAIT: 0x40, NOSIGNAL: 0x4000 };
 const EPOLL_CTL = { add: 1, delete: 2, modify: 3 };
 const RLIMIT_NOFILE = 7;
+/** Always open: Bun opens /dev/null there if it is not. */
+const STANDARD_ERROR = 2;
 const CLOCK_MONOTONIC = 1;
 const SYS_pidfd_open = 434;
 /** Of errno(3). */
@@ -262,10 +264,15 @@ export function descriptorLimit(): number {
   return limit[0] ?? 0;
 }
 
-/** How many more descriptors this process may open; `fd` is any that is open. */
-export function freeDescriptors(fd: number): number {
+/**
+ * Returns how many more descriptors this process may open, by getrlimit(2): for `maxConnections` of
+ * {@link listen}.
+ *
+ * @throws {ActivationError} (71) if a system call fails, for example because none is free (`EMFILE`).
+ */
+export function freeDescriptors(): number {
   // The kernel assigns the lowest number that is free: all below are taken.
-  const lowest = duplicate(fd);
+  const lowest = duplicate(STANDARD_ERROR);
   close(lowest);
   return descriptorLimit() - lowest;
 }
