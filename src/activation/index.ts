@@ -1,17 +1,17 @@
 /**
- * systemd's protocols for Bun: sockets that the service manager passes, readiness, watchdog.
+ * systemd's protocols for Bun: sockets that the service manager passes, readiness, watchdog, journal.
  *
- * What is passed goes this way, with the file of each step:
+ * A passed socket takes these steps, each with its file:
  *
- * 1. listen-fds.ts returns the descriptors that the environment names (environment.ts), pick.ts those
- *    of a name. wrapper.ts warns if they are for an ancestor.
- * 2. describe.ts says what each descriptor is.
- * 3. serve.ts, listen.ts (with max-connections.ts), udp.ts and connection.ts make a Bun server,
- *    listener or socket of it, event-loop.ts puts it into Bun's event loop, drain.ts ends a server.
+ * 1. receive/listen-fds.ts reads the environment (environment.ts) and returns the descriptors, and
+ *    receive/pick.ts those of a name. receive/not-passed.ts explains why nothing was passed, and
+ *    receive/wrapper.ts warns if the sockets are for an ancestor.
+ * 2. receive/describe.ts returns what each descriptor is.
+ * 3. adopt/serve.ts, listen.ts, udp.ts and connection.ts make a Bun server, listener or socket of it.
+ *    adopt/event-loop.ts puts it into Bun's event loop. adopt/drain.ts ends a server.
  *
- * The other way go notify.ts, barrier.ts, watchdog.ts, and log.ts with journal.ts. Under all of them:
- * libc.ts calls libc, layout.ts knows its bytes, runtime.ts what Bun accepts and does not declare,
- * hot.ts keeps what `bun --hot` needs again, error.ts. exit-on-error.ts ends a program on an error.
+ * The program speaks to the service manager through notify/, and to the journal through journal/.
+ * src/README.md in the repository has the whole map.
  *
  * @example
  * ```ts

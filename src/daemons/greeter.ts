@@ -3,7 +3,7 @@ import type { Socket, SocketHandler } from "bun";
 /** How long a connection may stay open after the greeting, in milliseconds. */
 const DEADLINE = 5000;
 
-/** Milliseconds since the start. `performance.now()` takes 30 µs until the first byte. */
+/** Milliseconds since the start, not by `performance.now()`: see Start. */
 const now = () => Bun.nanoseconds() / 1e6;
 
 /**

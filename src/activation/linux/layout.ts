@@ -81,7 +81,7 @@ export function hasCloseOnExec(fdinfo: string): boolean {
   return (Number.parseInt(flags ?? "0", 8) & O_CLOEXEC) !== 0;
 }
 
-/** The 64 bits of an epoll_data_t: a BigInt, and a DataView for it, take a start 30 µs. */
+/** The 64 bits of an epoll_data_t, not as a BigInt: see Start. */
 export type EpollData = readonly [low: number, high: number];
 
 /** Returns a struct epoll_event: these events, but edge-triggered. */

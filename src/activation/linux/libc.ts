@@ -34,8 +34,7 @@ const E = { NOENT: 2, BADF: 9, NOTSOCK: 88, TOOMANYREFS: 109 };
 
 function load() {
   try {
-    // The module bun:ffi is made of Bun.FFI, and loading it is most of the cost of using it. With a
-    // `require` anywhere in a bundle, it begins by making import.meta: 20 µs.
+    // Not the module bun:ffi, which is made of Bun.FFI: see Start.
     const { dlopen, ptr, read } = runtime.FFI ?? (process.getBuiltinModule("bun:ffi") as FFI);
     // So every glibc program has it mapped. For another name, Bun looks into the working directory.
     const library = dlopen("libc.so.6", {
@@ -91,7 +90,6 @@ function check(call: string, result: number | bigint, ...expected: number[]): nu
   if (result >= 0) return Number(result);
   const errno = libc().errno();
   if (expected.includes(errno)) return undefined;
-  // Loaded by the call that needs it: node:util takes 2 ms.
   const { getSystemErrorMap } = process.getBuiltinModule("node:util");
   const unnamed = errno === E.TOOMANYREFS ? "ETOOMANYREFS" : `errno ${errno}`;
   const [code, text] = getSystemErrorMap().get(-errno) ?? [unnamed, "unknown error"];

@@ -29,7 +29,7 @@ export function watchdogEnabled(): number | undefined {
 export function startWatchdog(): NodeJS.Timeout | undefined {
   const interval = watchdogEnabled();
   if (interval === undefined) return undefined;
-  // No Math: it takes a start 40 µs.
+  // Not Math.min: see Start.
   const half = interval / 2 / 1000;
   const ping = () => notify({ watchdog: true });
   return setInterval(ping, half < LONGEST_TIMER ? half : LONGEST_TIMER).unref();
