@@ -109,7 +109,7 @@ describe("outside of the journal", () => {
       // Bun.spawn makes what it passes blocking.
       const source = `
         import { log, LogLevel } from "${MODULE}";
-        import { setNonBlocking } from "${join(MODULE, "../libc.ts")}";
+        import { setNonBlocking } from "${join(MODULE, "../linux/libc.ts")}";
         setNonBlocking(2);
         // The size of a page, of which a pipe has some: nothing shorter finds room when it is full.
         const entry = (n) => log(LogLevel.info, String(n).padEnd(4095, "x"));
@@ -375,7 +375,7 @@ describe("an entry is sent", () => {
 
   /** An instance of the module that has not waited for anything yet. */
   async function fresh(): Promise<typeof import("../../src/activation/journal/log.ts")> {
-    return await import(`${join(MODULE, "../log.ts")}?${crypto.randomUUID()}`);
+    return await import(`${join(MODULE, "../journal/log.ts")}?${crypto.randomUUID()}`);
   }
 
   /** Fills the journal's queue. */
@@ -465,9 +465,9 @@ describe("an entry is sent", () => {
     const user = 1_000_000_000 + process.pid;
     const apart = process.getuid?.() === 0 ? ["setpriv", `--reuid=${user}`, "--clear-groups"] : [];
     const source = `
-      import { sunPath } from "${join(MODULE, "../layout.ts")}";
-      import * as libc from "${join(MODULE, "../libc.ts")}";
-      import { sendEntry } from "${join(MODULE, "../log.ts")}";
+      import { sunPath } from "${join(MODULE, "../linux/layout.ts")}";
+      import * as libc from "${join(MODULE, "../linux/libc.ts")}";
+      import { sendEntry } from "${join(MODULE, "../journal/log.ts")}";
       const long = new Uint8Array(1 << 20);
       const path = "${path}";
       libc.sendDatagram(libc.datagramSocket(), sunPath(path), new Uint8Array(), Array(253).fill(0));
