@@ -69,6 +69,19 @@ test("a barrier is false at once if nobody receives, with a warning", async () =
   expect(output).toMatch(/^cannot notify .* "\/nonexistent\/notify": .*\(ENOENT\)\n$/);
 });
 
+test("a barrier that is sent ends the silence about failures", async () => {
+  const fail = () => {
+    process.env["NOTIFY_SOCKET"] = "/nonexistent/notify";
+    notify({ ready: true });
+  };
+  expect(await logged(fail)).not.toBe("");
+  process.env["NOTIFY_SOCKET"] = receiver.address;
+  const barrier = notifyBarrier(5_000);
+  (await received()).forEach(close);
+  expect(await barrier).toBe(true);
+  expect(await logged(fail)).not.toBe("");
+});
+
 test("a barrier is false at once if there is no room, with a warning", async () => {
   const output = await logged(async () => {
     while (notify({ ready: true }));

@@ -306,9 +306,13 @@ test("a descriptor that is not open is the caller's mistake, whatever else is wr
 test("a mistake of the caller is one if nobody is notified, too", async () => {
   const program = `
     const mistakes = [{}, { status: "a\\nb" }, { errno: -1 }, { status: "x".repeat(4096) }, { fdStore: true }];
-    const errors = mistakes.map((it) => { try { return notify(it); } catch ({ name }) { return name; } });
-    console.log(...errors);`;
-  expect(await printed({}, program)).toBe("TypeError TypeError RangeError RangeError TypeError");
+    const kind = (call) => { try { return call(); } catch ({ name }) { return name; } };
+    const options = [{ fds: [-1] }, { fds: ["3"] }, { pid: 0 }];
+    console.log(...mistakes.map((it) => kind(() => notify(it))));
+    console.log(...options.map((it) => kind(() => notify({ ready: true }, it))));`;
+  expect(await printed({}, program)).toBe(
+    "TypeError TypeError RangeError RangeError TypeError\nRangeError TypeError RangeError",
+  );
 });
 
 describe("with a manager that does not read", () => {
