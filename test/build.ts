@@ -1,19 +1,32 @@
 /* Loaded before the tests: builds what they drive, and ends with what was skipped. */
 import { afterAll } from "bun:test";
+import { readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { resolve } from "node:path";
 
 import { report } from "./support/needs.ts";
 
+const environment = { ...process.env };
+const isProxy = (name: string) => /^https?_proxy$/i.test(name);
 // The tests speak to service managers of their own, not to the one that has started them, and compare
 // output without colors.
 const OTHERS = /^(LISTEN_|NOTIFY_SOCKET$|WATCHDOG_|JOURNAL_STREAM$|SYSTEMD_EXEC_PID$|FORCE_COLOR$)/;
-for (const name of Object.keys(process.env)) if (OTHERS.test(name)) delete process.env[name];
+for (const name of Object.keys(environment)) if (OTHERS.test(name)) delete environment[name];
 // Their servers are on the loopback, where no proxy reaches them.
 for (const name of ["no_proxy", "NO_PROXY"])
-  process.env[name] = [process.env[name], "localhost,127.0.0.1,::1,[::1]"].filter(Boolean).join();
+  if (!environment[name]?.includes("127.0.0.1") && Object.keys(environment).some(isProxy))
+    environment[name] = [environment[name] ?? [], "localhost,127.0.0.1,::1,[::1]"].flat().join();
 // The path of a socket has 107 bytes at most, of which the tests need half.
-if (tmpdir().length > 50) process.env["TMPDIR"] = "/tmp";
+if (tmpdir().length > 50) environment["TMPDIR"] = "/tmp";
+// What is started without an environment of its own has that of the start: so they start again.
+if (!Bun.deepEquals(environment, { ...process.env })) {
+  const [, ...args] = readFileSync("/proc/self/cmdline", "utf8").split("\0").slice(0, -1);
+  const { exitCode } = Bun.spawnSync([process.execPath, ...args], {
+    env: environment,
+    stdio: ["inherit", "inherit", "inherit"],
+  });
+  process.exit(exitCode ?? 1);
+}
 
 const make = Bun.spawnSync(["make", "--silent", "all"], {
   cwd: resolve(import.meta.dir, ".."),
