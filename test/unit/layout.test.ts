@@ -27,6 +27,10 @@ test("a sockaddr_in and a sockaddr_in6 hold an address and a port", () => {
   const IPV6 = "0a000bb800000000";
   expect(read(`${IPV6}000000000000000000000000000000010${"0".repeat(7)}`)).toEqual(["::1", 3000]);
   expect(read(`${IPV6}fe800000000000000000000000000001${"02000000"}`)).toEqual(["fe80::1%2", 3000]);
+  expect(read(`${IPV6}00000000000000000000ffff7f000001${"0".repeat(8)}`)).toEqual([
+    "::ffff:127.0.0.1",
+    3000,
+  ]);
   const MANY = 0x04030201;
   expect(read(`${IPV6}fe800000000000000000000000000001${"01020304"}`)).toEqual([
     `fe80::1%${MANY}`,

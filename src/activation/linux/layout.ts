@@ -53,7 +53,10 @@ export function inetAddress(sockaddr: Uint8Array): string {
     .subarray(8, 24)
     .toHex()
     .replaceAll(/.{4}(?=.)/g, "$&:");
-  const shortest = new URL(`http://[${groups}]`).hostname.slice(1, -1);
+  // A URL has the IPv4 address in it as two groups, and Bun and inet_ntop(3) as IPv4 does.
+  const shortest = groups.startsWith("0000:0000:0000:0000:0000:ffff:")
+    ? `::ffff:${sockaddr.subarray(20, 24).join(".")}`
+    : new URL(`http://[${groups}]`).hostname.slice(1, -1);
   const [scope = 0] = new Uint32Array(sockaddr.slice(24, 28).buffer);
   return scope === 0 ? shortest : `${shortest}%${scope}`;
 }
