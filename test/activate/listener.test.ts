@@ -76,7 +76,10 @@ describe("socket-service under load", () => {
     const fds = [sockets.listening(AF_INET, 64), sockets.listening(AF_INET6, 64)];
     await using service = execute("../test/activate/limited.sh", fds, {}, [String(limit)]);
     const [ipv4 = 0, ipv6 = 0] = fds.map(sockets.portOf);
-    const asked = Array.from({ length: 20 }, () => [ask(ipv4), ask(ipv6, "::1")]).flat();
+    const asked = Array.from({ length: 20 }, () => [
+      ask(ipv4),
+      ask(ipv6, sockets.LOOPBACK6),
+    ]).flat();
     expect(await Promise.all(asked)).toEqual(Array(40).fill(GREETING));
     service.process.kill("SIGTERM");
     expect(await service.status()).toBe(0);
@@ -107,13 +110,12 @@ describe("socket-service tells the service manager", () => {
   test("that it listens, when the client that waits is greeted; that it accepted; that it stops", async () => {
     using directory = scratch();
     const receiver = new NotifyReceiver(join(directory.path, "notify"));
-    const [family, host] = lacksIPv6() ? [AF_INET, "127.0.0.1"] : [AF_INET6, "[::1]"];
-    const fds = [sockets.listening(AF_INET, 5), sockets.listening(family, 5)];
+    const fds = [sockets.listening(AF_INET, 5), sockets.listening(AF_INET6, 5)];
     fds.push(sockets.listening(AF_UNIX, 5, join(directory.path, "so\n\x9b\u202ecket")));
     const [port = 0, other = 0] = fds.slice(0, 2).map(sockets.portOf);
     const client = sockets.connected({ family: AF_INET, port }) ?? -1;
     await using service = execute(NAME, fds, { NOTIFY_SOCKET: receiver.address });
-    const where = `127.0.0.1:${port}, ${host}:${other}, ${join(directory.path, "so?cket")}`;
+    const where = `127.0.0.1:${port}, [${sockets.LOOPBACK6}]:${other}, ${join(directory.path, "so?cket")}`;
     // Waits without a pause: what is there at the moment of READY=1 was sent before it.
     let ready = receiver.poll();
     for (const end = performance.now() + 5000; !ready && performance.now() < end;)

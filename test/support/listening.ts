@@ -5,19 +5,10 @@ import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-import { lacksIPv6 } from "./needs.ts";
 import * as sockets from "./sockets.ts";
 import { AF_INET, AF_INET6, AF_UNIX } from "./sockets.ts";
 
-type Family = "IPv4" | "IPv6" | "Unix" | "abstract Unix";
-
-/** Those that this machine has. */
-export const FAMILIES: readonly Family[] = [
-  "IPv4",
-  ...(lacksIPv6() ? [] : (["IPv6"] as const)),
-  "Unix",
-  "abstract Unix",
-];
+export const FAMILIES = ["IPv4", "IPv6", "Unix", "abstract Unix"] as const;
 
 /** A name that no other test and no other run has, for a file in the directory of temporary ones. */
 export function freshPath(): string {
@@ -35,7 +26,7 @@ export interface Listening extends Disposable {
   readonly to: { readonly port: number; readonly host: string } | { readonly path: string };
 }
 
-export function listening(family: Family, backlog = 37): Listening {
+export function listening(family: (typeof FAMILIES)[number], backlog = 37): Listening {
   const path = family === "Unix" ? freshPath() : `@${randomUUID()}`;
   const fd =
     family === "IPv4" || family === "IPv6"
@@ -45,7 +36,7 @@ export function listening(family: Family, backlog = 37): Listening {
   const kept = sockets.duplicate(fd);
   const to = family.endsWith("Unix")
     ? { path: path.replace("@", "\0") }
-    : { port: sockets.portOf(fd), host: family === "IPv4" ? "127.0.0.1" : "::1" };
+    : { port: sockets.portOf(fd), host: family === "IPv4" ? "127.0.0.1" : sockets.LOOPBACK6 };
   return {
     fd,
     kept,

@@ -1,7 +1,7 @@
 /* What the tests cannot do without, and what is skipped because it is not here. */
 import { resolve } from "node:path";
 
-import { AF_INET6, bound, close, SOCK_STREAM } from "./sockets.ts";
+import { hasIPv6 } from "./sockets.ts";
 
 const SETUP = resolve(import.meta.dir, "../setup.sh");
 
@@ -47,13 +47,8 @@ export function lacksNpm(): boolean {
 
 /** Returns whether there is no ::1, as in many containers, for `test.skipIf`. */
 export function lacksIPv6(): boolean {
-  try {
-    close(bound(AF_INET6, SOCK_STREAM));
-    return false;
-  } catch {
-    skipped("what needs IPv6", "there is no ::1");
-    return true;
-  }
+  if (!hasIPv6) skipped("what needs IPv6", "there is no ::1");
+  return !hasIPv6;
 }
 
 /** What was skipped, why, and what to install for it: empty if nothing was. */

@@ -87,7 +87,9 @@ function sockaddr(address: string | { family: number; port: number }): Uint8Arra
   const { family, port } = address;
   const head = [family, 0, port >> 8, port & 255];
   if (family === AF_INET) return Uint8Array.of(...head, 127, 0, 0, 1, ...Array(8).fill(0));
-  return Uint8Array.of(...head, 0, 0, 0, 0, ...Array(15).fill(0), 1, 0, 0, 0, 0);
+  const mapped = [...Array(10).fill(0), 255, 255, 127, 0, 0, 1];
+  const loopback = hasIPv6 ? [...Array(15).fill(0), 1] : mapped;
+  return Uint8Array.of(...head, 0, 0, 0, 0, ...loopback, 0, 0, 0, 0);
 }
 
 /** fe80::1 on the first interface, as a sockaddr: an address of one link. */
@@ -143,6 +145,17 @@ export function portOf(fd: number): number {
   check("getsockname", libc.getsockname(fd, name, Uint32Array.of(name.length)));
   return new DataView(name.buffer).getUint16(2);
 }
+
+/** Whether there is an ::1: many containers have none. */
+export let hasIPv6 = true;
+try {
+  close(bound(AF_INET6, SOCK_STREAM));
+} catch {
+  hasIPv6 = false;
+}
+
+/** The loopback of IPv6, or that of IPv4 as its sockets have it. */
+export const LOOPBACK6 = hasIPv6 ? "::1" : "::ffff:127.0.0.1";
 
 /** A socket connected to a path or to a port of the loopback; undefined where it would block. */
 export function connected(

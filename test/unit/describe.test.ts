@@ -8,7 +8,6 @@ import {
 } from "../../src/activation/receive/describe.ts";
 import { refusal, thrown } from "../support/checks.ts";
 import { freshPath } from "../support/listening.ts";
-import { lacksIPv6 } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
 import {
   AF_INET,
@@ -58,14 +57,14 @@ describe("describe returns", () => {
     sockets.close(fd);
   });
 
-  test.skipIf(lacksIPv6())("a datagram socket over IPv6", () => {
+  test("a datagram socket over IPv6", () => {
     const fd = sockets.bound(AF_INET6, SOCK_DGRAM);
     const port = sockets.portOf(fd);
-    const address = { family: "IPv6", address: "::1", port };
+    const address = { family: "IPv6", address: sockets.LOOPBACK6, port };
     expect(told(fd)).toEqual([
       { kind: "socket", type: "datagram", listening: false, connected: false, ...address },
       "an unconnected datagram socket (IPv6)",
-      `[::1]:${port}`,
+      `[${sockets.LOOPBACK6}]:${port}`,
     ]);
   });
 

@@ -9,7 +9,6 @@ import { listenFds, notify, watchdogEnabled } from "../../src/activation/index.t
 import "../support/checks.ts";
 import { scratch } from "../support/daemon.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
-import { lacksIPv6 } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, AF_INET6, AF_UNIX } from "../support/sockets.ts";
 
@@ -173,7 +172,7 @@ function every(directory: string): Map<string, number> {
     const [one, other] = sockets.socketPair(type);
     fds.set(`Unix ${name}, connected`, one).set(`Unix ${name}, connected too`, other);
   }
-  for (const family of lacksIPv6() ? [AF_INET] : [AF_INET, AF_INET6]) {
+  for (const family of [AF_INET, AF_INET6]) {
     const listening = sockets.listening(family, 5);
     const bound = sockets.bound(family, sockets.SOCK_DGRAM);
     const connected = (to: number, type: number) =>

@@ -31,7 +31,6 @@ function started<S extends Bun.Server<undefined>>(server: S): S {
 }
 
 const LOOPBACK_ADDRESSES = lacksIPv6() ? ["127.0.0.1"] : ["127.0.0.1", "::1"];
-const IP = lacksIPv6() ? "IPv4" : "IPv6";
 
 const answer = (text: string) => ({ fetch: () => new Response(text) });
 
@@ -64,7 +63,9 @@ describe.each(FAMILIES)("serve on a listening socket over %s", (family) => {
     if ("port" in it.to) {
       const { host, port } = it.to;
       expect([server.hostname, server.port]).toEqual([host, port]);
-      expect(server.url.href).toBe(`http://${family === "IPv6" ? "[::1]" : host}:${port}/`);
+      expect(server.url.href).toBe(
+        `${new URL(`http://${family === "IPv6" ? `[${host}]` : host}:${port}`)}`,
+      );
       expect(server).toHaveProperty("address", { address: host, family, port });
     } else {
       const { path } = it.to;
@@ -92,7 +93,7 @@ describe.each(FAMILIES)("serve on a listening socket over %s", (family) => {
 });
 
 test("serve upgrades to WebSocket", async () => {
-  using it = listening(IP);
+  using it = listening("IPv6");
   const server = serve({
     fd: it.fd,
     websocket: { message: (socket, message) => void socket.send(`echo ${message}`) },
@@ -213,7 +214,7 @@ test("serve answers a request under way after stop()", async () => {
 });
 
 test("serve serves over TLS", async () => {
-  using it = listening(IP);
+  using it = listening("IPv6");
   const server = started(serve({ fd: it.fd, ...answer("safe"), tls: CERTIFICATE }));
   expect(server.url.protocol).toBe("https:");
   const response = await fetch(server.url, { tls: { rejectUnauthorized: false } });
@@ -244,9 +245,9 @@ test("requestIP is the client over IP, and nobody over AF_UNIX or if only that i
     fetch: (request: Request, server: Bun.Server<undefined>) =>
       Response.json(server.requestIP(request)?.address ?? null),
   };
-  using ip = listening(IP);
+  using ip = listening("IPv6");
   started(serve({ ...options, fd: ip.fd }));
-  expect(await exchange(ip.to)).toEndWith(`"${LOOPBACK_ADDRESSES.at(-1)}"`);
+  expect(await exchange(ip.to)).toEndWith(`"${sockets.LOOPBACK6}"`);
   using unix = listening("Unix");
   started(serve({ ...options, fd: unix.fd }));
   expect(await exchange(unix.to)).toEndWith("null");

@@ -7,6 +7,7 @@ import { listening } from "../support/listening.ts";
 import {
   AF_INET,
   AF_INET6,
+  LOOPBACK6,
   AF_UNIX,
   bound,
   close,
@@ -37,7 +38,7 @@ async function ask(port: number, hostname = "127.0.0.1"): Promise<string> {
 
 test.each([
   ["IPv4", AF_INET, "127.0.0.1"],
-  ["IPv6", AF_INET6, "::1"],
+  ["IPv6", AF_INET6, LOOPBACK6],
 ] as const)(
   "udpSocket receives on a passed socket over %s, and leaves it with its passer",
   async (family, domain, hostname) => {
@@ -98,7 +99,7 @@ test("udpSocket leaves the descriptor as it was if Bun refuses the options", asy
   expect(await udpSocket({ fd, socket: wrong }).catch((error) => error)).toBeInstanceOf(TypeError);
   expect(describe(fd)).toMatchObject({ type: "datagram", family: "IPv6", port });
   const socket = await udpSocket({ fd, socket: echo });
-  expect(await ask(port, "::1")).toBe("hello");
+  expect(await ask(port, LOOPBACK6)).toBe("hello");
   socket.close();
   expect(await udpSocket({ fd: 987_654 }).catch((error) => error)).toEqual(
     refusal(78, /^descriptor 987654 is not open/),
