@@ -7,8 +7,8 @@ import { LogLevel, logLine } from "./log.ts";
  * Bun prints it, and the status is 1.
  *
  * Limitations: Bun does not hand over an error in a promise that nobody awaits: give this function to
- * `unhandledRejection` too. In a Worker, it ends the Worker. It ends a program under `bun --hot` as well,
- * except for errors that the module's own evaluation throws.
+ * `unhandledRejection` too. In a Worker, it ends the Worker. Under `bun --hot` it ends the program as well,
+ * except for what the evaluation after an edit throws, which Bun prints itself.
  *
  * @param error What was thrown.
  *
