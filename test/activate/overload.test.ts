@@ -211,6 +211,12 @@ describe("a program that does not bound its connections,", () => {
       console.error("first");`;
     await using service = limited(directory.path, fds, {}, HOARDS + source);
     await service.says(/first\n/);
+    /** The service has closed the connection, too: its descriptor is free. */
+    const leave = async (client: Client) => {
+      client.finish();
+      await client.received();
+      client.close();
+    };
     /** With no descriptor free a client waits, and is served when there are some. */
     const servesWhoWaits = async (port: number) => {
       const heard = service.stderr.length;
@@ -224,7 +230,7 @@ describe("a program that does not bound its connections,", () => {
       const began = performance.now();
       await waiting.firstByte();
       expect(performance.now() - began).toBeLessThan(1000);
-      waiting.close();
+      await leave(waiting);
     };
     const first = await Client.connect(bounded);
     await first.firstByte();
@@ -234,7 +240,7 @@ describe("a program that does not bound its connections,", () => {
     // It accepts again.
     const second = await Client.connect(bounded);
     await second.firstByte();
-    second.close();
+    await leave(second);
     await servesWhoWaits(bounded);
     // One that is opened later.
     service.process.kill("SIGHUP");

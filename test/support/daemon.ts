@@ -218,9 +218,10 @@ export class Client {
 
   /** Waits for the first data, or for the end of a connection that brings none. */
   async firstByte(): Promise<void> {
+    if (this.#received !== "") return;
     const { promise, resolve } = Promise.withResolvers<void>();
-    this.#socket.once("data", () => resolve()).once("close", resolve);
-    await promise;
+    this.#socket.once("data", () => resolve());
+    await within(10_000, "the first byte", Promise.race([promise, this.#closed.promise]));
   }
 
   /** All that came until the service's end of file, or how the connection failed instead. */
