@@ -42,6 +42,7 @@ export type { AnySocket, SocketType, NonSocket } from "./receive/describe.ts";
 // Bun on a descriptor
 export { serve, type ServeOptions } from "./adopt/serve.ts";
 export { drain, type DrainOptions, draining } from "./adopt/drain.ts";
+export { whenIdle, type IdleOptions } from "./adopt/idle.ts";
 export { listen, type ListenOptions } from "./adopt/listen.ts";
 export type { Listener } from "./bun.ts";
 export { udpSocket, type UdpSocketOptions } from "./adopt/udp.ts";

@@ -154,6 +154,7 @@ export function execute(
   fds: readonly number[],
   variables: Readonly<Record<string, string | undefined>> = {},
   args: readonly string[] = [],
+  cwd = process.cwd(),
 ): Running {
   const env: Record<string, string> = {};
   const all = { LISTEN_PID: "self", LISTEN_FDS: String(fds.length), ...variables };
@@ -163,6 +164,7 @@ export function execute(
   return new Running(
     Bun.spawn(["/bin/sh", "-c", script, executable(name), ...args], {
       env,
+      cwd,
       stdio: ["ignore", "pipe", "pipe", ...fds],
     }),
   );

@@ -28,6 +28,11 @@ export class Connections {
     this.#known = new Set(this.#address[0] === AF.UNIX ? known.map(libc.identity) : []);
   }
 
+  /** Whether none is open now. */
+  get areNone(): boolean {
+    return connectionsAt(this.#address).length === 0;
+  }
+
   /** Whether one of them is so now. A look takes 2 to 5 µs for each descriptor of this process. */
   some(isSo: (connection: Connection) => boolean): boolean {
     const known = this.#known;

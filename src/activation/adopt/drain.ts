@@ -1,10 +1,12 @@
 import type { Server } from "bun";
 
+import { perProcess } from "../hot.ts";
 import type { Talk } from "../linux/libc.ts";
 import { type Connection, Connections } from "./connections.ts";
 import { pause } from "./event-loop.ts";
 import { type Served, servedBy, watchOf } from "./served.ts";
-import { type Requests, withClose } from "./with-close.ts";
+import type { Requests } from "./requests.ts";
+import { withClose } from "./with-close.ts";
 
 /** How long a server takes to end. */
 export interface DrainOptions {
@@ -68,7 +70,16 @@ export function drain(
   const served = requireServed(server);
   for (const [name, value] of Object.entries({ grace, timeout }))
     if (!(value >= 0)) throw new RangeError(`${name} is ${value}: give milliseconds, from 0 on`);
-  return (served.drained ??= new Drain(server, served, { grace, timeout, signal }).run());
+  return drainOf(server, served, { grace, timeout, signal }).run();
+}
+
+/**
+ * The first three phases of {@link drain}, whose grace ends as soon as no connection is open. A later
+ * `drain` does the last one.
+ */
+export async function becomeQuiet(server: Server<unknown>): Promise<void> {
+  const options = { grace: 1000, timeout: 10_000, signal: undefined };
+  await drainOf(server, requireServed(server), options).becomeQuiet(true);
 }
 
 /**
@@ -98,7 +109,23 @@ function drainingOf(served: Served): AbortController {
   return (served.draining ??= new AbortController());
 }
 
+interface Limits {
+  readonly grace: number;
+  readonly timeout: number;
+  readonly signal: AbortSignal | undefined;
+}
+
+const drains = perProcess("drains", () => new WeakMap<object, Drain>());
+
+function drainOf(server: Server<unknown>, served: Served, limits: Limits): Drain {
+  const drain = drains.get(server) ?? new Drain(server, served, limits);
+  drains.set(server, drain);
+  return drain;
+}
+
 class Drain {
+  #result: Promise<boolean> | undefined;
+  #quiet: Promise<Connections | undefined> | undefined;
   readonly #begun = performance.now();
   readonly #aborted: Promise<unknown>;
   readonly #requests: Requests = { handled: 0, unfinished: -Infinity };
@@ -106,26 +133,37 @@ class Drain {
   constructor(
     readonly server: Server<unknown>,
     readonly served: Served,
-    readonly options: {
-      readonly grace: number;
-      readonly timeout: number;
-      readonly signal: AbortSignal | undefined;
-    },
+    readonly options: Limits,
   ) {
     this.#aborted = new Promise((resolve) => options.signal?.addEventListener("abort", resolve));
   }
 
-  async run(): Promise<boolean> {
+  run(): Promise<boolean> {
+    return (this.#result ??= this.#run());
+  }
+
+  async #run(): Promise<boolean> {
+    const connections = await this.becomeQuiet(false);
+    // Without them, somebody has stopped the server.
+    return await (connections ? this.#stop(connections) : this.#until(this.#areAnswered));
+  }
+
+  /** Returns the connections that are left. A hasty one waits for nothing if there are none. */
+  becomeQuiet(isHasty: boolean): Promise<Connections | undefined> {
+    return (this.#quiet ??= this.#becomeQuiet(isHasty));
+  }
+
+  async #becomeQuiet(isHasty: boolean): Promise<Connections | undefined> {
     const watch = watchOf(this.server, this.served);
-    // Somebody has stopped it.
-    if (watch === undefined) return await this.#until(this.#areAnswered);
+    if (watch === undefined) return undefined;
     const connections = new Connections(watch);
+    const isOver = () => isHasty && connections.areNone;
 
     this.#announce();
-    await this.#grace();
+    if (!isOver()) await this.#grace(isOver);
     pause(watch);
     await this.#linger(connections);
-    return await this.#stop(connections);
+    return connections;
   }
 
   /** 1. Each response ends its connection. */
@@ -134,8 +172,8 @@ class Drain {
     this.served.change((options) => withClose(options, this.#requests));
   }
 
-  /** 2. Waits until each client had the time to ask once more. */
-  async #grace(): Promise<void> {
+  /** 2. Waits until each client had the time to ask once more, or `isOver`. */
+  async #grace(isOver: () => boolean): Promise<void> {
     const { grace, timeout } = this.options;
     // So that the requests that come until then can be answered before the end.
     const latest = this.#begun + Math.max(grace, timeout / 2);
@@ -145,7 +183,8 @@ class Drain {
       underWay = Math.min(underWay, this.server.pendingRequests - this.#requests.handled);
       return underWay <= 0 || performance.now() >= latest;
     });
-    await this.#wait(Math.min(grace, latest - performance.now()));
+    const end = Math.min(performance.now() + grace, latest);
+    await this.#until(() => performance.now() >= end || isOver());
   }
 
   /** 3. Waits until each connection that was accepted has sent its first request. */

@@ -7,7 +7,7 @@ import { describe, formatAddress } from "../receive/describe.ts";
 import { ConnectionLimit } from "./connection-limit.ts";
 import { substitute, watchListener } from "./event-loop.ts";
 import { disposable, release, supersede } from "./handover.ts";
-import { requireListening } from "./listening.ts";
+import { keepWatch, requireListening } from "./listening.ts";
 
 /** The options of `Bun.listen`, with a descriptor that wins over the address if there is one. */
 export type ListenOptions<Data = undefined> = (
@@ -73,6 +73,7 @@ function listenOn<Data>(
     libc.replaceByPlaceholder(fd);
     listener = runtime.listen(derive(options, { fd }));
     const watch = substitute(socket, fd);
+    keepWatch(listener, watch);
     if (limit) limit.apply(listener, watch, socket);
     else libc.close(socket);
   } catch (error) {

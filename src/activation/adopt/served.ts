@@ -19,7 +19,6 @@ export interface Served {
   readonly change: (change: (options: object) => object) => void;
   /** Aborted when the server begins to drain. */
   draining?: AbortController;
-  drained?: Promise<boolean>;
 }
 
 interface Closable {

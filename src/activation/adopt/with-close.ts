@@ -1,12 +1,6 @@
 import { derive } from "../bun.ts";
-
-/** What a drain has to know of the requests that came since it began. */
-export interface Requests {
-  /** How many the handlers have. */
-  handled: number;
-  /** When one was answered last whose body had not come, as performance.now() has it. */
-  unfinished: number;
-}
+import { withNodeClose } from "./node-http.ts";
+import type { Requests } from "./requests.ts";
 
 /** How long a body may take to come that no handler reads, in milliseconds. */
 const REST = 200;
@@ -17,11 +11,15 @@ type Handlers = {
   static?: object;
   fetch?: Function | null;
   error?: Function | null;
+  /** Of `node:http`. */
+  onNodeHTTPRequest?: Function;
 };
 
 /** The same options, but each response ends its connection, and upgrades get 503. */
 export function withClose(options: object, requests: Requests): object {
-  const { routes, static: files, fetch, error }: Handlers = options;
+  const { routes, static: files, fetch, error, onNodeHTTPRequest }: Handlers = options;
+  if (onNodeHTTPRequest)
+    return derive(options, { onNodeHTTPRequest: withNodeClose(onNodeHTTPRequest, requests) });
   const handler = (answer: Function) =>
     function (this: unknown, request: Request, ...others: unknown[]): unknown {
       if (request.headers.get("upgrade")?.toLowerCase() === "websocket")

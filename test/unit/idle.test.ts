@@ -1,0 +1,115 @@
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import type { Socket } from "node:net";
+
+import { whenIdle } from "../../src/activation/adopt/idle.ts";
+import { listen } from "../../src/activation/adopt/listen.ts";
+import { serve } from "../../src/activation/adopt/serve.ts";
+import { descriptors, nothingLeft, thrown } from "../support/checks.ts";
+import { client, FAMILIES, listening, text } from "../support/listening.ts";
+
+const stops: (() => unknown)[] = [];
+let before: Map<string, number>;
+beforeEach(() => void (before = descriptors()));
+afterEach(async () => {
+  for (const stop of stops.splice(0)) await stop();
+  await nothingLeft(before);
+});
+
+/** One HTTP/1.1 exchange over a connection of its own. */
+async function exchange(to: Parameters<typeof client>[0], target = "/"): Promise<string> {
+  const socket = await client(to);
+  socket.write(`GET ${target} HTTP/1.1\r\nHost: example\r\nConnection: close\r\n\r\n`);
+  return await text(socket);
+}
+
+/** Whether it happens within a time. */
+async function within(milliseconds: number, promise: Promise<unknown>): Promise<boolean> {
+  return await Promise.race([promise.then(() => true), Bun.sleep(milliseconds).then(() => false)]);
+}
+
+const TIMEOUT = 200;
+
+describe.each(FAMILIES)("whenIdle of a server over %s", (family) => {
+  test("waits for as long as a connection is open, and then the timeout", async () => {
+    using it = listening(family);
+    const server = serve({ fd: it.fd, fetch: () => new Response("Hello") });
+    stops.push(() => server.stop(true));
+    const open: Socket = await client(it.to);
+    const idle = whenIdle(server, { timeout: TIMEOUT });
+    expect(await within(3 * TIMEOUT, idle)).toBe(false);
+    open.destroy();
+    const begun = performance.now();
+    await idle;
+    expect(performance.now() - begun).toBeWithin(TIMEOUT - TIMEOUT / 10, 2 * TIMEOUT);
+  });
+
+  test("waits for as long as one of `listen` is open", async () => {
+    using it = listening(family);
+    const listener = listen({ fd: it.fd, socket: { data() {} } });
+    stops.push(() => listener.stop(true));
+    const open = await client(it.to);
+    const idle = whenIdle([listener], { timeout: TIMEOUT });
+    expect(await within(3 * TIMEOUT, idle)).toBe(false);
+    open.destroy();
+    expect(await within(3 * TIMEOUT, idle)).toBe(true);
+  });
+});
+
+test("each request counts, though nobody has a connection when it looks, and after a reload", async () => {
+  using it = listening("IPv4");
+  const route = () => new Response("route");
+  const fails = () => {
+    throw new Error("on purpose");
+  };
+  const options = {
+    routes: { "/a": route, "/b": { GET: route }, "/fails": fails },
+    fetch: () => new Response("fetch"),
+    error: () => new Response("error"),
+  };
+  const server = serve({ fd: it.fd, ...options });
+  stops.push(() => server.stop(true));
+  const idle = whenIdle(server, { timeout: 1000 });
+  for (const [target, body] of [
+    ["/a", "route"],
+    ["/b", "route"],
+    ["/", "fetch"],
+    ["/fails", "error"],
+    ["/a", "route"],
+    ["/", "fetch"],
+  ] as const) {
+    expect(await exchange(it.to, target)).toEndWith(`\r\n\r\n${body}`);
+    server.reload(options);
+    expect(await within(300, idle)).toBe(false);
+  }
+  expect(await within(1500, idle)).toBe(true);
+});
+
+test("a server that was passed no socket is never idle", async () => {
+  const server = serve({ port: 0, fetch: () => new Response() });
+  stops.push(() => server.stop(true));
+  expect(await within(500, whenIdle(server, { timeout: 100 }))).toBe(false);
+});
+
+test("its promise resolves before the event loop accepts anybody", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response("first") });
+  stops.push(() => server.stop(true));
+  await whenIdle(server, { timeout: 50 });
+  // Who connects now waits for whoever has the socket next.
+  const stopped = server.stop();
+  const late = await client(it.to);
+  await stopped;
+  expect(late.readyState).toBe("open");
+  late.destroy();
+});
+
+test("what is no timeout is a RangeError, and what is no server a TypeError", () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response() });
+  stops.push(() => server.stop(true));
+  for (const timeout of [0, -1, Number.NaN])
+    expect(thrown(() => whenIdle(server, { timeout }))).toBeInstanceOf(RangeError);
+  const other = Bun.serve({ port: 0, fetch: () => new Response() });
+  stops.push(() => other.stop(true));
+  expect(thrown(() => whenIdle(other, { timeout: 1 }))).toBeInstanceOf(TypeError);
+});
