@@ -93,7 +93,7 @@ unexport LISTEN_PID LISTEN_FDS LISTEN_FDNAMES NOTIFY_SOCKET WATCHDOG_PID WATCHDO
 SET_UP := $(filter demo test debian-root deb,$(MAKECMDGOALS))
 
 .DELETE_ON_ERROR:
-.PHONY: all demo test test-bun debian-root bench check format pack deb dist clean help set-up install uninstall install-user uninstall-user
+.PHONY: all demo test test-frameworks test-bun debian-root bench check format pack deb dist clean help set-up install uninstall install-user uninstall-user
 
 all: $(SERVICES:%=$(OUT)/%) ## Build the three executables into dist/ (the default; ARCH=arm64: into dist/arm64/)
 
@@ -101,6 +101,12 @@ $(OUT)/%: src/daemons/%.ts $(SOURCES) node_modules/.installed | $(EMBEDDED)
 	@mkdir -p $(OUT)
 	@echo "build  $@"
 	@$(BUN) build $(COMPILE) $< --outfile $@ >/dev/null
+
+# The preload for other programs: units name this file, so it is one, at a place of its own.
+dist/register.js: $(SOURCES) node_modules/.installed
+	@mkdir -p dist
+	@echo "build  $@"
+	@$(BUN) build --target=bun --minify src/activation/register.ts --outfile $@ >/dev/null
 
 demo: all ## Start each service under systemd-socket-activate and be its client
 	@$(BUN) test/demo.ts
@@ -133,6 +139,10 @@ dist/roots/%: test/setup.sh | $(if $(SET_UP),set-up)
 		--cache-dir=$(CURDIR)/dist/roots/cache $* $@.new >/dev/null
 	@mv $@.new $@ && touch $@
 
+# `make test` has the quick ones of these.
+test-frameworks: node_modules/.installed ## Pass the tests of all frameworks, unchanged (ARGS="-t NAME")
+	@FRAMEWORKS=all $(BUN) test test/package/unchanged $(ARGS)
+
 # The oldest Bun is that of "engines". `make test` has the pinned one.
 test-bun: node_modules/.installed ## Pass the module's tests on the oldest and the newest Bun (or VERSION=1.4.2)
 	@newest=$$($(BUN) info bun version) || exit; \
@@ -143,7 +153,7 @@ test-bun: node_modules/.installed ## Pass the module's tests on the oldest and t
 # What starts none of the executables.
 test-bun-%: node_modules/.bun-%
 	@echo "test   on bun $*"
-	@$< test $(or $(ARGS),test/unit test/activate/hot test/activate/wrapped test/package/readme test/package/frameworks)
+	@$< test $(or $(ARGS),test/unit test/activate/hot test/activate/wrapped test/activate/register test/package/readme test/package/frameworks)
 
 bench: all ## Measure the services and their peers (ARGS="--quick", "--json FILE"; ROOT=DIR for another systemd as well)
 	@$(BUN) test/bench/run.ts $(ARGS)
@@ -158,13 +168,13 @@ format: node_modules/.installed ## Format the sources, and write the reference f
 
 # What other projects install: the module's sources, their declarations, and the module's own README.
 # It is put together in dist/package, because a package's README is that at its root.
-pack: node_modules/.installed ## Pack the module for other projects: dist/socket-service-VERSION.tgz
+pack: node_modules/.installed dist/register.js ## Pack the module for other projects: dist/socket-service-VERSION.tgz
 	@rm -rf dist/package dist/declarations && mkdir -p dist/package/src
 	@$(BUN) node_modules/typescript/bin/tsc --noEmit false --declaration --emitDeclarationOnly --outDir dist/declarations
 	@mv dist/declarations/src/activation dist/package/types && rm -r dist/declarations
 	@cp -r src/activation dist/package/src
 	@mv dist/package/src/activation/README.md dist/package
-	@cp package.json LICENSE dist/package
+	@cp package.json LICENSE dist/register.js dist/package
 	@chmod -R u=rwX,go=rX dist/package
 	@cd dist/package && ../../$(BUN) pm pkg delete private scripts devDependencies
 	@cd dist/package && ../../$(BUN) pm pack --quiet --destination ..

@@ -28,7 +28,7 @@ if (!Bun.deepEquals(environment, { ...process.env })) {
   process.exit(exitCode ?? 1);
 }
 
-const make = Bun.spawnSync(["make", "--silent", "all"], {
+const make = Bun.spawnSync(["make", "--silent", "all", "dist/register.js"], {
   cwd: resolve(import.meta.dir, ".."),
   // The tests may run under `make test`, whose job server is not ours.
   env: { ...process.env, MAKEFLAGS: "" },

@@ -9,6 +9,7 @@ const SRC = resolve(import.meta.dir, "../../src");
 const LAYERS = [
   ["daemons/"],
   ["activation/index.ts"],
+  ["activation/register.ts"],
   ["activation/register/"],
   ["activation/adopt/"],
   ["activation/receive/"],

@@ -1,0 +1,144 @@
+import { printable, quote } from "../error.ts";
+import { type Descriptor, formatAddress } from "../receive/describe.ts";
+
+/** What a call of `Bun.serve`, `Bun.listen` or `Bun.udpSocket` asks for. */
+export interface Wanted {
+  readonly type: "stream" | "datagram";
+  /** A port from 1, or a path (`@` and a name if it is abstract). */
+  readonly at: number | string;
+  readonly hostname?: string | undefined;
+}
+
+/** A passed socket that a call can have: one that listens, or one for datagrams over IP. */
+export interface Claimable {
+  readonly fd: number;
+  readonly name: string;
+  readonly socket: Extract<Descriptor, { kind: "socket" }>;
+}
+
+/** A socket that a call has. */
+export interface Claim {
+  readonly fd: number;
+  readonly wanted: Wanted;
+  /** Whether it was the only one left: neither its name nor its address is what was asked for. */
+  readonly isGuess: boolean;
+}
+
+/** In characters: how much of a status the addresses may take. */
+const LONGEST_LIST = 256;
+
+/** Whether a descriptor can be claimed. */
+export function isClaimable(it: Descriptor): it is Claimable["socket"] {
+  if (it.kind !== "socket" || typeof it.family === "number") return false;
+  return it.type === "stream" ? it.listening : it.type === "datagram" && it.family !== "Unix";
+}
+
+/** Decides which call gets which of the passed sockets. */
+export class Claims {
+  readonly #claims = new Map<number, Claim>();
+  #hasWarned = false;
+
+  constructor(
+    readonly sockets: readonly Claimable[],
+    readonly warn: (message: string) => void,
+  ) {}
+
+  /** The sockets that no call has. */
+  get left(): readonly Claimable[] {
+    return this.sockets.filter(({ fd }) => !this.#claims.has(fd));
+  }
+
+  /**
+   * Claims the socket whose name is the wanted port or path; otherwise one that is bound to it;
+   * otherwise the only one that is left, unless its name is another port or path.
+   */
+  claim(wanted: Wanted): Claim | undefined {
+    const left = this.left.filter(({ socket }) => socket.type === wanted.type);
+    const unnamed = left.filter(({ name }) => !/^(\d+$|[/@])/.test(name));
+    const named = left.filter(({ name }) => name === String(wanted.at));
+    const bound = unnamed.filter(({ socket }) => isBoundTo(socket, wanted.at));
+    const [first, ...others] = named.length > 0 ? named : bound;
+    if (first !== undefined) {
+      const exact = [first, ...others].find(({ socket }) => hasAddress(socket, wanted.hostname));
+      if (exact === undefined && others.length > 0)
+        this.#warn(
+          `${list([first, ...others])} are for ${nameWanted(wanted)}, and a call gets one: ` +
+            `pass one, such as [::]:PORT, which is for IPv4 as well, or give the calls hostnames`,
+        );
+      return this.#take(exact ?? first, wanted, false);
+    }
+    const [only, ...more] = unnamed;
+    if (only !== undefined && more.length === 0) return this.#take(only, wanted, true);
+    if (more.length > 0)
+      this.#warn(
+        `${list(unnamed)} were passed, and none is for ${nameWanted(wanted)}, which is opened as without ` +
+          `systemd: set FileDescriptorName=${wanted.at} in the socket unit that it is to have`,
+      );
+    else this.#warnOfGuess(wanted);
+    return undefined;
+  }
+
+  /** Claims the socket that an earlier evaluation of the same call has, under `bun --hot`. */
+  again(wanted: Wanted): Claim | undefined {
+    const same = ({ type, at }: Wanted) => type === wanted.type && at === wanted.at;
+    const former = this.#claims.values().find((claim) => same(claim.wanted));
+    const socket = this.sockets.find(({ fd }) => fd === former?.fd);
+    return socket && former && this.#take(socket, wanted, former.isGuess);
+  }
+
+  /** Gives a socket back, for a later call. */
+  release(claim: Claim): void {
+    if (this.#claims.get(claim.fd) === claim) this.#claims.delete(claim.fd);
+  }
+
+  #take({ fd }: Claimable, wanted: Wanted, isGuess: boolean): Claim {
+    const claim = { fd, wanted, isGuess };
+    this.#claims.set(fd, claim);
+    return claim;
+  }
+
+  #warnOfGuess(wanted: Wanted): void {
+    const guess = this.#claims
+      .values()
+      .find((claim) => claim.isGuess && claim.wanted.type === wanted.type);
+    if (guess === undefined) return;
+    const socket = list(this.sockets.filter(({ fd }) => fd === guess.fd));
+    this.#warn(
+      `${nameWanted(guess.wanted)} got ${socket} because it asked first, and ${nameWanted(wanted)} is opened as ` +
+        `without systemd: set FileDescriptorName=${guess.wanted.at} or ${wanted.at} in the socket unit`,
+    );
+  }
+
+  /** Only the first one: others would follow from it. */
+  #warn(message: string): void {
+    if (!this.#hasWarned) this.warn(message);
+    this.#hasWarned = true;
+  }
+}
+
+function isBoundTo(socket: Claimable["socket"], at: number | string): boolean {
+  return "port" in socket ? socket.port === at : formatAddress(socket) === at;
+}
+
+function hasAddress(socket: Claimable["socket"], hostname: string | undefined): boolean {
+  return "address" in socket && socket.address === hostname;
+}
+
+function list(sockets: readonly Claimable[]): string {
+  return sockets
+    .map(({ socket, name }) => `${formatAddress(socket)} (${quote(name)})`)
+    .join(" and ");
+}
+
+/** Lists where sockets listen, for a status: systemd reads only so much of it. */
+export function listClaimable(sockets: readonly Claimable[]): string {
+  const places = sockets.map(({ socket }) => printable(formatAddress(socket), "?"));
+  const text = places.join(", ");
+  return text.length > LONGEST_LIST ? `${text.slice(0, LONGEST_LIST)}...` : text;
+}
+
+/** Names what a call asks for, such as `port 4000`. */
+export function nameWanted({ type, at }: Wanted): string {
+  if (typeof at === "string") return at;
+  return `${type === "stream" ? "port" : "UDP port"} ${at}`;
+}

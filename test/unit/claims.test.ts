@@ -1,0 +1,171 @@
+import { describe, expect, test } from "bun:test";
+
+import {
+  type Claimable,
+  Claims,
+  isClaimable,
+  type Wanted,
+} from "../../src/activation/register/claims.ts";
+
+let next = 3;
+function tcp(port: number, name = "app.socket", address = "127.0.0.1"): Claimable {
+  const family = address.includes(":") ? "IPv6" : "IPv4";
+  const is = { kind: "socket", type: "stream", listening: true, connected: false } as const;
+  return { fd: next++, name, socket: { ...is, family, address, port } };
+}
+function udp(port: number, name = "app.socket"): Claimable {
+  const it = tcp(port, name);
+  return { ...it, socket: { ...it.socket, type: "datagram", listening: false } };
+}
+function unix(path: string, name = "app.socket"): Claimable {
+  const is = { kind: "socket", type: "stream", listening: true, connected: false } as const;
+  return { fd: next++, name, socket: { ...is, family: "Unix", path } };
+}
+const stream = (at: number | string, hostname?: string): Wanted => ({
+  type: "stream",
+  at,
+  hostname,
+});
+const datagram = (at: number): Wanted => ({ type: "datagram", at });
+
+/** The indices of the sockets that the calls get, in turn, and what is warned of. */
+function claims(sockets: readonly Claimable[], ...wanted: readonly Wanted[]) {
+  const warnings: string[] = [];
+  const all = new Claims(sockets, (message) => void warnings.push(message));
+  const got = wanted.map((it) => {
+    const fd = all.claim(it)?.fd;
+    return fd === undefined ? undefined : sockets.findIndex((socket) => socket.fd === fd);
+  });
+  return { got, warnings };
+}
+
+describe("a call gets", () => {
+  test.each<[string, Claimable[], Wanted[], (number | undefined)[]]>([
+    [
+      "the socket with its port as a name",
+      [tcp(80, "3000"), tcp(81, "9100")],
+      [stream(9100), stream(3000)],
+      [1, 0],
+    ],
+    [
+      "rather that than one bound to its port",
+      [tcp(3000), tcp(80, "3000")],
+      [stream(3000), stream(3000)],
+      [1, 0],
+    ],
+    [
+      "the socket with its path as a name",
+      [tcp(80), unix("/run/a", "/tmp/b")],
+      [stream("/tmp/b")],
+      [1],
+    ],
+    ["the socket bound to its port", [tcp(80), tcp(3000)], [stream(3000)], [1]],
+    ["the socket bound to its path", [tcp(80), unix("/run/a")], [stream("/run/a")], [1]],
+    [
+      "the one bound to its hostname too",
+      [tcp(80), tcp(80, "b", "::1")],
+      [stream(80, "::1"), stream(80, "127.0.0.1")],
+      [1, 0],
+    ],
+    ["the only one", [tcp(80)], [stream(3000)], [0]],
+    ["the only one, with a path", [tcp(80)], [stream("/run/a")], [0]],
+    [
+      "the only one that no other has",
+      [tcp(80), tcp(443, "8443")],
+      [stream(8443), stream(3000)],
+      [1, 0],
+    ],
+    [
+      "the only one whose name is no other port",
+      [tcp(80), tcp(443, "8443")],
+      [stream(3000), stream(8443)],
+      [0, 1],
+    ],
+    ["the only one of its type", [tcp(80), udp(53)], [datagram(5353), stream(3000)], [1, 0]],
+  ])("%s", (_, sockets, wanted, got) => {
+    expect(claims(sockets, ...wanted)).toEqual({ got, warnings: [] });
+  });
+
+  test.each<[string, Claimable[], Wanted[]]>([
+    ["a socket whose name is another port", [tcp(80, "3000")], [stream(9100)]],
+    [
+      "a socket whose name is another port, though it is bound to this one",
+      [tcp(80, "3000")],
+      [stream(80)],
+    ],
+    ["a socket of another type", [tcp(80)], [datagram(80)]],
+  ])("never %s", (_, sockets, wanted) => {
+    expect(claims(sockets, ...wanted)).toEqual({ got: wanted.map(() => undefined), warnings: [] });
+  });
+});
+
+describe("one warning says what to do if it is not clear which call gets which socket:", () => {
+  test("two sockets, and neither is for the port", () => {
+    const sockets = [tcp(80, "a.socket"), tcp(81, "b.socket")];
+    expect(claims(sockets, stream(3000), stream(3001))).toEqual({
+      got: [undefined, undefined],
+      warnings: [
+        '127.0.0.1:80 ("a.socket") and 127.0.0.1:81 ("b.socket") were passed, and none is for port 3000, ' +
+          "which is opened as without systemd: set FileDescriptorName=3000 in the socket unit that it is to have",
+      ],
+    });
+  });
+
+  test("two calls, and one socket that is for neither", () => {
+    expect(claims([tcp(80)], stream(9100), stream(3000), stream(3001))).toEqual({
+      got: [0, undefined, undefined],
+      warnings: [
+        'port 9100 got 127.0.0.1:80 ("app.socket") because it asked first, and port 3000 is opened as ' +
+          "without systemd: set FileDescriptorName=9100 or 3000 in the socket unit",
+      ],
+    });
+  });
+
+  test("two sockets for the port of one call", () => {
+    const sockets = [tcp(80), tcp(80, "app.socket", "::1")];
+    expect(claims(sockets, stream(80))).toEqual({
+      got: [0],
+      warnings: [
+        '127.0.0.1:80 ("app.socket") and [::1]:80 ("app.socket") are for port 80, and a call gets one: ' +
+          "pass one, such as [::]:PORT, which is for IPv4 as well, or give the calls hostnames",
+      ],
+    });
+  });
+});
+
+test("a socket that is given back goes to a later call, and an old claim gives nothing back", () => {
+  const all = new Claims([tcp(80)], (message) => expect.unreachable(message));
+  const first = all.claim(stream(3000));
+  if (first === undefined) expect.unreachable();
+  expect(all.left).toEqual([]);
+  all.release(first);
+  const second = all.claim(stream(3001));
+  expect(second?.fd).toBe(first.fd);
+  all.release(first);
+  expect(all.left).toEqual([]);
+});
+
+test("a second evaluation gets what the first one has", () => {
+  const all = new Claims([tcp(80), tcp(81)], (message) => expect.unreachable(message));
+  const first = all.claim(stream(81));
+  expect(all.again(stream(80))).toBeUndefined();
+  const second = all.again(stream(81));
+  expect(second?.fd).toBe(first?.fd ?? 0);
+  if (first) all.release(first);
+  expect(all.left).toHaveLength(1);
+});
+
+test("what can be claimed are sockets that listen, and those for datagrams over IP", () => {
+  const { socket } = tcp(80);
+  const { socket: local } = unix("/run/a");
+  expect([
+    isClaimable(socket),
+    isClaimable(local),
+    isClaimable({ ...socket, type: "datagram", listening: false }),
+    isClaimable({ ...socket, listening: false, connected: true }),
+    isClaimable({ ...socket, type: "seqpacket" }),
+    isClaimable({ ...local, type: "datagram", listening: false }),
+    isClaimable({ ...socket, family: 40 }),
+    isClaimable({ kind: "fifo" }),
+  ]).toEqual([true, true, true, false, false, false, false, false]);
+});
