@@ -1,0 +1,330 @@
+/* How unchanged programs end, with the preload: by SIGTERM, and after a time with no connection. */
+import { afterEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+
+import { client, text } from "../support/listening.ts";
+import { Service, type StartOptions, type Unit } from "../support/unchanged.ts";
+import { until } from "../support/until.ts";
+
+setDefaultTimeout(60_000);
+
+const services: Service[] = [];
+afterEach(async () => {
+  for (const service of services.splice(0)) await service[Symbol.asyncDispose]();
+});
+
+async function started(source: string, options?: StartOptions, unit: Unit = {}) {
+  const it = new Service([unit]);
+  services.push(it);
+  const running = it.run(source, options);
+  await it.ready();
+  return { it, running };
+}
+
+const BUN = `const server = Bun.serve({ port: 3000, fetch: () => new Response("Hello\\n") });`;
+const NODE = `const server = require("node:http").createServer((request, response) => response.end("Hello\\n")).listen(3000);`;
+
+const ENDS = {
+  "no handler": "",
+  "process.exit()": `process.on("SIGTERM", () => process.exit());`,
+  "process.exit(143)": `process.once("SIGTERM", () => process.exit(143));`,
+  "a stop of the server": `process.on("SIGTERM", () => {
+    if (server.stop) server.stop(); else server.close();
+  });`,
+} as const;
+
+describe.each(Object.entries({ "Bun.serve": BUN, "node:http": NODE }))(
+  "a program of %s",
+  (_, source) => {
+    test.each(Object.entries(ENDS))(
+      "that ends by %s loses no request in five restarts",
+      async (end, handler) => {
+        const { it } = await started(source + handler);
+        const { lost, answered, statuses } = await it.restarts(5, () => it.start("program.ts"));
+        const status = end.includes("143") ? 143 : 0;
+        expect({ lost, statuses }).toEqual({
+          lost: {},
+          statuses: Array.from({ length: 5 }, () => status),
+        });
+        expect(answered).toBeGreaterThan(1000);
+      },
+    );
+  },
+);
+
+/** A connection to the service that is kept, and all that came on it. */
+async function kept(it: Service) {
+  const socket = await client(it.to);
+  const connection = { socket, received: "", hasEnded: false };
+  socket.setEncoding("latin1");
+  socket.on("data", (data) => (connection.received += String(data)));
+  socket.on("end", () => (connection.hasEnded = true));
+  socket.on("error", () => (connection.hasEnded = true));
+  const send = (head: string) => socket.write(`${head}\r\nHost: example\r\n\r\n`);
+  return Object.assign(connection, { send });
+}
+
+describe("SIGTERM", () => {
+  test("with no open connection ends a program in milliseconds, with its own exit status", async () => {
+    for (const source of [BUN, NODE, `process.exitCode = 3; ${NODE}`]) {
+      const { it } = await started(source);
+      const { status, milliseconds } = await it.stop();
+      expect(status).toBe(source.startsWith("process") ? 3 : 0);
+      expect(milliseconds).toBeLessThan(200);
+      expect(await it.notified("STOPPING=1")).toEqual(["STOPPING=1\n"]);
+    }
+  });
+
+  test("before the program listens ends it", async () => {
+    const it = new Service();
+    services.push(it);
+    const running = it.run(`console.error("starting"); setInterval(() => {}, 1000);`);
+    await running.says(/starting/);
+    expect((await it.stop()).status).toBe(0);
+  });
+
+  test("reaches the handlers of a program as ever, however it asks for them", async () => {
+    const { running } = await started(
+      `${NODE}
+      const first = () => console.error("first", process.listenerCount("SIGTERM"));
+      const gone = () => console.error("gone");
+      process.once("SIGTERM", first);
+      process.prependListener("SIGTERM", function (name, number) { console.error(this === process, name, number); });
+      process.on("SIGTERM", gone).off("SIGTERM", gone);
+      process.on("SIGUSR1", () => console.error("other", process.listeners("SIGTERM").length));
+      process.emit("SIGTERM", "SIGTERM", 15);
+      console.error("emitted");`,
+    );
+    await running.says(/^true SIGTERM 15\nfirst 1\nemitted\n$/);
+    running.process.kill("SIGUSR1");
+    await running.says(/other 1\n/);
+    running.process.kill("SIGTERM");
+    await running.says(/other 1\ntrue SIGTERM 15\n$/);
+    // It ignores the signal: as many as come.
+    running.process.kill("SIGTERM");
+    await running.says(/other 1\n(true SIGTERM 15\n){2}$/);
+    expect(running.process.exitCode).toBeNull();
+  });
+
+  test("after removeAllListeners() still drains", async () => {
+    const { it } = await started(
+      `process.on("SIGTERM", () => {}); ${BUN} process.removeAllListeners();`,
+    );
+    expect((await it.stop()).status).toBe(0);
+    expect(await it.notified("STOPPING=1")).toEqual(["STOPPING=1\n"]);
+  });
+
+  test("a second time goes to the program at once, or ends it", async () => {
+    const stream = `const server = require("node:http").createServer((request, response) => response.write("a")).listen(3000);`;
+    for (const handler of [`process.on("SIGTERM", () => process.exit(5));`, ""]) {
+      const { it, running } = await started(stream + handler);
+      const open = await kept(it);
+      open.send("GET / HTTP/1.1");
+      await until("the stream begins", 10, () => open.received.includes("\r\n\r\n"));
+      running.process.kill("SIGTERM");
+      await it.notified("STOPPING=1");
+      const { status, milliseconds } = await it.stop();
+      expect(status).toBe(handler === "" ? 0 : 5);
+      expect(milliseconds).toBeLessThan(200);
+    }
+  });
+
+  test("has the WebSockets of Bun.serve closed with 1001", async () => {
+    const { it } = await started(
+      `Bun.serve({ port: 3000, fetch: (request, server) => server.upgrade(request) ? undefined : new Response(),
+        websocket: { message: (socket, message) => void socket.send(message) } });`,
+    );
+    const socket = new WebSocket(it.url);
+    await new Promise((resolve) => socket.addEventListener("open", resolve));
+    const closed = new Promise<CloseEvent>((resolve) => socket.addEventListener("close", resolve));
+    expect((await it.stop()).status).toBe(0);
+    expect((await closed).code).toBe(1001);
+  });
+
+  test("lets an answer under way end, and cuts a stream that does not after ten seconds", async () => {
+    const { it } = await started(
+      `require("node:http").createServer((request, response) => {
+        response.write("begun");
+        if (request.url === "/slow") setTimeout(() => response.end(" ended"), 500);
+      }).listen(3000);`,
+    );
+    const [slow, endless] = [await kept(it), await kept(it)];
+    slow.send("GET /slow HTTP/1.1");
+    endless.send("GET /endless HTTP/1.1");
+    await until("both begin", 10, () =>
+      [slow, endless].every((one) => one.received.includes("begun")),
+    );
+    const { status, milliseconds } = await it.stop();
+    expect(status).toBe(0);
+    expect(slow.received).toContain(" ended");
+    expect(milliseconds).toBeWithin(9500, 12_000);
+  });
+
+  test("leaves newcomers to the next process, for a program of node:net too", async () => {
+    const { it, running } = await started(
+      `require("node:net").createServer((socket) => socket.pipe(socket)).listen(3000);
+      process.on("SIGTERM", () => console.error("asked to stop"));`,
+    );
+    const open = await kept(it);
+    open.socket.write("for the first");
+    await until("the echo", 10, () => open.received === "for the first");
+    running.process.kill("SIGTERM");
+    await running.says(/asked to stop/);
+    const newcomer = await client(it.to);
+    newcomer.end("for the next");
+    open.socket.end(" still");
+    await until("the end", 10, () => open.hasEnded);
+    expect(open.received).toBe("for the first still");
+    await running[Symbol.asyncDispose]();
+    it.start("program.ts");
+    expect(await text(newcomer)).toBe("for the next");
+  });
+
+  test("says GOAWAY to clients of node:http2, lets answers under way end, leaves others to the next", async () => {
+    const { it, running } = await started(
+      `require("node:http2").createServer((request, response) =>
+        setTimeout(() => response.end("Hello"), request.url === "/slow" ? 500 : 0)).listen(3000);`,
+    );
+    const { connect } = await import("node:http2");
+    const get = async (session: ReturnType<typeof connect>, path: string) => {
+      let body = "";
+      for await (const chunk of session.request({ ":path": path }).setEncoding("latin1"))
+        body += String(chunk);
+      return body;
+    };
+    const session = connect(it.url);
+    const goaway = new Promise((resolve) => session.once("goaway", resolve));
+    expect(await get(session, "/")).toBe("Hello");
+    const slow = get(session, "/slow");
+    // It is there before the signal.
+    await new Promise((resolve) => session.ping(resolve));
+    running.process.kill("SIGTERM");
+    expect(await goaway).toBe(0);
+    const next = connect(it.url);
+    const late = get(next, "/");
+    expect(await slow).toBe("Hello");
+    expect(await running.status()).toBe(0);
+    it.start("program.ts");
+    expect(await late).toBe("Hello");
+    next.destroy();
+  });
+
+  test("never resets a client of node:http that still sends a body", async () => {
+    const { it, running } = await started(
+      `require("node:http").createServer((request, response) => {
+        if (request.url === "/refused") return void response.writeHead(401).end("refused");
+        request.resume().on("end", () => response.end("read"));
+      }).listen(3000);`,
+    );
+    // Somebody whose connection makes the grace last.
+    const other = await kept(it);
+    other.send("GET / HTTP/1.1");
+    await until("the answer", 10, () => other.received.endsWith("read"));
+    running.process.kill("SIGTERM");
+    await it.notified("STOPPING=1");
+    const refused = await kept(it);
+    refused.socket.write(
+      "POST /refused HTTP/1.1\r\nHost: example\r\nContent-Length: 4000000\r\n\r\n",
+    );
+    for (let sent = 0; sent < 4_000_000; sent += 100_000) {
+      refused.socket.write(Buffer.alloc(100_000));
+      await Bun.sleep(1);
+    }
+    await until("the answer", 10, () => refused.received.includes("refused"));
+    expect(refused.received).toStartWith("HTTP/1.1 401 ");
+    const read = await kept(it);
+    read.socket.write("POST / HTTP/1.1\r\nHost: example\r\nContent-Length: 4\r\n\r\nbody");
+    await until("the answer", 10, () => read.received.endsWith("read"));
+    expect(read.received).toMatch(/^connection: close/im);
+    other.socket.destroy();
+    refused.socket.destroy();
+    expect(await running.status()).toBe(0);
+  });
+});
+
+describe("IDLE_TIMEOUT", () => {
+  const env = { IDLE_TIMEOUT: "0.5" };
+
+  test.each(Object.entries({ "Bun.serve": BUN, "node:http": NODE }))(
+    "ends a program of %s, which the next client wakes",
+    async (_, source) => {
+      const { it, running } = await started(source, { env });
+      const begun = performance.now();
+      expect(await it.get()).toBe("Hello\n");
+      expect(await running.status()).toBe(0);
+      expect(performance.now() - begun).toBeWithin(500, 2000);
+      expect(await it.notified("STOPPING=1")).toEqual(["STOPPING=1\n"]);
+      const waiting = it.get();
+      it.start("program.ts", { env });
+      expect(await waiting).toBe("Hello\n");
+    },
+  );
+
+  test("counts from the last open connection, kept or not", async () => {
+    for (const source of [BUN, NODE]) {
+      const { it, running } = await started(source, { env });
+      const open = await kept(it);
+      await Bun.sleep(1000);
+      open.send("GET / HTTP/1.1");
+      await until("the answer", 10, () => open.received.endsWith("Hello\n"));
+      open.socket.destroy();
+      // Nobody has a connection when it looks.
+      for (let i = 0; i < 10; i++) {
+        expect(await it.get()).toBe("Hello\n");
+        await Bun.sleep(100);
+      }
+      expect(running.process.exitCode).toBeNull();
+      expect(await running.status()).toBe(0);
+    }
+  });
+
+  test("calls the handlers of the program", async () => {
+    const { running } = await started(`${NODE} process.on("SIGTERM", () => process.exit(7));`, {
+      env,
+    });
+    expect(await running.status()).toBe(7);
+  });
+
+  test("counts connections of node:net, and datagrams", async () => {
+    const net = await started(
+      `require("node:net").createServer((socket) => socket.end("bye")).listen(3000);`,
+      { env },
+    );
+    for (let i = 0; i < 10; i++) {
+      expect(await text(await client(net.it.to))).toBe("bye");
+      await Bun.sleep(100);
+    }
+    expect(net.running.process.exitCode).toBeNull();
+    expect(await net.running.status()).toBe(0);
+    const udp = await started(
+      `require("node:dgram").createSocket("udp4").on("message", () => {}).bind(5353);`,
+      { env },
+      { family: "UDP" },
+    );
+    const { createSocket } = await import("node:dgram");
+    const socket = createSocket("udp4");
+    for (let i = 0; i < 10; i++) {
+      socket.send("hello", udp.it.port, "127.0.0.1");
+      await Bun.sleep(100);
+    }
+    socket.close();
+    expect(udp.running.process.exitCode).toBeNull();
+    expect(await udp.running.status()).toBe(0);
+  });
+
+  test.each(["0", "infinity"])("of %s never ends it", async (seconds) => {
+    const { it, running } = await started(BUN, { env: { IDLE_TIMEOUT: seconds } });
+    await Bun.sleep(500);
+    expect(await it.get()).toBe("Hello\n");
+    expect(running.process.exitCode).toBeNull();
+  });
+
+  test("of anything else is an error, with the exit status 78", async () => {
+    const it = new Service();
+    services.push(it);
+    const running = it.run(BUN, { env: { IDLE_TIMEOUT: "a minute" } });
+    expect(await running.status()).toBe(78);
+    expect(running.stderr).toBe(
+      'socket-service/register: IDLE_TIMEOUT is "a minute", which is not a number of seconds: set one, such as 60\n',
+    );
+  });
+});

@@ -1,0 +1,332 @@
+/* Programs that know nothing of systemd, with the preload, on sockets that they are passed. */
+import { afterEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { createSocket } from "node:dgram";
+import { join } from "node:path";
+
+import { freePort, type Running } from "../support/daemon.ts";
+import { CERTIFICATE, client, text } from "../support/listening.ts";
+import { REGISTER, Service, type StartOptions, type Unit } from "../support/unchanged.ts";
+import { until } from "../support/until.ts";
+
+setDefaultTimeout(60_000);
+
+const services: Service[] = [];
+afterEach(async () => {
+  for (const service of services.splice(0)) await service[Symbol.asyncDispose]();
+});
+
+function service(...units: Unit[]): Service {
+  const it = new Service(units);
+  services.push(it);
+  return it;
+}
+
+/** Starts a program on one socket, and waits until it is ready. */
+async function started(source: string, options?: StartOptions, unit: Unit = {}) {
+  const it = service(unit);
+  const running = it.run(source, options);
+  return { it, running, status: await it.ready() };
+}
+
+const warnings = ({ stderr }: Running) => stderr.match(/^socket-service\/register: .*$/gm) ?? [];
+/** All that a program says that was not asked for. */
+const noise = ({ stderr }: Running) => stderr.replace(/^Started development server: .*\n/m, "");
+
+/** What answers with its own address, the client's, and a version, by the API that opens its socket. */
+const FETCH = `fetch: (request, server) => Response.json(
+  [server.hostname, server.port, server.requestIP(request)?.address, "VERSION"])`;
+const HANDLER = `({ socket }, response) => {
+  const { address, port } = server.address();
+  response.end(JSON.stringify([address, port, socket.remoteAddress, "VERSION"]));
+}`;
+const HTTP = {
+  "Bun.serve": `Bun.serve({ port: 3000, ${FETCH} });`,
+  "export default": `export default { ${FETCH} };`,
+  "export default of a class": `class App {
+      ${FETCH.replace(": (request, server) =>", " = (request, server) =>")};
+      routes = [];
+      get port() { return 3000; }
+    }
+    export default new App();`,
+  "node:http": `import { createServer } from "node:http";
+    const server = createServer(${HANDLER}).listen(3000);`,
+} as const;
+
+describe.each(Object.entries(HTTP))("a program of %s", (_, source) => {
+  test("serves on the passed socket, reports its address, becomes ready, and sees the client's", async () => {
+    const { it, running, status } = await started(source);
+    expect(status).toBe(`READY=1\nSTATUS=Listening on 127.0.0.1:${it.port}\n`);
+    expect(JSON.parse(await it.get())).toEqual(["127.0.0.1", it.port, "127.0.0.1", "VERSION"]);
+    expect(noise(running)).toBe("");
+  });
+
+  test("has the same socket after each edit under bun --hot", async () => {
+    const { it, running } = await started(source, { flags: ["--hot"] });
+    for (const version of ["first", "second", "third"]) {
+      it.write("program.ts", source.replace("VERSION", version));
+      const answer = await until(`the ${version} edit`, 10, async () => {
+        const answer = await it.get();
+        return answer.includes(version) && answer;
+      });
+      expect(JSON.parse(answer)).toEqual(["127.0.0.1", it.port, "127.0.0.1", version]);
+    }
+    expect(noise(running)).toBe("");
+  });
+
+  test("serves over a Unix socket", async () => {
+    const { it, running, status } = await started(source, {}, { family: "Unix" });
+    const { to } = it;
+    if (!("path" in to)) expect.unreachable();
+    expect(status).toBe(`READY=1\nSTATUS=Listening on ${to.path}\n`);
+    const answer = await fetch("http://example/", { unix: to.path });
+    expect(answer.status).toBe(noise(running) === "" ? 200 : 0);
+  });
+});
+
+const TLS = JSON.stringify(CERTIFICATE);
+
+describe("over TLS", () => {
+  test.each([
+    ["Bun.serve", `Bun.serve({ port: 3000, tls: ${TLS}, ${FETCH} });`],
+    [
+      "node:https",
+      `const server = require("node:https").createServer(${TLS}, ${HANDLER}).listen(3000);`,
+    ],
+  ])("a program of %s serves", async (_, source) => {
+    const { it } = await started(source);
+    const url = it.url.replace("http:", "https:");
+    const answer = await fetch(url, { tls: { ca: CERTIFICATE.cert, serverName: "localhost" } });
+    expect(await answer.json()).toEqual(["127.0.0.1", it.port, "127.0.0.1", "VERSION"]);
+  });
+
+  test("a program of node:http2 serves", async () => {
+    const source = `require("node:http2").createServer((request, response) => response.end("two")).listen(3000);`;
+    const { it } = await started(source);
+    const { connect } = await import("node:http2");
+    const session = connect(it.url);
+    const stream = session.request({ ":path": "/" }).setEncoding("latin1");
+    let body = "";
+    for await (const chunk of stream) body += String(chunk);
+    expect(body).toBe("two");
+    session.destroy();
+  });
+});
+
+test("a socket on [::] is reported as Bun reports its own", async () => {
+  const { it } = await started(HTTP["node:http"], {}, { family: "IPv6" });
+  const { to } = it;
+  if (!("port" in to)) expect.unreachable();
+  const answer = await fetch(`http://[::1]:${to.port}/`);
+  expect(await answer.json()).toEqual(["::1", to.port, "::1", "VERSION"]);
+});
+
+test("a program of node:net serves, whenever it sets its handler", async () => {
+  for (const source of [
+    `const server = require("node:net").createServer((socket) => socket.pipe(socket)).listen(3000);`,
+    `const server = require("node:net").createServer().listen(3000);
+    setTimeout(() => server.on("connection", (socket) => socket.pipe(socket)), 50);`,
+    `require("bun").listen({ port: 3000, hostname: "localhost", socket: { data: (socket, data) => void socket.end(data) } });`,
+  ]) {
+    const { it, running } = await started(source);
+    const socket = await client(it.to);
+    socket.end("echo");
+    expect(await text(socket)).toBe("echo");
+    expect(noise(running)).toBe("");
+  }
+});
+
+/** Sends a datagram and returns the answer. */
+async function datagram(port: number): Promise<string> {
+  const socket = createSocket("udp4");
+  const { promise, resolve } = Promise.withResolvers<string>();
+  socket.on("message", (message) => resolve(String(message)));
+  // Nobody repeats what came before the socket was read.
+  const timer = setInterval(() => socket.send("echo", port, "127.0.0.1"), 100);
+  return await promise.finally(() => (clearInterval(timer), socket.close()));
+}
+
+test("programs of node:dgram and Bun.udpSocket serve, and their clients take no socket", async () => {
+  for (const source of [
+    `const { createSocket } = require("node:dgram");
+    const client = createSocket("udp4");
+    client.send("hello", 9, "127.0.0.1", () => client.close());
+    const server = createSocket("udp4").on("message", (message, { port, address }) => server.send(message, port, address));
+    setTimeout(() => server.bind(5353), 50);`,
+    `await Bun.udpSocket({ connect: { hostname: "127.0.0.1", port: 9 } });
+    await Bun.udpSocket({});
+    await Bun.udpSocket({ port: 5353, socket: { data: (socket, data, port, address) => void socket.send(data, port, address) } });`,
+  ]) {
+    const { it, status } = await started(source, {}, { family: "UDP" });
+    expect(status).toBe(`READY=1\nSTATUS=Listening on 127.0.0.1:${it.port}\n`);
+    expect(await datagram(it.port)).toBe("echo");
+  }
+});
+
+test("a compiled program serves, with the import as its first line, or a preload in its environment", async () => {
+  const it = service({});
+  it.write("imported.ts", `import ${JSON.stringify(REGISTER)};\n${HTTP["node:http"]}`);
+  it.write("plain.ts", HTTP["Bun.serve"]);
+  for (const name of ["imported", "plain"])
+    Bun.spawnSync([process.execPath, "build", "--compile", `${name}.ts`, "--outfile", name], {
+      cwd: it.directory.path,
+    });
+  const runs: [string, Record<string, string>][] = [
+    ["imported", {}],
+    ["plain", { BUN_OPTIONS: `--preload=${REGISTER}` }],
+  ];
+  for (const [name, env] of runs) {
+    const running = it.start("", { command: [join(it.directory.path, name)], env });
+    await it.ready();
+    expect(JSON.parse(await it.get())).toEqual(["127.0.0.1", it.port, "127.0.0.1", "VERSION"]);
+    await running[Symbol.asyncDispose]();
+  }
+});
+
+describe("which socket", () => {
+  const answer = (text: string) => `fetch: () => new Response("${text}")`;
+  const get = async (it: Service, index: number) => {
+    const { to } = it.sockets[index] ?? expect.unreachable();
+    if (!("port" in to)) expect.unreachable();
+    return await (await fetch(`http://127.0.0.1:${to.port}/`, { keepalive: false })).text();
+  };
+
+  test("names say which of several, and READY=1 comes with the last of them", async () => {
+    const it = service({ name: "3000" }, { name: "9100" });
+    const running = it.run(
+      `Bun.serve({ port: 9100, ${answer("metrics")} });
+      process.on("SIGUSR1", () => Bun.serve({ port: 3000, ${answer("application")} }));
+      console.error("waiting");`,
+    );
+    await running.says(/waiting/);
+    expect(it.receiver.poll()).toBeUndefined();
+    running.process.kill("SIGUSR1");
+    await it.ready();
+    expect([await get(it, 0), await get(it, 1)]).toEqual(["application", "metrics"]);
+    expect(warnings(running)).toEqual([]);
+  });
+
+  test("of two sockets with no names: a warning, at once, and no guess", async () => {
+    const it = service({}, {});
+    const port = freePort();
+    const running = it.run(`Bun.serve({ port: ${port}, ${answer("own")} });`);
+    await running.says(/set FileDescriptorName=\d+ in the socket unit/);
+    // The warning comes before the port is open.
+    const ask = async () => await (await fetch(`http://127.0.0.1:${port}/`)).text();
+    expect(await until("it serves", 5, () => ask().catch(() => undefined))).toBe("own");
+    expect(warnings(running)).toHaveLength(1);
+    expect(it.receiver.poll()).toBeUndefined();
+  });
+
+  test("a program whose ports are those of the sockets needs no names", async () => {
+    const it = service({}, {});
+    const [first = 0, second = 0] = it.sockets.map(({ to }) => ("port" in to ? to.port : 0));
+    const running = it.run(
+      `Bun.serve({ port: ${second}, ${answer("second")} });
+      require("node:http").createServer((request, response) => response.end("first")).listen(${first});`,
+    );
+    await it.ready();
+    expect([await get(it, 0), await get(it, 1)]).toEqual(["first", "second"]);
+    expect(warnings(running)).toEqual([]);
+  });
+
+  test("not for a server on any port, nor for who tests whether a port is free", async () => {
+    const { it, running } = await started(
+      `const { createServer } = require("node:net");
+      const probe = (port) => new Promise((resolve, reject) => {
+        const server = createServer().unref().on("error", reject);
+        server.listen(port, () => {
+          const found = server.address();
+          server.close(() => resolve(found.port));
+        });
+      });
+      const internal = Bun.serve({ port: 0, ${answer("internal")} });
+      const tcp = Bun.listen({ port: 0, hostname: "127.0.0.1", socket: { data() {} } });
+      const free = await probe(3000);
+      Bun.serve({ port: free, fetch: async () => new Response(\`\${free} \${await (await fetch(internal.url)).text()}\`) });`,
+    );
+    expect(await it.get()).toBe("3000 internal");
+    expect(warnings(running)).toEqual([]);
+  });
+
+  test("a later call has the socket of a server that was stopped", async () => {
+    const stop = {
+      "Bun.serve": `const first = Bun.serve({ port: 3000, ${answer("first")} }); await first.stop();`,
+      "node:http": `await new Promise((resolve) => {
+        const first = require("node:http").createServer(() => {}).listen(3000, () => first.close(resolve));
+      });`,
+      "node:net": `await new Promise((resolve) => {
+        const first = require("node:net").createServer(() => {}).listen(3000, () => first.close(resolve));
+      });`,
+    };
+    for (const source of Object.values(stop)) {
+      const { it, running } = await started(
+        `${source} Bun.serve({ port: 3001, ${answer("second")} }); console.error("second");`,
+      );
+      await running.says(/second/);
+      expect(await it.get()).toBe("second");
+      expect(warnings(running)).toEqual([]);
+    }
+  });
+
+  test("a second server opens its own, and a warning names both", async () => {
+    const port = freePort();
+    const { it, running } = await started(
+      `Bun.serve({ port: 3000, ${answer("application")} });
+      Bun.serve({ port: ${port}, ${answer("metrics")} });`,
+    );
+    await running.says(new RegExp(`FileDescriptorName=3000 or ${port} in the socket unit`));
+    expect(await it.get()).toBe("application");
+    expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe("metrics");
+  });
+
+  test("an error of the program's own is as ever, and the socket is there for the next call", async () => {
+    const { it } = await started(
+      `try { Bun.serve({ port: 3000 }); } catch (error) { console.error(error.message); }
+      Bun.serve({ port: 3000, ${answer("second")} });`,
+    );
+    expect(await it.get()).toBe("second");
+  });
+
+  test("one that nobody takes is named after ten seconds, and a connection at once", async () => {
+    const it = service({ name: "8080" });
+    const port = freePort();
+    const running = it.run(`Bun.serve({ port: ${port}, ${answer("own")} });`);
+    expect(await until("the warning", 15, () => warnings(running)[0])).toBe(
+      `socket-service/register: nothing listens on 127.0.0.1:${it.port} yet: set FileDescriptorName= in ` +
+        "the socket unit to the port or path that the program listens on, or pass no such socket",
+    );
+  });
+});
+
+describe("with no socket", () => {
+  test("a program is ready when its first server listens", async () => {
+    const it = service();
+    const port = freePort();
+    it.run(`require("node:net").createServer().listen(${freePort()});
+      Bun.serve({ port: 0, fetch: () => new Response() });
+      Bun.serve({ port: ${port}, fetch: () => new Response("own") });`);
+    expect(await it.ready()).toBe(`READY=1\nSTATUS=Listening on port ${port}\n`);
+    expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe("own");
+  });
+
+  test("and nobody to notify, or in a Worker, nothing is replaced", async () => {
+    const it = service();
+    const source = `const native = Object.entries({ serve: Bun.serve, listen: Bun.listen, udpSocket: Bun.udpSocket })
+      .every(([name, value]) => Function.prototype.toString.call(value).includes("[native code]"));
+      console.error(Bun.isMainThread, native, process.listenerCount("SIGTERM"));`;
+    it.write("worker.ts", source);
+    const running = it.run(`${source} new Worker("./worker.ts");`, {
+      env: { NOTIFY_SOCKET: undefined },
+    });
+    await running.says(/true true 0\nfalse true 0/);
+  });
+});
+
+test("what was passed wrong is one line and the exit status 78", async () => {
+  const it = service({});
+  const running = it.run("", { env: { LISTEN_FDS: "many" } });
+  expect(await running.status()).toBe(78);
+  expect(running.stderr).toBe(
+    'socket-service/register: LISTEN_FDS is "many", which is not a count of descriptors: leave the variable to the service manager\n',
+  );
+});
