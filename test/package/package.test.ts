@@ -47,7 +47,7 @@ test("the tarball holds the sources, a declaration for each, and the module's ow
   const all = readdirSync(join(ROOT, "src/activation"), { recursive: true, encoding: "utf8" });
   const sources = all.filter((name) => name.endsWith(".ts"));
   const packed = [
-    ...["LICENSE", "README.md", "package.json"],
+    ...["LICENSE", "README.md", "package.json", "register.js"],
     ...sources.map((name) => `src/activation/${name}`),
     ...sources.map((name) => `types/${name.replace(/ts$/, "d.ts")}`),
   ];
@@ -58,6 +58,17 @@ test("the tarball holds the sources, a declaration for each, and the module's ow
   const ofOurs = ["private", "scripts", "devDependencies"];
   const published = Object.entries(own).filter(([name]) => !ofOurs.includes(name));
   expect(JSON.parse(installed("package.json"))).toEqual(Object.fromEntries(published));
+});
+
+test("the preload is one file, at the package's root, and the import of a compiled program", () => {
+  const register = installed("register.js");
+  expect(register).not.toMatch(/\bfrom *"\.|require\("\./);
+  expect(register.length).toBeLessThan(64 * 1024);
+  writeFileSync(
+    join(project, "program.ts"),
+    `import "socket-service/register"; console.log("runs");`,
+  );
+  expect(run(project, process.execPath, "--no-install", "program.ts")).toBe("runs\n");
 });
 
 test("the declarations leave Bun's own types and the global names as they are", () => {

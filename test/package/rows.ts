@@ -1,0 +1,313 @@
+/*
+ * Programs of frameworks, as their own pages have them, with pinned versions. Each answers HELLO on "/",
+ * the client's address on "/address", and has what its row says.
+ */
+
+/** A program, and what it has. */
+export interface Row {
+  readonly packages?: readonly string[];
+  readonly files: Readonly<Record<string, string>>;
+  /** Commands of node_modules/.bin, run by Bun. */
+  readonly builds?: readonly (readonly string[])[];
+  /** What is started. Default: index.ts. */
+  readonly program?: string;
+  /** The path that answers with the client's address. */
+  readonly address?: string;
+  /** The path that answers with a stream of "one", and 100 ms later "two". */
+  readonly stream?: string;
+  /** The path of a WebSocket that sends back what it is sent; or Socket.IO. */
+  readonly socket?: string;
+  /** What it ends with when it is asked to. Default: 0. */
+  readonly status?: number;
+  /** Whether `make test` runs it, which has no time for all. */
+  readonly isQuick?: true;
+  /** If it writes to stdout where it listens, that. */
+  readonly says?: (port: number) => RegExp;
+}
+
+export const HELLO = "Hello from a framework";
+
+const SVELTEKIT = ["@sveltejs/vite-plugin-svelte@7.3.1", "svelte@5.57.3", "vite@8.3.8"];
+const svelteKit = (adapter: string) => ({
+  "vite.config.js": `import adapter from "${adapter}";
+    import { sveltekit } from "@sveltejs/kit/vite";
+    export default { plugins: [sveltekit({ adapter: adapter() })] };`,
+  "src/app.html": "%sveltekit.head% %sveltekit.body%",
+  "src/routes/+page.svelte": HELLO,
+  "src/routes/address/+server.js":
+    "export const GET = ({ getClientAddress }) => new Response(getClientAddress());",
+  "src/routes/stream/+server.js": `export const GET = () => new Response(new ReadableStream({
+    async start(controller) {
+      controller.enqueue(new TextEncoder().encode("one"));
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      controller.enqueue(new TextEncoder().encode("two"));
+      controller.close();
+    },
+  }));`,
+});
+
+/** A response of node:http that is a stream. */
+const STREAM = `response.write("one"); setTimeout(() => response.end("two"), 100);`;
+const ON_PORT = "process.env.PORT ?? 3000";
+/** Reports where it listens. */
+const SAYS = `() => console.log("listening on", server.address().port)`;
+const says = (port: number) => new RegExp(`listening on ${port}\\b`);
+
+export const ROWS: Readonly<Record<string, Row>> = {
+  "Bun.serve": {
+    isQuick: true,
+    address: "/address",
+    stream: "/stream",
+    socket: "/socket",
+    says,
+    files: {
+      "index.ts": `const server = Bun.serve({
+        routes: {
+          "/": new Response("${HELLO}"),
+          "/address": (request, server) => new Response(server.requestIP(request).address),
+          "/stream": () => new Response(async function* () { yield "one"; await Bun.sleep(100); yield "two"; }),
+          "/socket": (request, server) => server.upgrade(request) ? undefined : new Response("none", { status: 400 }),
+        },
+        websocket: { message: (socket, message) => void socket.send(message) },
+      });
+      console.log("listening on", server.port);`,
+    },
+  },
+  "export default": {
+    isQuick: true,
+    address: "/address",
+    files: {
+      "index.ts": `export default {
+        fetch: (request, server) => new Response(
+          new URL(request.url).pathname === "/address" ? server.requestIP(request).address : "${HELLO}"),
+      };`,
+    },
+  },
+  "node:http": {
+    isQuick: true,
+    address: "/address",
+    stream: "/stream",
+    says,
+    files: {
+      "index.ts": `import { createServer } from "node:http";
+        const server = createServer((request, response) => {
+          if (request.url === "/stream") { ${STREAM} }
+          else response.end(request.url === "/address" ? request.socket.remoteAddress : "${HELLO}");
+        }).listen(${ON_PORT}, ${SAYS});`,
+    },
+  },
+  "Express 5": {
+    isQuick: true,
+    packages: ["express@5.3.0"],
+    address: "/address",
+    stream: "/stream",
+    says,
+    files: {
+      "index.ts": `import express from "express";
+        const app = express();
+        app.get("/", (request, response) => response.send("${HELLO}"));
+        app.get("/address", (request, response) => response.send(request.ip));
+        app.get("/stream", (request, response) => { ${STREAM} });
+        const server = app.listen(${ON_PORT}, ${SAYS});`,
+    },
+  },
+  "Fastify 5": {
+    packages: ["fastify@5.12.8"],
+    address: "/address",
+    stream: "/stream",
+    says: (port) => new RegExp(`listening on http://127.0.0.1:${port}\\n`),
+    files: {
+      "index.ts": `import { Readable } from "node:stream";
+        import fastify from "fastify";
+        const app = fastify();
+        app.get("/", () => "${HELLO}");
+        app.get("/address", (request) => request.ip);
+        app.get("/stream", (request, reply) => reply.send(Readable.from((async function* () {
+          yield "one"; await new Promise((resolve) => setTimeout(resolve, 100)); yield "two";
+        })())));
+        console.log("listening on", await app.listen({ port: Number(${ON_PORT}) }));
+        process.on("SIGTERM", () => app.close());`,
+    },
+  },
+  Koa: {
+    packages: ["koa@3.2.1"],
+    address: "/address",
+    says,
+    files: {
+      "index.ts": `import Koa from "koa";
+        const app = new Koa();
+        app.use((context) => (context.body = context.path === "/address" ? context.ip : "${HELLO}"));
+        const server = app.listen(${ON_PORT}, ${SAYS});`,
+    },
+  },
+  ws: {
+    packages: ["ws@8.23.0"],
+    address: "/address",
+    socket: "/socket",
+    says,
+    files: {
+      "index.ts": `import { createServer } from "node:http";
+        import { WebSocketServer } from "ws";
+        const server = createServer((request, response) =>
+          response.end(request.url === "/address" ? request.socket.remoteAddress : "${HELLO}"));
+        new WebSocketServer({ server }).on("connection", (socket) =>
+          socket.on("message", (message) => socket.send(String(message))));
+        server.listen(${ON_PORT}, ${SAYS});`,
+    },
+  },
+  "Socket.IO": {
+    packages: ["socket.io@4.8.4", "socket.io-client@4.8.4"],
+    address: "/address",
+    socket: "socket.io",
+    says,
+    files: {
+      "index.ts": `import { createServer } from "node:http";
+        import { Server } from "socket.io";
+        const server = createServer((request, response) =>
+          response.end(request.url === "/address" ? request.socket.remoteAddress : "${HELLO}"));
+        new Server(server).on("connection", (socket) =>
+          socket.on("message", (message) => socket.emit("message", message)));
+        server.listen(${ON_PORT}, ${SAYS});`,
+      "client.ts": `import { io } from "socket.io-client";
+        const socket = io(process.argv[2], { transports: [process.argv[3]], reconnection: false });
+        socket.on("connect", () => socket.emit("message", "echo"));
+        socket.on("message", (message) => { console.log(message); process.exit(); });
+        socket.on("connect_error", (error) => { console.log(error); process.exit(1); });`,
+    },
+  },
+  "Hono, export default": {
+    isQuick: true,
+    packages: ["hono@4.13.19"],
+    address: "/address",
+    stream: "/stream",
+    files: {
+      "index.ts": `import { Hono } from "hono";
+        import { getConnInfo } from "hono/bun";
+        import { streamText } from "hono/streaming";
+        const app = new Hono();
+        app.get("/", (context) => context.text("${HELLO}"));
+        app.get("/address", (context) => context.text(getConnInfo(context).remote.address ?? ""));
+        app.get("/stream", (context) => streamText(context, async (stream) => {
+          await stream.write("one"); await stream.sleep(100); await stream.write("two");
+        }));
+        export default app;`,
+    },
+  },
+  "Hono, WebSockets": {
+    packages: ["hono@4.13.19"],
+    socket: "/socket",
+    files: {
+      "index.ts": `import { Hono } from "hono";
+        import { upgradeWebSocket, websocket } from "hono/bun";
+        const app = new Hono();
+        app.get("/", (context) => context.text("${HELLO}"));
+        app.get("/socket", upgradeWebSocket(() => ({
+          onMessage: (event, socket) => socket.send(String(event.data)),
+        })));
+        export default { fetch: app.fetch, websocket };`,
+    },
+  },
+  "Hono, @hono/node-server": {
+    packages: ["hono@4.13.19", "@hono/node-server@2.1.8"],
+    address: "/address",
+    says,
+    files: {
+      "index.ts": `import { serve } from "@hono/node-server";
+        import { getConnInfo } from "@hono/node-server/conninfo";
+        import { Hono } from "hono";
+        const app = new Hono();
+        app.get("/", (context) => context.text("${HELLO}"));
+        app.get("/address", (context) => context.text(getConnInfo(context).remote.address ?? ""));
+        serve({ fetch: app.fetch, port: 3000 }, (info) => console.log("listening on", info.port));`,
+    },
+  },
+  Elysia: {
+    packages: ["elysia@1.4.30"],
+    address: "/address",
+    stream: "/stream",
+    socket: "/socket",
+    says,
+    files: {
+      "index.ts": `import { Elysia } from "elysia";
+        const app = new Elysia()
+          .get("/", "${HELLO}")
+          .get("/address", ({ server, request }) => server?.requestIP(request)?.address)
+          .get("/stream", async function* () { yield "one"; await Bun.sleep(100); yield "two"; })
+          .ws("/socket", { message: (socket, message) => void socket.send(message) })
+          .listen(3000);
+        console.log("listening on", app.server?.port);`,
+    },
+  },
+  h3: {
+    packages: ["h3@2.0.8"],
+    address: "/address",
+    files: {
+      "index.ts": `import { getRequestIP, H3, serve } from "h3";
+        const app = new H3();
+        app.get("/", () => "${HELLO}");
+        app.get("/address", (event) => getRequestIP(event));
+        serve(app, { port: 3000 });`,
+    },
+  },
+  "SvelteKit, adapter-bun": {
+    isQuick: true,
+    packages: ["@sveltejs/kit@3.0.0-next.23", "@sveltejs/adapter-bun@1.0.0-next.1", ...SVELTEKIT],
+    builds: [["vite", "build"]],
+    program: "build/index.js",
+    address: "/address",
+    stream: "/stream",
+    files: svelteKit("@sveltejs/adapter-bun"),
+  },
+  "SvelteKit, adapter-node": {
+    packages: ["@sveltejs/kit@3.2.0", "@sveltejs/adapter-node@6.0.1", ...SVELTEKIT],
+    builds: [["vite", "build"]],
+    program: "build/index.js",
+    address: "/address",
+    stream: "/stream",
+    files: svelteKit("@sveltejs/adapter-node"),
+  },
+  "Nitro, preset bun": {
+    packages: ["nitro@3.0.0"],
+    builds: [["nitro", "build", "--preset", "bun"]],
+    program: ".output/server/index.mjs",
+    address: "/address",
+    files: {
+      "routes/index.ts": `import { defineEventHandler } from "nitro/h3";
+        export default defineEventHandler(() => "${HELLO}");`,
+      "routes/address.ts": `import { defineEventHandler } from "nitro/h3";
+        export default defineEventHandler(({ req }) => req.runtime.bun.server.requestIP(req).address);`,
+    },
+  },
+  "Next, standalone": {
+    packages: ["next@16.4.6", "react@19.3.1", "react-dom@19.3.1"],
+    builds: [["next", "build"]],
+    program: ".next/standalone/server.js",
+    status: 143,
+    address: "/address",
+    stream: "/stream",
+    files: {
+      "next.config.mjs": `export default { output: "standalone" };`,
+      "app/layout.js":
+        "export default function Layout({ children }) { return <html><body>{children}</body></html>; }",
+      "app/page.js": `export const dynamic = "force-dynamic";
+        export default function Page() { return <p>${HELLO}</p>; }`,
+      "app/address/route.js": `export const dynamic = "force-dynamic";
+        export const GET = ({ headers }) => new Response(headers.get("x-forwarded-for"));`,
+      "app/stream/route.js": svelteKit("")["src/routes/stream/+server.js"],
+    },
+  },
+  "Astro, adapter node": {
+    packages: ["astro@7.3.5", "@astrojs/node@11.1.6"],
+    builds: [["astro", "build"]],
+    program: "dist/server/entry.mjs",
+    address: "/address",
+    files: {
+      "astro.config.mjs": `import node from "@astrojs/node";
+        import { defineConfig } from "astro/config";
+        export default defineConfig({ output: "server", adapter: node({ mode: "standalone" }) });`,
+      "src/pages/index.astro": HELLO,
+      "src/pages/address.js":
+        "export const GET = ({ clientAddress }) => new Response(clientAddress);",
+    },
+  },
+};

@@ -1,0 +1,102 @@
+/* Programs of frameworks that know nothing of systemd, with the preload, on a passed socket. */
+import { afterEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { join } from "node:path";
+
+import { Service } from "../support/unchanged.ts";
+import { HELLO, type Row, ROWS } from "./rows.ts";
+
+setDefaultTimeout(180_000);
+
+/** `make test-frameworks` has all of them. */
+const isComplete = process.env["FRAMEWORKS"] === "all";
+const rows = Object.entries(ROWS).filter(([, row]) => isComplete || row.isQuick);
+
+const RESTARTS = 5;
+
+/** Runs Bun to its end. */
+function bun(cwd: string, ...args: string[]): string {
+  const env = {
+    ...process.env,
+    NODE_ENV: undefined,
+    NEXT_TELEMETRY_DISABLED: "1",
+    ASTRO_TELEMETRY_DISABLED: "1",
+  };
+  const { exitCode, stdout, stderr } = Bun.spawnSync([process.execPath, ...args], { cwd, env });
+  if (exitCode !== 0) throw new Error(`bun ${args.join(" ")}: ${stdout} ${stderr}`);
+  return stdout.toString();
+}
+
+/** Installs and builds a program into a directory of its own. */
+function build(it: Service, { packages = [], builds = [], files }: Row): void {
+  const cwd = it.directory.path;
+  it.write("package.json", `{ "type": "module" }`);
+  for (const [name, text] of Object.entries(files)) it.write(name, text);
+  if (packages.length > 0) bun(cwd, "add", "--ignore-scripts", "--silent", ...packages);
+  for (const [name = "", ...args] of builds)
+    bun(cwd, "--bun", join("node_modules/.bin", name), ...args);
+}
+
+async function echoed(url: string): Promise<unknown> {
+  const socket = new WebSocket(url);
+  socket.addEventListener("open", () => socket.send("echo"));
+  const { data } = await new Promise<MessageEvent>((resolve, reject) => {
+    socket.addEventListener("message", resolve);
+    socket.addEventListener("close", reject);
+  });
+  socket.close();
+  return data;
+}
+
+let it: Service;
+afterEach(async () => await it[Symbol.asyncDispose]());
+
+describe.each(rows)("%s", (_, row) => {
+  const status = row.status ?? 0;
+
+  test("serves, becomes ready, loses no request in restarts, sleeps and wakes", async () => {
+    it = new Service();
+    build(it, row);
+    const program = row.program ?? "index.ts";
+    // Next is told its own host name.
+    const env = { NODE_ENV: "production", HOSTNAME: "0.0.0.0" };
+    const start = (more: Record<string, string> = {}) =>
+      it.start(program, { env: { ...env, ...more } });
+
+    const running = start();
+    expect(await it.ready()).toBe(`READY=1\nSTATUS=Listening on 127.0.0.1:${it.port}\n`);
+    expect(await it.get("/")).toContain(HELLO);
+    if (row.address) expect(await it.get(row.address)).toMatch(/^(::ffff:)?127\.0\.0\.1$/);
+    if (row.stream) {
+      const chunks: string[] = [];
+      const response = await fetch(new URL(row.stream, it.url));
+      for await (const chunk of response.body ?? []) chunks.push(new TextDecoder().decode(chunk));
+      expect(chunks.join("|")).toBe("one|two");
+    }
+    if (row.socket === "socket.io")
+      for (const transport of ["polling", "websocket"])
+        expect(bun(it.directory.path, "client.ts", it.url, transport)).toBe("echo\n");
+    else if (row.socket) expect(await echoed(new URL(row.socket, it.url).href)).toBe("echo");
+    if (row.says) {
+      const reader = running.process.stdout.getReader();
+      const decoder = new TextDecoder();
+      let said = "";
+      while (!row.says(it.port).test(said)) said += decoder.decode((await reader.read()).value);
+      reader.releaseLock();
+    }
+    expect(running.stderr).not.toMatch(/socket-service|[Ee]rror/);
+
+    const { lost, statuses, answered } = await it.restarts(RESTARTS, start);
+    expect(lost).toEqual({});
+    expect(answered).toBeGreaterThan(500);
+    expect(statuses).toEqual(Array.from({ length: RESTARTS }, () => status));
+
+    await it.stop();
+    const sleeping = start({ IDLE_TIMEOUT: "0.5" });
+    await it.ready();
+    expect(await it.get("/")).toContain(HELLO);
+    expect(await sleeping.status()).toBe(status);
+    const waiting = it.get("/");
+    start();
+    expect(await waiting).toContain(HELLO);
+  });
+});
