@@ -683,8 +683,8 @@ test("a client that asks nothing does not hold the end up", async () => {
   expect(await text(silent)).toBe("");
 });
 
-describe.each(FAMILIES)("no first request is lost over %s", (family) => {
-  test("that arrives just before the stop, while Bun does something else", async () => {
+describe.each(FAMILIES)("no request is lost over %s", (family) => {
+  test("that is the first, and arrives just before the stop, while Bun does something else", async () => {
     for (let delay = 0; delay < 12; delay += 0.5) {
       using it = listening(family);
       const server = serve({ fd: it.fd, fetch: () => new Response("answered") });
@@ -705,7 +705,31 @@ describe.each(FAMILIES)("no first request is lost over %s", (family) => {
     }
   });
 
-  test("that comes in pieces", async () => {
+  test("that arrives on a kept connection just before the stop", async () => {
+    using it = listening(family);
+    const kept = await Kept.to(it.to);
+    const begun = performance.now();
+    const server = serve({
+      fd: it.fd,
+      fetch({ url }) {
+        if (url.endsWith("/busy")) {
+          kept.send("/");
+          // Timers come before what Bun has not read yet.
+          while (performance.now() < begun + 500);
+        }
+        return new Response("answered");
+      },
+    });
+    await kept.ask("/");
+    kept.received = "";
+    const drained = drain(server, { grace: begun + 490 - performance.now() });
+    await Bun.sleep(begun + 350 - performance.now());
+    (await Kept.to(it.to)).send("/busy");
+    expect(await kept.answer()).toEqual({ status: 200, body: "answered", closes: true });
+    expect(await drained).toBe(true);
+  });
+
+  test("that is the first, and comes in pieces", async () => {
     using it = listening(family);
     const server = serve({ fd: it.fd, fetch: () => new Response("answered") });
     const kept = await Kept.to(it.to);
@@ -716,6 +740,16 @@ describe.each(FAMILIES)("no first request is lost over %s", (family) => {
     }
     expect(await kept.answer()).toEqual({ status: 200, body: "answered", closes: true });
     expect(await drained).toBe(true);
+  });
+
+  test("and idle connections do not delay the end", async () => {
+    using it = listening(family);
+    const server = serve({ fd: it.fd, fetch: () => new Response("answered") });
+    for (let i = 0; i < 5; i++) await (await Kept.to(it.to)).ask("/");
+    await Bun.sleep(50);
+    const begun = performance.now();
+    expect(await drain(server, { grace: 250 })).toBe(true);
+    expect(performance.now() - begun).toBeWithin(250, 350);
   });
 
   test("and a server that has no connection ends at once", async () => {
@@ -737,7 +771,10 @@ test("a stream that never ends is cut at timeout, and costs nobody else a reques
   };
   const handlers = (name: string) => ({
     async fetch({ url }: Request) {
-      return url.endsWith("/stream") ? new Response(endless()) : new Response(name);
+      if (url.endsWith("/stream")) return new Response(endless());
+      // So that there are some at any time.
+      await Bun.sleep(20);
+      return new Response(name);
     },
   });
   const server = serve({ fd: it.fd, ...handlers("first") });
@@ -1245,23 +1282,26 @@ test("a WebSocket's client that goes on sending does not hold the end up", async
   clearInterval(sending);
 });
 
-test("only the connections of its own server count", async () => {
-  using it = listening("IPv4");
-  using other = listening("IPv4");
-  using unix = listening("Unix");
-  const stuck = () => new Promise<Response>(() => {});
-  for (const { fd, to } of [other, unix]) {
-    const busy = started(serve({ fd, fetch: stuck }));
-    const kept = await Kept.to(to);
-    kept.send("/");
-    await until("it is busy", 10, () => busy.pendingRequests === 1);
-    kept.socket.write("GET / HT");
-  }
-  const server = serve({ fd: it.fd, fetch: () => new Response() });
-  const begun = performance.now();
-  expect(await drain(server, { grace: 0 })).toBe(true);
-  expect(performance.now() - begun).toBeLessThan(150);
-});
+test.each(["IPv4", "Unix"] as const)(
+  "over %s only the connections of its own server count",
+  async (family) => {
+    using it = listening(family);
+    using other = listening("IPv4");
+    using unix = listening("Unix");
+    const stuck = () => new Promise<Response>(() => {});
+    for (const { fd, to } of [other, unix]) {
+      const busy = started(serve({ fd, fetch: stuck }));
+      const kept = await Kept.to(to);
+      kept.send("/");
+      await until("it is busy", 10, () => busy.pendingRequests === 1);
+      kept.socket.write("GET / HT");
+    }
+    const server = serve({ fd: it.fd, fetch: () => new Response() });
+    const begun = performance.now();
+    expect(await drain(server, { grace: 0 })).toBe(true);
+    expect(performance.now() - begun).toBeLessThan(150);
+  },
+);
 
 test("a socket on all addresses has clients of both families, and on each address", async () => {
   for (const host of ["127.0.0.1", "127.8.9.10", "::1"]) {

@@ -26,7 +26,7 @@ const STEP = 200;
 /** How long it may take for all of its first request, in milliseconds. */
 const FIRST_REQUEST = 500;
 /** How often to look for what Bun does not report, in milliseconds. */
-const LOOK = 2;
+const LOOK = 1;
 
 /**
  * Ends a server without losing a request, in four phases:

@@ -21,27 +21,23 @@ export function withClose(options: object, requests: Requests): object {
   if (onNodeHTTPRequest)
     return derive(options, { onNodeHTTPRequest: withNodeClose(onNodeHTTPRequest, requests) });
   const handler = (answer: Function) =>
-    function (this: unknown, request: Request, ...others: unknown[]): unknown {
+    async function (this: unknown, request: Request, ...others: unknown[]): Promise<unknown> {
       if (request.headers.get("upgrade")?.toLowerCase() === "websocket")
         return close(new Response(null, { status: 503 }));
-      const hasCome = watchBody(request, () => (requests.unfinished = performance.now()));
-      let given: unknown;
-      try {
-        given = Reflect.apply(answer, this, [request, ...others]);
-      } catch (problem) {
-        given = Promise.reject(problem);
-      }
-      // A pipelined request that comes before a promise is kept makes Bun close the connection.
-      if (hasCome === undefined && given instanceof Response) return close(given);
-      const later = async () => {
-        const response = await Promise.resolve(given).catch((problem: unknown) =>
-          Reflect.apply(error ?? failed, this, [problem]),
-        );
-        // Bun closes at once, and what the client still sends would reset it.
-        return hasCome === undefined || (await hasCome()) ? close(response) : response;
-      };
       requests.handled++;
-      return later().finally(() => requests.handled--);
+      const hasCome = watchBody(request, () => (requests.unfinished = performance.now()));
+      try {
+        let response: unknown;
+        try {
+          response = await Reflect.apply(answer, this, [request, ...others]);
+        } catch (problem) {
+          response = await Reflect.apply(error ?? failed, this, [problem]);
+        }
+        // Bun closes at once, and what the client still sends would reset it.
+        return (await hasCome()) ? close(response) : response;
+      } finally {
+        requests.handled--;
+      }
     };
   const route = (value: unknown): unknown => {
     if (typeof value === "function") return handler(value);
@@ -65,13 +61,13 @@ export function withClose(options: object, requests: Requests): object {
 const READERS = ["arrayBuffer", "blob", "bytes", "formData", "json", "text"] as const;
 
 /**
- * Returns a function to call after the handler, which resolves to whether all of the request's body has
- * come; undefined if it has none. Calls `late` if a body still comes that nobody reads.
+ * Returns a function to call after the handler: whether all of the request's body has come, if it has
+ * one. Calls `late` if a body still comes that nobody reads.
  */
-function watchBody(request: Request, late: () => void): (() => Promise<boolean>) | undefined {
+function watchBody(request: Request, late: () => void): () => boolean | Promise<boolean> {
   const { headers } = request;
   if (!headers.has("transfer-encoding") && !(Number(headers.get("content-length")) > 0))
-    return undefined;
+    return () => true;
   let isRead = false;
   let isTaken = false;
   for (const name of READERS) {
