@@ -36,22 +36,25 @@ const LOOK = 1;
  * 2. Grace: this goes on until `grace` has passed after the last request that was under way at the
  *    call, or half of `timeout` after the call if that comes first.
  * 3. Linger: new clients wait in the queue of the passed socket, for the next process. A connection
- *    that was accepted and has not sent its first request has 200 milliseconds for it. If there is
- *    none, this takes 2 milliseconds.
+ *    that was accepted has 200 milliseconds for each step of its first request, and 500 for all. A step
+ *    is a part of the request, or of a TLS handshake. If nobody is about to ask, this takes 1 millisecond.
  * 4. Stop: what was read is answered, WebSockets are closed with 1001, and the server stops.
  *
- * Before the call a request costs nothing. {@link draining} tells long streams that it has begun.
+ * Before the call a request costs nothing. {@link draining} tells streams that it has begun: if one never
+ * ends, new clients wait from half of `timeout` on, and at `timeout` the stream is cut off.
  *
  * Limitations: no header can be added to the responses of directory routes and HTML bundles, nor to
- * those of requests under way at the call: `grace` counts from the last of these again. A response to
- * a request whose body was not read, or was read as a stream, does not say close, because Bun would
- * then reset a client that still sends. A client that pauses for longer than `grace` can meet the close
- * (RFC 9112, 9.5), as can requests sent behind one whose response says close (9.3.2). Over TLS and
- * AF_UNIX, with a `grace` of less than 200 milliseconds, phase 3 waits for all who may yet ask. With
- * no passed socket, nobody reaches a server that has stopped.
+ * those of requests under way at the call: `grace` counts from the last of these again. Bun resets a
+ * client that still sends when a response says close. So a response waits up to 200 milliseconds for a
+ * body that the handler has not read, and does not say close if the body takes longer, or the handler
+ * has read it as a stream. A client that pauses for longer than `grace` can meet the close (RFC 9112,
+ * 9.5), as can requests sent behind one whose response says close (9.3.2). Over TLS and AF_UNIX, with a
+ * `grace` of less than 200 milliseconds, phase 3 waits for all who may yet ask. With no passed socket,
+ * nobody reaches a server that has stopped.
  *
  * @param server A server of `serve`. A second call for it returns the first one's promise.
- * @returns Whether nobody was cut off. True at once for a server that has stopped already.
+ * @returns Whether nobody was cut off. For a server that has stopped already: whether all that it still
+ *   had to answer was answered by `timeout`.
  * @throws {TypeError} if `serve` did not make the server.
  * @throws {RangeError} if `grace` or `timeout` is not a number from 0.
  *
@@ -84,14 +87,19 @@ export async function becomeQuiet(server: Server<unknown>): Promise<void> {
 
 /**
  * Returns a signal that is aborted when {@link drain} of a server begins, for responses that do not
- * end by themselves, such as streams of events.
+ * end by themselves, such as streams of events. For a response that begins later it is aborted already.
  *
  * @param server A server of `serve`.
  * @throws {TypeError} if `serve` did not make the server.
  *
  * @example
  * ```ts
- * draining(server).addEventListener("abort", () => stream.close());
+ * async function* ticks() {
+ *   while (!draining(server).aborted) {
+ *     yield `data: ${Date.now()}\n\n`;
+ *     await Bun.sleep(1000);
+ *   }
+ * }
  * ```
  */
 export function draining(server: Server<unknown>): AbortSignal {
