@@ -23,7 +23,7 @@ export interface DrainOptions {
 
 /** How long a client may take for the next step of a request, in milliseconds. */
 const STEP = 200;
-/** How long it may take for all of its first request, in milliseconds. */
+/** How long it may take for its first request, in milliseconds. */
 const FIRST_REQUEST = 500;
 /** How often to look for what Bun does not report, in milliseconds. */
 const LOOK = 1;
@@ -36,8 +36,8 @@ const LOOK = 1;
  * 2. Grace: this goes on until `grace` has passed after the last request that was under way at the
  *    call, or half of `timeout` after the call if that comes first.
  * 3. Linger: new clients wait in the queue of the passed socket, for the next process. A connection
- *    that was accepted has 200 milliseconds for each step of its first request, and 500 for all. A step
- *    is a part of the request, or of a TLS handshake. If nobody is about to ask, this takes 1 millisecond.
+ *    that was accepted has up to 500 milliseconds for its first request, TLS handshake included. If
+ *    nobody is about to ask, this takes no time.
  * 4. Stop: what was read is answered, WebSockets are closed with 1001, and the server stops.
  *
  * Before the call a request costs nothing. {@link draining} tells streams that it has begun: if one never
@@ -203,10 +203,11 @@ class Drain {
       const { isUnread, talk } = connection;
       if (isUnread) return true;
       const now = performance.now();
-      if (talk === undefined) return now < (connection.isNew ? begun : this.#begun) + STEP;
+      if (talk === undefined)
+        return now < (connection.isNew ? begun + FIRST_REQUEST : this.#begun + STEP);
       // A handshake is talk as well.
       if (isTLS) return Math.min(talk.heard, talk.said) < STEP;
-      return talk.answered ? isAsking(talk) : talk.heard < STEP;
+      return talk.answered ? isAsking(talk) : talk.heard < FIRST_REQUEST;
     };
     await this.#until(
       () => !connections.some(mayAsk) || performance.now() >= begun + FIRST_REQUEST,
