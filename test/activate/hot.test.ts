@@ -1,6 +1,8 @@
 /* `bun --hot` and `bun --watch` on passed sockets: the loop of edit and reload. */
 import { expect, setDefaultTimeout, test } from "bun:test";
+import { once } from "node:events";
 import { mkdirSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { connect } from "node:net";
 import { resolve } from "node:path";
 
 import { activate, ask, execute, freePort, type Running, scratch } from "../support/daemon.ts";
@@ -152,6 +154,45 @@ activated.each(["--hot", "--smol --hot", "--hot --smol"])(
     expect(response.headers.get("Connection")).toBe("close");
     expect(await service.status()).toBe(0);
     expect(await Promise.all(codes)).toEqual([1001, 1001, 1001]);
+  },
+);
+
+activated(
+  "under bun --hot, drain sends a direct stream to its end, also after an edit",
+  async () => {
+    const size = 30_000_000;
+    using source = program(`
+import { drain, listenFds, serve } from "socket-service/activation";
+const [first] = listenFds();
+const pull = async (stream) => { stream.write("y".repeat(${size})); stream.end(); };
+const fetch = () => new Response(new ReadableStream({ type: "direct", pull }));
+const server = serve({ fd: first.fd, fetch });
+process.removeAllListeners("SIGTERM").on("SIGTERM", async () =>
+  process.exit((await drain(server, { grace: 20 })) ? 0 : 1),
+);
+console.error("evaluated VERSION");
+`);
+    // With three sockets passed, Bun's event loop has another number than with one.
+    const ports = [freePort(), freePort(), freePort()];
+    await using service = await start("--hot", source.path, ports);
+    const begin = async () => {
+      const client = connect({ port: ports[0] ?? 0, host: "127.0.0.1" });
+      client.write("GET / HTTP/1.1\r\nHost: example\r\n\r\n");
+      await once(client, "readable");
+      return client;
+    };
+    (await begin()).destroy();
+    source.edit(1);
+    await service.says(/evaluated v1\n/);
+    const slow = await begin();
+    service.process.kill("SIGTERM");
+    // Longer than any connection has to send its first request.
+    await Bun.sleep(500);
+    expect(service.process.exitCode).toBeNull();
+    let received = 0;
+    for await (const chunk of slow) received += chunk.length;
+    expect(received).toBeGreaterThan(size);
+    expect(await service.status()).toBe(0);
   },
 );
 
