@@ -353,6 +353,17 @@ test("who connects just before grace is over has a moment for the first request"
   expect(await drained).toBe(true);
 });
 
+test("who connects just before a long grace is over has that moment, too", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response("in time") });
+  const drained = drain(server, { grace: 500 });
+  await Bun.sleep(450);
+  const kept = await Kept.to(it.to);
+  await Bun.sleep(150);
+  expect(await kept.ask("/")).toEqual({ status: 200, body: "in time", closes: true });
+  expect(await drained).toBe(true);
+});
+
 test("what is left at timeout is cut off, and the result says so", async () => {
   using it = listening("IPv4");
   const server = serve({ fd: it.fd, fetch: () => new Promise<Response>(() => {}) });
@@ -405,6 +416,38 @@ test("a connection of another server, which brings nothing, is not waited for", 
   }
   expect(shortest).toBeLessThan(150);
   expect(silent.end).toBeUndefined();
+});
+
+test("with an endless stream under way, clients wait for the next from half of timeout on", async () => {
+  using it = listening("IPv4");
+  const server = serve({
+    fd: it.fd,
+    routes: {
+      "/stream": () =>
+        new Response(
+          (async function* () {
+            for (;;) {
+              yield "more";
+              await Bun.sleep(20);
+            }
+          })(),
+        ),
+    },
+    fetch: () => new Response("first"),
+  });
+  const stream = await Kept.to(it.to);
+  stream.send("/stream");
+  await until("it is under way", 10, () => stream.received.includes("more"));
+  const drained = drain(server, { grace: 50, timeout: 1000 });
+  await Bun.sleep(250);
+  expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "first" });
+  await Bun.sleep(500);
+  const newcomer = await Kept.to(it.to);
+  newcomer.send("/");
+  expect(await drained).toBe(false);
+  expect(newcomer.received).toBe("");
+  started(serve({ fd: sockets.duplicate(it.kept), fetch: () => new Response("second") }));
+  expect((await newcomer.answer()).body).toBe("second");
 });
 
 test("grace ends at a shorter timeout", async () => {
