@@ -42,7 +42,7 @@ test("what was passed is found again, and without the flag it is not", () => {
 });
 
 test("after a restart by bun --watch, the error names --hot", () => {
-  setFlags(["--watch"]);
+  setFlags(["--smol", "--watch"]);
   Object.assign(process.env, { LISTEN_PID: String(process.pid), LISTEN_FDS: "1" });
   // The number is the runtime's own here, too.
   expect(thrown(listenFds)).toEqual(

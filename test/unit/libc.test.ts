@@ -2,6 +2,7 @@ import { dlopen } from "bun:ffi";
 import { describe, expect, spyOn, test } from "bun:test";
 import { constants, fstatSync, openSync, readFileSync, statfsSync } from "node:fs";
 
+import { remedyForCall } from "../../src/activation/linux/libc-errors.ts";
 import * as libc from "../../src/activation/linux/libc.ts";
 import { runtime } from "../../src/activation/bun.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
@@ -133,6 +134,12 @@ test("freeDescriptors counts down from the limit, and leaves nothing open", asyn
   const fd = libc.datagramSocket();
   expect(libc.freeDescriptors()).toBeLessThan(before);
   close(fd);
+});
+
+test("a call that something denies says what, but not if the kernel itself does", () => {
+  expect(remedyForCall("bind", "EPERM")).toBe(": allow bind (SystemCallFilter=)");
+  // For the process of another user.
+  expect(remedyForCall("sendmsg", "EPERM")).toBe("");
 });
 
 describe("without the JIT, the error names the setting that is at fault", () => {

@@ -110,6 +110,10 @@ describe("if nothing was passed, pick says why, unless nothing is needed", () =>
     Object.assign(process.env, { LISTEN_PID: process.pid, LISTEN_FDS: "1" });
     expect(listenFds()).toHaveLength(1);
     expect(thrown(() => pick([], wanted))).toEqual(refusal(78, /^0 descriptors are named "http"/));
+    // A later call finds nothing, and is not asked.
+    expect(listenFds()).toEqual([]);
+    const one = [{ fd: 3, name: "admin" }];
+    expect(thrown(() => pick(one, wanted))).toEqual(refusal(78, /^0 descriptors are named "http"/));
   });
 });
 
