@@ -404,7 +404,13 @@ test.each(EXAMPLES)(
       readFileSync(join(ROOT, "units/socket-service") + suffix, "utf8");
     if (name.endsWith(".socket"))
       return expect(SOCKET.filter((line) => !unit.split("\n").includes(line))).toEqual([]);
-    const directives = ["StartLimitIntervalSec", "Type", "Restart", "RestartSec"];
+    const directives = [
+      "StartLimitIntervalSec",
+      "StartLimitBurst",
+      "Type",
+      "Restart",
+      "RestartSec",
+    ];
     expect(lines(unit, directives)).toEqual(lines(own(".service"), directives));
     const socket = name.replace("@", "").replace(".service", ".socket");
     expect(lines(unit, ["Requires", "After"])).toEqual([`Requires=${socket}`, `After=${socket}`]);
