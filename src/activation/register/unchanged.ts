@@ -354,7 +354,15 @@ function defaultPort(): number {
 /** The `net.Server` that calls `Bun.listen`, if it handles no connections: no `event`. */
 function probing({ data, tls }: { data?: unknown; tls?: unknown }): Probe | undefined {
   const event = tls ? "secureConnection" : "connection";
-  return isEmitter(data) && data.listenerCount(event) === 0 ? { server: data, event } : undefined;
+  if (!isEmitter(data) || data.listenerCount(event) > 0 || hasListener(data)) return undefined;
+  return { server: data, event };
+}
+
+/** Whether a `net.Server` was made with a handler: Bun 1.4.0 keeps that among its options. */
+function hasListener(server: object): boolean {
+  return Object.getOwnPropertySymbols(server).some(
+    (symbol) => typeof Object(Reflect.get(server, symbol)).connectionListener === "function",
+  );
 }
 
 function isEmitter(it: unknown): it is EventEmitter {
