@@ -54,7 +54,7 @@ export class Claims {
    */
   claim(wanted: Wanted): Claim | undefined {
     const left = this.left.filter(({ socket }) => socket.type === wanted.type);
-    const unnamed = left.filter(({ name }) => !/^(\d+$|[/@])/.test(name));
+    const unnamed = left.filter(({ name }) => !isPlace(name));
     const named = left.filter(({ name }) => name === String(wanted.at));
     const bound = unnamed.filter(({ socket }) => isBoundTo(socket, wanted.at));
     const [first, ...others] = named.length > 0 ? named : bound;
@@ -114,6 +114,11 @@ export class Claims {
     if (!this.#hasWarned) this.warn(message);
     this.#hasWarned = true;
   }
+}
+
+/** Whether a name is a port or a path. No regular expression: the first one takes a start 60 µs. */
+function isPlace(name: string): boolean {
+  return name[0] === "/" || name[0] === "@" || Number(name) > 0;
 }
 
 function isBoundTo(socket: Claimable["socket"], at: number | string): boolean {

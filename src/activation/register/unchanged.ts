@@ -348,7 +348,7 @@ function defaultPort(): number {
   const at = execArgv.indexOf("--port");
   const option = at < 0 ? execArgv.find((it) => it.startsWith("--port=")) : execArgv[at + 1];
   const given = [BUN_PORT, PORT, NODE_PORT, option?.replace("--port=", "")];
-  return Number(given.find((port) => port !== undefined && /^\d+$/.test(port)) ?? DEFAULT_PORT);
+  return given.map(Number).find((port) => port > 0) ?? DEFAULT_PORT;
 }
 
 /** The `net.Server` that calls `Bun.listen`, if it handles no connections: no `event`. */
