@@ -359,7 +359,7 @@ test("who connects just before a long grace is over has that moment, too", async
   const drained = drain(server, { grace: 500 });
   await Bun.sleep(450);
   const kept = await Kept.to(it.to);
-  await Bun.sleep(150);
+  await Bun.sleep(80);
   expect(await kept.ask("/")).toEqual({ status: 200, body: "in time", closes: true });
   expect(await drained).toBe(true);
 });
