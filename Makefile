@@ -21,13 +21,7 @@ COMPILE += --target=bun-linux-$(CPU) --compile-executable-path=$(EMBEDDED)
 endif
 SOURCES := $(shell find src -name '*.ts') package.json Makefile
 
-# Sockets come last: a unit is only installed when what it starts is there. The drop-ins are for the
-# system installation only: a user manager can apply little of them.
 SERVICES := $(patsubst units/%.socket,%,$(wildcard units/*.socket))
-DROPINS := $(patsubst units/%,%,$(wildcard units/*.d/*.conf))
-UNITS := $(patsubst units/%,%,$(wildcard units/*.service units/*.socket))
-SOCKETS := $(SERVICES:=.socket)
-PAGES := $(notdir $(wildcard units/man/*))
 
 # Where packagers expect to be asked.
 PREFIX ?= /usr/local
@@ -45,46 +39,8 @@ $(if $(filter install uninstall,$(MAKECMDGOALS)),$(if $(UNITDIR),))
 $(if $(and $(filter %install-user,$(MAKECMDGOALS)),$(SUDO_USER),$(filter 0,$(shell id -u))),$(error \
 	as root this would change $(HOME): run it as $(SUDO_USER), without sudo))
 
-# $(call install_into,BINDIR,UNITDIR,MANDIR,UNITS,SYSTEMCTL) stops at the first failure. Executables
-# and pages come first, so that no unit names one that is not there. A file takes the old one's place
-# in one rename: a running executable can be replaced, and a start at that moment finds the old or the
-# new one, whole. At the end it says what is left to do, also for the sockets that it has changed.
-define install_into
-	@case '$(1)' in [!/]*|*[!A-Za-z0-9/._+:,@~-]*) \
-		echo 'BINDIR must be an absolute path of letters, digits and /._+:,@~-, not "$(1)"' >&2; \
-		exit 1;; esac
-	@set -e; umask 022; changed=; trap 'rm -f "$$new"' EXIT; trap 'exit 1' HUP INT TERM; \
-	put() { \
-		mode=$$1 target=$$2 new=$$2.new; shift 2; echo "install $$target"; mkdir -p "$${target%/*}"; \
-		"$$@" > "$$new"; chmod $$mode "$$new"; \
-		case $$target in *.socket) [ ! -e "$$target" ] || cmp -s "$$new" "$$target" || changed="$$changed $${target##*/}";; esac; \
-		mv -fT "$$new" "$$target"; \
-	}; \
-	fill() { put 644 "$$1" sed 's|@BINDIR@|$(1)|' "$$2"; }; \
-	for name in $(SERVICES); do put 755 '$(DESTDIR)$(1)'/$$name cat $(OUT)/$$name; done; \
-	for page in $(PAGES); do fill '$(DESTDIR)$(3)'/man$${page##*.}/$$page units/man/$$page; done; \
-	for unit in $(4); do fill '$(DESTDIR)$(2)'/$$unit units/$$unit; done; \
-	echo 'Next, on the machine it is for: $(5) daemon-reload'; \
-	[ -z "$$changed" ] || echo "then, as these have changed: $(5) stop$$changed; $(5) start$$changed"; \
-	echo 'then: $(5) enable --now $(SOCKETS)'
-endef
-
-# $(call uninstall_from,BINDIR,UNITDIR,MANDIR,UNITS,SYSTEMCTL) removes also what an interrupted install
-# left. A socket whose unit is gone goes on to listen, and systemctl cannot disable it.
-define uninstall_from
-	@[ -n '$(DESTDIR)' ] || for query in is-active is-enabled; do \
-		! $(5) --quiet $$query $(SOCKETS) 2>/dev/null || { \
-			echo 'First: $(5) disable --now $(SOCKETS)' >&2; exit 1; }; \
-	done
-	@status=0; \
-	remove() { rm -fv "$$1" "$$1.new" || status=1; }; \
-	for name in $(SERVICES); do remove '$(DESTDIR)$(1)'/$$name; done; \
-	for page in $(PAGES); do remove '$(DESTDIR)$(3)'/man$${page##*.}/$$page; done; \
-	for unit in $(4); do remove '$(DESTDIR)$(2)'/$$unit; done; \
-	rmdir $(foreach name,$(sort $(filter %.d/,$(dir $(4)))),'$(DESTDIR)$(2)/$(name)') 2>/dev/null; \
-	[ $$status = 0 ] || exit; \
-	echo 'Next, on the machine it was for: $(5) daemon-reload'
-endef
+# $(call units,install|uninstall,system|user,BINDIR,UNITDIR,MANDIR)
+units = @OUT='$(OUT)' DESTDIR='$(DESTDIR)' BINDIR='$(3)' UNITDIR='$(4)' MANDIR='$(5)' units/install.sh $(1) $(2)
 
 # The tests speak to service managers of their own, not to the one that has started make.
 unexport LISTEN_PID LISTEN_FDS LISTEN_FDNAMES NOTIFY_SOCKET WATCHDOG_PID WATCHDOG_USEC JOURNAL_STREAM
@@ -166,33 +122,16 @@ format: node_modules/.installed ## Format the sources, and write the reference f
 	@$(BUN) test/package/reference.ts
 	@$(BUN) fmt
 
-# What other projects install: the module's sources, their declarations, and the module's own README.
-# It is put together in dist/package, because a package's README is that at its root.
 pack: node_modules/.installed dist/register.js ## Pack the module for other projects: dist/socket-service-VERSION.tgz
-	@rm -rf dist/package dist/declarations && mkdir -p dist/package/src
-	@$(BUN) node_modules/typescript/bin/tsc --noEmit false --declaration --emitDeclarationOnly --outDir dist/declarations
-	@mv dist/declarations/src/activation dist/package/types && rm -r dist/declarations
-	@cp -r src/activation dist/package/src
-	@mv dist/package/src/activation/README.md dist/package
-	@cp package.json LICENSE dist/register.js dist/package
-	@chmod -R u=rwX,go=rX dist/package
-	@cd dist/package && ../../$(BUN) pm pkg delete private scripts devDependencies
-	@cd dist/package && ../../$(BUN) pm pack --quiet --destination ..
+	@test/package/pack.sh $(BUN)
 
-# Debian orders 1.0.0~rc.1 before 1.0.0. The date of the files is the last commit's, and without git
-# that of package.json, so that two builds are the same.
+# Debian orders 1.0.0~rc.1 before 1.0.0.
 DEB_VERSION = $(subst -,~,$(RELEASE))
 DEB = dist/socket-service_$(DEB_VERSION)_$(ARCH).deb
 deb: $(DEB) ## Build the Debian package into dist/ (ARCH=arm64: for that architecture)
 $(DEB): $(SERVICES:%=$(OUT)/%) $(shell find units -type f) LICENSE
 	@echo "build  $@"
-	@rm -rf dist/deb && mkdir -p dist/deb && cp -r units/debian dist/deb
-	@date=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || stat --format=%Y package.json)}; \
-	printf '%s\n' 'socket-service ($(DEB_VERSION)) unstable; urgency=medium' '' '  * See the README.' '' \
-		" -- $$(sed -n 's/^Maintainer: //p' units/debian/control)  $$(date --utc -Rd @$$date)" \
-		> dist/deb/debian/changelog
-	@cd dist/deb && MAKEFLAGS= DEB_HOST_ARCH=$(ARCH) DEB_RULES_REQUIRES_ROOT=no DH_QUIET=1 debian/rules --silent binary >/dev/null
-	@rm -r dist/deb
+	@units/debian/build.sh $(DEB_VERSION) $(ARCH)
 
 # From the same commit it makes the same files, wherever and whenever it runs.
 dist: pack ## Put a release into dist/release/: packages for both architectures, the module, checksums
@@ -202,16 +141,16 @@ dist: pack ## Put a release into dist/release/: packages for both architectures,
 	@cd dist/release && sha256sum *.* > SHA256SUMS && cat SHA256SUMS
 
 install: all ## Install executables, units, hardening, manual (DESTDIR, PREFIX, BINDIR, UNITDIR, MANDIR)
-	$(call install_into,$(BINDIR),$(UNITDIR),$(MANDIR),$(DROPINS) $(UNITS),systemctl)
+	$(call units,install,system,$(BINDIR),$(UNITDIR),$(MANDIR))
 
 uninstall: ## Remove exactly what install put there
-	$(call uninstall_from,$(BINDIR),$(UNITDIR),$(MANDIR),$(DROPINS) $(UNITS),systemctl)
+	$(call units,uninstall,system,$(BINDIR),$(UNITDIR),$(MANDIR))
 
 install-user: all ## Install for the calling user: under ~/.local and ~/.config/systemd/user
-	$(call install_into,$(USER_BINDIR),$(USER_UNITDIR),$(USER_MANDIR),$(UNITS),systemctl --user)
+	$(call units,install,user,$(USER_BINDIR),$(USER_UNITDIR),$(USER_MANDIR))
 
 uninstall-user: ## Remove exactly what install-user put there
-	$(call uninstall_from,$(USER_BINDIR),$(USER_UNITDIR),$(USER_MANDIR),$(UNITS),systemctl --user)
+	$(call units,uninstall,user,$(USER_BINDIR),$(USER_UNITDIR),$(USER_MANDIR))
 
 clean: ## Remove what was built
 	rm -rf dist
@@ -229,35 +168,14 @@ node_modules/.installed: package.json bun.lock | $(BUN)
 	@for name in bun bunx; do ln -sf ../../$$(readlink $(BUN)) node_modules/bun/bin/$$name.exe; done
 	@touch $@
 
-# The executables are optional dependencies of the package bun, one for each platform, of which a
-# package manager installs what may run here. Without a network, npm gives up at once.
-NPM := npm install --prefix . --ignore-scripts --no-package-lock --no-audit --no-fund --no-progress --prefer-offline \
-       --loglevel=error --fetch-retries=1 --fetch-retry-mintimeout=1000 --fetch-timeout=20000
 $(BUN): | $(if $(SET_UP),set-up)
-	@echo "fetch  bun $(BUN_VERSION)"
-	@rm -rf node_modules/.fetch && mkdir -p node_modules/.fetch
-	@cd node_modules/.fetch && echo '{}' > package.json && \
-	if command -v npm >/dev/null; then $(NPM) bun@$(BUN_VERSION) >/dev/null; \
-	elif command -v bun >/dev/null; then bun add --ignore-scripts --silent bun@$(BUN_VERSION); \
-	else echo "make: npm or bun is needed to fetch bun $(BUN_VERSION): install one of them" >&2; exit 1; fi
-	@cd node_modules && rm -rf bun @oven && mv .fetch/node_modules/bun .fetch/node_modules/@oven . && rm -rf .fetch
-	@for bun in node_modules/@oven/*/bin/bun; do \
-	  if [ "$$($$bun --version 2>/dev/null)" = $(BUN_VERSION) ]; then ln -sf "$${bun#node_modules/}" $@; exit 0; fi; \
-	done; echo "make: no bun $(BUN_VERSION) that was fetched runs on this machine" >&2; exit 1
+	@test/bun.sh $@ $(BUN_VERSION)
 
-# $(call fetch_bun,PACKAGE,VERSION) fetches another bun beside the pinned one.
-define fetch_bun
-	@echo "fetch  $(1) $(2)"
-	@mkdir -p $@.d && cd $@.d && echo '{}' > package.json && \
-	../../$(BUN) add --ignore-scripts --silent --cpu='*' $(1)@$(2) && \
-	ln -sf $(@F).d/node_modules/$(1)/bin/bun ../$(@F)
-endef
-
-# That of the same platform, for the tests.
+# Another version, for the tests.
 .PRECIOUS: node_modules/.bun-%
 node_modules/.bun-%: | $(BUN)
-	$(call fetch_bun,$(patsubst %/bin/bun,%,$(shell readlink $(BUN))),$*)
+	@test/bun.sh $@ $* $(BUN)
 
 # That of the other architecture, to be embedded.
 $(BUN)-$(ARCH): | $(BUN)
-	$(call fetch_bun,@oven/bun-linux-$(CPU),$(BUN_VERSION))
+	@test/bun.sh $@ $(BUN_VERSION) $(BUN) $(CPU)
