@@ -2,8 +2,9 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { isAbsolute, join, resolve } from "node:path";
 
+import { build } from "./build.ts";
 import * as sockets from "./sockets.ts";
 import { SLOW, until } from "./until.ts";
 
@@ -24,7 +25,12 @@ export const SERVICES = [
   },
 ] as const;
 
+/**
+ * Returns the path of a program: `name` is a service, a script that starts one, relative to dist/, or
+ * an absolute path. The first call that is not for an absolute path builds the services.
+ */
 export function executable(name: string): string {
+  if (!isAbsolute(name)) build();
   return resolve(DIST, name);
 }
 

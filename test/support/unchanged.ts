@@ -3,7 +3,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 
 import type { Tally } from "../system/http.ts";
-import { execute, type Running, scratch } from "./daemon.ts";
+import { executable, execute, type Running, scratch } from "./daemon.ts";
 import { FAMILIES, type Listening, listening } from "./listening.ts";
 import { NotifyReceiver } from "./notify-receiver.ts";
 import * as sockets from "./sockets.ts";
@@ -13,7 +13,7 @@ const CLIENT = resolve(import.meta.dir, "../system/http.ts");
 const CONNECTIONS = 32;
 
 /** As `make pack` packs it. */
-export const REGISTER = resolve(import.meta.dir, "../../dist/register.js");
+export const REGISTER = executable("register.js");
 
 /** A socket unit: a listening socket, or one for datagrams, and its name. */
 export interface Unit {

@@ -14,6 +14,7 @@ import { mkdir, mkdtemp, readdir, readFile, readlink, rmdir, unlink } from "node
 import { tmpdir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 
+import { build } from "../support/build.ts";
 import { lacks } from "../support/needs.ts";
 import { until } from "../support/until.ts";
 
@@ -131,6 +132,8 @@ export class Machine implements AsyncDisposable {
    */
   static async boot(boot: Boot = {}): Promise<Machine> {
     const { seconds = BOOT, files = ROOT, before = ":", options = [] } = boot;
+    // In the machine the checkout is read-only.
+    build();
     const deadline = performance.now() + 1000 * seconds;
     const left = () => (deadline - performance.now()) / 1000;
     const directory = await mkdtemp(join(tmpdir(), "machine-"));

@@ -1,8 +1,7 @@
-/* Loaded before the tests: builds what they drive, and ends with what was skipped. */
+/* Loaded before the tests: prepares their environment, and ends with what was skipped. */
 import { afterAll } from "bun:test";
 import { readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { resolve } from "node:path";
 
 import { report } from "./support/needs.ts";
 
@@ -27,15 +26,6 @@ if (!Bun.deepEquals(environment, { ...process.env })) {
   });
   process.exit(exitCode ?? 1);
 }
-
-const make = Bun.spawnSync(["make", "--silent", "all", "dist/register.js"], {
-  cwd: resolve(import.meta.dir, ".."),
-  // The tests may run under `make test`, whose job server is not ours.
-  env: { ...process.env, MAKEFLAGS: "" },
-  stdout: "inherit",
-  stderr: "inherit",
-});
-if (make.exitCode !== 0) process.exit(1);
 
 // `make test` prints the file after all that the runner itself prints.
 const file = process.env["SKIPPED"];

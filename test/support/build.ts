@@ -1,0 +1,25 @@
+/* Builds the executables and the preload when the first test starts one: unit tests start none. */
+import { resolve } from "node:path";
+
+const ROOT = resolve(import.meta.dir, "../..");
+
+// What `make` starts, such as the demo, finds them built. Only `bun test` sets this variable.
+let isBuilt = process.env["NODE_ENV"] !== "test";
+
+/**
+ * Builds those in dist/ that are missing or older than their sources, once for all tests of a run.
+ *
+ * @throws {Error} if one cannot be built.
+ */
+export function build(): void {
+  if (isBuilt) return;
+  const { exitCode } = Bun.spawnSync(["make", "--silent", "all", "dist/register.js"], {
+    cwd: ROOT,
+    // The tests may run under `make test`, whose job server is not ours.
+    env: { ...process.env, MAKEFLAGS: "" },
+    stdout: "inherit",
+    stderr: "inherit",
+  });
+  if (exitCode !== 0) throw new Error("what the tests start cannot be built");
+  isBuilt = true;
+}
