@@ -30,26 +30,21 @@ BINDIR ?= $(PREFIX)/bin
 UNITDIR ?= $(if $(filter /usr /usr/local,$(PREFIX)),$(PREFIX)/lib/systemd/system,$(error \
 	systemd looks for no units under PREFIX=$(PREFIX): set UNITDIR, for example UNITDIR=/etc/systemd/system))
 MANDIR ?= $(PREFIX)/share/man
-USER_BINDIR = $(HOME)/.local/bin
-USER_MANDIR = $(HOME)/.local/share/man
-USER_UNITDIR = $(HOME)/.config/systemd/user
 
 # Mistakes that are said before anything is built.
 $(if $(filter install uninstall,$(MAKECMDGOALS)),$(if $(UNITDIR),))
 $(if $(and $(filter %install-user,$(MAKECMDGOALS)),$(SUDO_USER),$(filter 0,$(shell id -u))),$(error \
 	as root this would change $(HOME): run it as $(SUDO_USER), without sudo))
 
-# $(call units,install|uninstall,system|user,BINDIR,UNITDIR,MANDIR)
-units = @OUT='$(OUT)' DESTDIR='$(DESTDIR)' BINDIR='$(3)' UNITDIR='$(4)' MANDIR='$(5)' units/install.sh $(1) $(2)
-
 # The tests speak to service managers of their own, not to the one that has started make.
 unexport LISTEN_PID LISTEN_FDS LISTEN_FDNAMES NOTIFY_SOCKET WATCHDOG_PID WATCHDOG_USEC JOURNAL_STREAM
 
 # Those that look for what they need first.
-SET_UP := $(filter demo test debian-root deb,$(MAKECMDGOALS))
+SET_UP := $(filter demo test check debian-root deb,$(MAKECMDGOALS))
 
 .DELETE_ON_ERROR:
-.PHONY: all demo test test-frameworks test-bun debian-root bench check format pack deb dist clean help set-up install uninstall install-user uninstall-user
+.PHONY: all demo unit test test-frameworks test-bun debian-root bench check format pack deb dist clean help \
+        set-up install uninstall install-user uninstall-user
 
 all: $(SERVICES:%=$(OUT)/%) ## Build the three executables into dist/ (the default; ARCH=arm64: into dist/arm64/)
 
@@ -74,12 +69,15 @@ ifdef EMBEDDED
 EMULATE := test/emulate.sh run $(EMBEDDED)
 EMULATED := test/activate/greeting test/activate/listener test/activate/deadlines \
             $(addprefix test/unit/,barrier connection describe event-loop layout libc listen.test log \
-              max-connections notify udp watchdog) \
+              notify udp watchdog) \
             -t '^(?!.*(backlog of|leaves the descriptor|handshake|reset|under load|five seconds|drops|idle from|without the JIT|another process))' --timeout 30000
 endif
 
-# The tests build what they need: test/build.ts. test/system boots a systemd, from ROOT if it is set.
-test: node_modules/.installed $(if $(EMBEDDED),all) ## Pass every test (ARGS="-t NAME" or a path; ROOT=DIR for another systemd; ARCH=arm64)
+unit: node_modules/.installed ## Pass the module's unit tests, which start no executable (ARGS="-t NAME")
+	@$(BUN) test test/unit $(ARGS)
+
+# test/system boots a systemd, from ROOT if it is set.
+test: all dist/register.js ## Pass every test (ARGS="-t NAME" or a path; ROOT=DIR for another systemd; ARCH=arm64)
 	@skipped=$$(mktemp); trap 'cat "$$skipped"; rm "$$skipped"' EXIT; trap 'exit 1' HUP INT TERM; \
 	SKIPPED=$$skipped $(or $(EMULATE),$(BUN)) test $(or $(ARGS),$(if $(ROOT),test/system),$(EMULATED),--coverage)
 
@@ -87,36 +85,24 @@ test: node_modules/.installed $(if $(EMBEDDED),all) ## Pass every test (ARGS="-t
 SUITE ?= trixie
 debian-root: dist/roots/$(SUITE) ## Make dist/roots/SUITE, for ROOT (SUITE=trixie, bookworm, sid)
 
-# debootstrap's mounts are in a namespace of their own: an interrupted one leaves none behind.
 dist/roots/%: test/setup.sh | $(if $(SET_UP),set-up)
-	@mkdir -p dist/roots/cache && rm -rf --one-file-system $@ $@.new
-	@echo "make   $@"
-	@unshare --mount --propagation=private debootstrap --variant=minbase --include=$$(test/setup.sh inside) \
-		--cache-dir=$(CURDIR)/dist/roots/cache $* $@.new >/dev/null
-	@mv $@.new $@ && touch $@
+	@test/debian-root.sh $* $@
 
 # `make test` has the quick ones of these.
 test-frameworks: node_modules/.installed ## Pass the tests of all frameworks, unchanged (ARGS="-t NAME")
 	@FRAMEWORKS=all $(BUN) test test/package/unchanged $(ARGS)
 
-# The oldest Bun is that of "engines". `make test` has the pinned one.
 test-bun: node_modules/.installed ## Pass the module's tests on the oldest and the newest Bun (or VERSION=1.4.2)
-	@newest=$$($(BUN) info bun version) || exit; \
-	for version in $(or $(VERSION),$$(sed -n 's/.*"bun": ">=\(.*\)"/\1/p' package.json) $$newest); do \
-		[ $$version = $(BUN_VERSION) ] || $(MAKE) --no-print-directory test-bun-$$version || exit; \
-	done
-
-# What starts none of the executables.
-test-bun-%: node_modules/.bun-%
-	@echo "test   on bun $*"
-	@$< test $(or $(ARGS),test/unit test/activate/hot test/activate/wrapped test/activate/register test/package/readme test/package/frameworks)
+	@test/versions.sh $(BUN) "$(VERSION)" $(ARGS)
 
 bench: all ## Measure the services and their peers (ARGS="--quick", "--json FILE"; ROOT=DIR for another systemd as well)
 	@$(BUN) test/bench/run.ts $(ARGS)
 
-check: node_modules/.installed ## Check types and formatting
+check: node_modules/.installed ## Check types, formatting, shell scripts, and the order of the layers
 	@$(BUN) node_modules/typescript/bin/tsc
 	@$(BUN) fmt --check
+	@test/shellcheck.sh
+	@$(BUN) test test/unit/layers.test.ts
 
 format: node_modules/.installed ## Format the sources, and write the reference from their comments
 	@$(BUN) test/package/reference.ts
@@ -130,7 +116,6 @@ DEB_VERSION = $(subst -,~,$(RELEASE))
 DEB = dist/socket-service_$(DEB_VERSION)_$(ARCH).deb
 deb: $(DEB) ## Build the Debian package into dist/ (ARCH=arm64: for that architecture)
 $(DEB): $(SERVICES:%=$(OUT)/%) $(shell find units -type f) LICENSE
-	@echo "build  $@"
 	@units/debian/build.sh $(DEB_VERSION) $(ARCH)
 
 # From the same commit it makes the same files, wherever and whenever it runs.
@@ -140,17 +125,22 @@ dist: pack ## Put a release into dist/release/: packages for both architectures,
 	@cp dist/socket-service-$(RELEASE).tgz $(foreach arch,amd64 arm64,dist/socket-service_$(DEB_VERSION)_$(arch).deb) dist/release
 	@cd dist/release && sha256sum *.* > SHA256SUMS && cat SHA256SUMS
 
+install uninstall: PLACES = BINDIR='$(BINDIR)' UNITDIR='$(UNITDIR)' MANDIR='$(MANDIR)'
+%-user: PLACES = BINDIR='$(HOME)/.local/bin' UNITDIR='$(HOME)/.config/systemd/user' \
+                 MANDIR='$(HOME)/.local/share/man'
+UNITS = OUT='$(OUT)' DESTDIR='$(DESTDIR)' $(PLACES) units/install.sh
+
 install: all ## Install executables, units, hardening, manual (DESTDIR, PREFIX, BINDIR, UNITDIR, MANDIR)
-	$(call units,install,system,$(BINDIR),$(UNITDIR),$(MANDIR))
+	@$(UNITS) install system
 
 uninstall: ## Remove exactly what install put there
-	$(call units,uninstall,system,$(BINDIR),$(UNITDIR),$(MANDIR))
+	@$(UNITS) uninstall system
 
 install-user: all ## Install for the calling user: under ~/.local and ~/.config/systemd/user
-	$(call units,install,user,$(USER_BINDIR),$(USER_UNITDIR),$(USER_MANDIR))
+	@$(UNITS) install user
 
 uninstall-user: ## Remove exactly what install-user put there
-	$(call units,uninstall,user,$(USER_BINDIR),$(USER_UNITDIR),$(USER_MANDIR))
+	@$(UNITS) uninstall user
 
 clean: ## Remove what was built
 	rm -rf dist

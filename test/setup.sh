@@ -1,11 +1,10 @@
 #!/bin/sh
-# What `make demo`, `make test`, `make deb` and `make debian-root` need, with Debian's package for each:
-# this is the only list.
+# What `make demo`, `test`, `check`, `deb` and `debian-root` need, with Debian's package for each: this is
+# the only list.
 #
-#   test/setup.sh demo|test|deb|debian-root [ARCH]   As root on Debian, installs what is missing, unless
-#                                                    SETUP=no. Otherwise prints the command that installs
-#                                                    it, and fails if deb or debian-root cannot do without.
-#                                                    ARCH, arm64 or amd64, is another architecture.
+#   test/setup.sh TARGET... [ARCH]   As root on Debian, installs what is missing, unless SETUP=no. Otherwise
+#                                    prints the command that installs it, and fails if deb or debian-root
+#                                    cannot do without. ARCH, arm64 or amd64, is another architecture.
 #   test/setup.sh list     Prints each name of the tests, and "there" or "missing".
 #   test/setup.sh inside   Prints the packages that a root has, with commas.
 set -u
@@ -17,7 +16,7 @@ PATH=$PATH:/usr/sbin:/sbin
 # Debian's package, and what does as well.
 needs() {
   cat <<'LIST'
-demo,test             npm                     npm                bun node_modules/.bun-*
+demo,test,check       npm                     npm                bun node_modules/.bun-*
 demo,test,inside      systemd-socket-activate systemd
 test,inside           curl                    curl
 test,inside           nc                      netcat-openbsd
@@ -33,6 +32,7 @@ test,deb              dpkg-parsechangelog     dpkg-dev
 test,deb              xz                      xz-utils
 test                  lintian                 lintian
 test                  nginx                   nginx-light
+check                 shellcheck              shellcheck
 debian-root           debootstrap             debootstrap
 test,debian-root,inside unshare                 util-linux
 test,inside           mount                   mount
@@ -82,8 +82,8 @@ missing() {
 case ${1-} in
   list) look test | cut -d ' ' -f 1,3; exit ;;
   inside) look inside | cut -d ' ' -f 2 | sort -u | paste -sd ,; exit ;;
-  demo | test | deb | debian-root) ;;
-  *) echo "usage: test/setup.sh demo|test|deb|debian-root [ARCH]|list|inside" >&2; exit 64 ;;
+  demo | test | check | deb | debian-root) ;;
+  *) echo "usage: test/setup.sh demo|test|check|deb|debian-root [ARCH]|list|inside" >&2; exit 64 ;;
 esac
 
 if [ ! -e /proc/self/stat ]; then

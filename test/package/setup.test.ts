@@ -130,6 +130,11 @@ describe("test/setup.sh", () => {
     expect(stdout).toEndWith(": apt-get install --no-install-recommends npm systemd\n");
   });
 
+  test("has the check need what reads the shell scripts", async () => {
+    const { stdout } = await setUp("check", 1000, BRING);
+    expect(stdout).toEndWith(": apt-get install --no-install-recommends npm shellcheck\n");
+  });
+
   for (const bun of ["programs/bun", "node_modules/.bun-1.4.5"])
     test(`asks for no npm where ${bun} is there`, async () => {
       const { stdout } = await setUp("demo", 1000, BRING, {}, ["proc/self/stat", bun]);
@@ -310,7 +315,7 @@ for (const manager of ["npm", process.execPath])
     }
   });
 
-for (const target of ["demo", "test", "debian-root", "deb"])
+for (const target of ["demo", "test", "check", "debian-root", "deb"])
   test(`make ${target} sets up before all else`, async () => {
     const { stdout } = await run(["make", target], DRY);
     expect(stdout).toStartWith(`test/setup.sh ${target}\n`);
@@ -366,8 +371,8 @@ test("make test ARCH= sets up, builds and tests for another architecture", async
   expect((await run(["make", "ARCH=mips"], DRY)).stderr).toContain('amd64 or arm64, not "mips"');
 });
 
-test("make builds and checks without setting up, and measures no coverage of a part", async () => {
-  expect((await run(["make", "all", "check"], DRY)).stdout).not.toContain("setup.sh");
+test("make builds without setting up, and measures no coverage of a part", async () => {
+  expect((await run(["make", "all", "unit"], DRY)).stdout).not.toContain("setup.sh");
   const { stdout } = await run(["make", "test", "ARGS=test/x.test.ts"], DRY);
   expect(stdout).toContain(`${BUN} test test/x.test.ts\n`);
 });

@@ -4,6 +4,7 @@
 #   units/debian/build.sh VERSION ARCH
 set -eu
 version=$1 arch=$2
+echo "build  dist/socket-service_${version}_$arch.deb"
 rm -rf dist/deb
 mkdir -p dist/deb
 cp -r units/debian dist/deb
