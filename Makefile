@@ -2,8 +2,6 @@
 BUN_VERSION := $(shell sed -n 's/^ *"bun": "\([0-9.]*\)",$$/\1/p' package.json)
 BUN := node_modules/.bun-$(BUN_VERSION)
 
-RELEASE := $(shell sed -n 's/^  "version": "\(.*\)",$$/\1/p' package.json)
-
 # Debian's names of the architectures. What is built for this machine's own goes to dist/.
 MACHINE := $(patsubst x86_64,amd64,$(patsubst aarch64,arm64,$(shell uname -m)))
 ARCH := $(MACHINE)
@@ -55,7 +53,6 @@ $(OUT)/%: src/daemons/%.ts $(SOURCES) node_modules/.installed | $(EMBEDDED)
 
 # The preload for other programs: units name this file, so it is one, at a place of its own.
 dist/register.js: $(SOURCES) node_modules/.installed
-	@mkdir -p dist
 	@echo "build  $@"
 	@$(BUN) build --target=bun --minify src/activation/register.ts --outfile $@ >/dev/null
 
@@ -77,7 +74,7 @@ unit: node_modules/.installed ## Pass the module's unit tests, which start no ex
 	@$(BUN) test test/unit $(ARGS)
 
 # test/system boots a systemd, from ROOT if it is set.
-test: all dist/register.js ## Pass every test (ARGS="-t NAME" or a path; ROOT=DIR for another systemd; ARCH=arm64)
+test: all ## Pass every test (ARGS="-t NAME" or a path; ROOT=DIR for another systemd; ARCH=arm64)
 	@skipped=$$(mktemp); trap 'cat "$$skipped"; rm "$$skipped"' EXIT; trap 'exit 1' HUP INT TERM; \
 	SKIPPED=$$skipped $(or $(EMULATE),$(BUN)) test $(or $(ARGS),$(if $(ROOT),test/system),$(EMULATED),--coverage)
 
@@ -112,6 +109,7 @@ pack: node_modules/.installed dist/register.js ## Pack the module for other proj
 	@test/package/pack.sh $(BUN)
 
 # Debian orders 1.0.0~rc.1 before 1.0.0.
+RELEASE := $(shell sed -n 's/^  "version": "\(.*\)",$$/\1/p' package.json)
 DEB_VERSION = $(subst -,~,$(RELEASE))
 DEB = dist/socket-service_$(DEB_VERSION)_$(ARCH).deb
 deb: $(DEB) ## Build the Debian package into dist/ (ARCH=arm64: for that architecture)
@@ -146,7 +144,7 @@ clean: ## Remove what was built
 	rm -rf dist
 
 help: ## List these targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 # What these lack is looked for, and installed, before anything else.
 set-up:

@@ -32,7 +32,7 @@ test,deb              dpkg-parsechangelog     dpkg-dev
 test,deb              xz                      xz-utils
 test                  lintian                 lintian
 test                  nginx                   nginx-light
-check                 shellcheck              shellcheck
+check,inside          shellcheck              shellcheck
 debian-root           debootstrap             debootstrap
 test,debian-root,inside unshare                 util-linux
 test,inside           mount                   mount

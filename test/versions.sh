@@ -17,7 +17,7 @@ fi
 for version in $versions; do
   bun=node_modules/.bun-$version
   if [ "$bun" != "$pinned" ]; then
-    make --no-print-directory "$bun"
+    MAKEFLAGS='' make --no-print-directory "$bun"
     echo "test   on bun $version"
     "$bun" test "$@"
   fi

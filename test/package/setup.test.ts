@@ -256,7 +256,7 @@ describe("make", () => {
     expect([status, stderr]).toEqual([0, ""]);
     expect((await run(["make", "pack"])).status).toBe(0);
     const built = readdirSync(join(path, "dist")).filter((name) => name !== "package");
-    expect(built).toHaveLength(4);
+    expect(built).toHaveLength(5);
     for (const name of built) {
       const { stdout } = await run(["cmp", join(path, "dist", name), join(ROOT, "dist", name)]);
       expect(stdout).toBe("");
@@ -398,11 +398,11 @@ test("a build that fails leaves no half of an executable", async () => {
 });
 
 describe(".ci/run", () => {
-  /** Runs it with a make of which one target may fail, and whose tests may be skipped. */
-  async function ci(uid: number, fails = "", skips = "") {
+  /** Runs it with a make of which one target may fail, and of whose `tests` some may be skipped. */
+  async function ci(uid: number, fails = "", skips = "", tests = "test") {
     using bin = scratch();
     script(join(bin.path, "id"), `echo ${uid}`);
-    const says = `[ $1 != test ] || printf ' 5 pass\\n${skips} 0 fail\\n'`;
+    const says = `[ $1 != ${tests} ] || printf ' 5 pass\\n${skips} 0 fail\\n'`;
     script(join(bin.path, "make"), `echo "make $*"\n${says}\n[ "$*" != "${fails}" ]`);
     const { status, stdout, stderr } = await run([join(ROOT, ".ci/run")], {
       PATH: `${bin.path}:${PATH}`,
@@ -426,22 +426,28 @@ describe(".ci/run", () => {
   });
 
   const runs = ["test", "test ROOT=dist/roots/trixie", "test ARCH=arm64"];
-  for (const fails of ["demo", "check", ...runs, "test-bun"])
+  for (const fails of ["demo", "check", ...runs, "test-frameworks", "test-bun"])
     test(`fails where make ${fails} does`, async () => {
       const { status, called, last } = await ci(0, fails);
       expect([status, last]).toEqual([1, "15 passed, 1 failed, 0 skipped"]);
-      expect(called).toHaveLength(7);
+      expect(called).toHaveLength(8);
     });
 
   test("fails where there is no other root", async () => {
     const { status, called, last } = await ci(0, "debian-root");
     expect([status, last]).toEqual([1, "10 passed, 1 failed, 0 skipped"]);
-    expect(called).toHaveLength(6);
+    expect(called).toHaveLength(7);
   });
 
   test("fails where a test is skipped", async () => {
     const { status, last } = await ci(0, "", " 2 skip\\n");
     expect([status, last]).toEqual([1, "15 passed, 0 failed, 6 skipped"]);
+  });
+
+  test("fails where a check is skipped", async () => {
+    const skips = "Skipped:\\n  a check\\n";
+    const { status, last } = await ci(0, "", skips, "check");
+    expect([status, last]).toEqual([1, "5 passed, 0 failed, 1 skipped"]);
   });
 
   test("fails where the end of a run says that something was left out", async () => {

@@ -18,6 +18,8 @@ const PROJECT = "/root/hello";
 const ELSEWHERE: Record<string, string> = {
   "make test": "runs this file",
   "make test ROOT=dist/roots/trixie": "the same",
+  "make unit": "a part of it",
+  "make test-frameworks": "fetches frameworks: .ci/run",
   "make debian-root": "fetches a Debian: .ci/run",
   "make test ARCH=arm64": "needs an emulator: .ci/run",
   "make deb": "takes half a minute: deb.test.ts",
