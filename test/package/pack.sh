@@ -1,6 +1,6 @@
 #!/bin/sh
 # Packs what other projects install into dist/socket-service-VERSION.tgz, and prints that path: the module's
-# sources, their declarations, the preload, which make has built, and the module's own pages.
+# sources, their declarations, the preload, which make has built, and the module's pages.
 #
 #   test/package/pack.sh BUN
 #
@@ -14,7 +14,7 @@ mkdir -p dist/package/src
 mv dist/declarations/src/activation dist/package/types
 rm -r dist/declarations
 cp -r src/activation dist/package/src
-mv dist/package/src/activation/README.md dist/package
+mv dist/package/src/activation/README.md dist/package/src/activation/REFERENCE.md dist/package
 cp package.json LICENSE dist/register.js dist/package
 chmod -R u=rwX,go=rX dist/package
 cd dist/package

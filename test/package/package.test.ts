@@ -43,18 +43,19 @@ function tsc(compilerOptions: object, files: readonly string[]): void {
   run(project, process.execPath, "node_modules/typescript/bin/tsc");
 }
 
-test("the tarball holds the sources, a declaration for each, and the module's own README", () => {
+test("the tarball holds the sources, a declaration for each, and the module's own pages", () => {
   const all = readdirSync(join(ROOT, "src/activation"), { recursive: true, encoding: "utf8" });
   const sources = all.filter((name) => name.endsWith(".ts"));
   const packed = [
-    ...["LICENSE", "README.md", "package.json", "register.js"],
+    ...["LICENSE", "README.md", "REFERENCE.md", "package.json", "register.js"],
     ...sources.map((name) => `src/activation/${name}`),
     ...sources.map((name) => `types/${name.replace(/ts$/, "d.ts")}`),
   ];
   expect(run(ROOT, "tar", "-tzf", tarball).trim().split("\n").sort()).toEqual(
     packed.map((name) => `package/${name}`).sort(),
   );
-  expect(installed("README.md")).toBe(readFileSync(join(ROOT, "src/activation/README.md"), "utf8"));
+  for (const page of ["README.md", "REFERENCE.md"])
+    expect(installed(page)).toBe(readFileSync(join(ROOT, "src/activation", page), "utf8"));
   const ofOurs = ["private", "scripts", "devDependencies"];
   const published = Object.entries(own).filter(([name]) => !ofOurs.includes(name));
   expect(JSON.parse(installed("package.json"))).toEqual(Object.fromEntries(published));

@@ -1,7 +1,6 @@
 /*
- * The reference in the module's README: one heading for each export, in the order of index.ts, with
- * the declaration and the doc comment that stand in the sources. `make format` writes it; a test
- * compares.
+ * The module's reference: one heading for each export, in the order of index.ts, with the declaration
+ * and the doc comment that stand in the sources. `make format` writes it; a test compares.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -10,13 +9,15 @@ import { between } from "../support/between.ts";
 import { ROOT } from "./programs.ts";
 
 const SOURCES = join(ROOT, "src/activation");
+/** The module's two pages. In the package both are at its root, so their links to each other lead there, too. */
 export const README = join(SOURCES, "README.md");
+export const REFERENCE = join(SOURCES, "REFERENCE.md");
 
 const BEGIN = "<!-- From here on: the doc comments of the sources, put here by make format. -->";
 
-/** The README with the reference as the sources have it now. */
-export function withReference(readme: string): string {
-  return between(readme, BEGIN, reference());
+/** The page with the reference as the sources have it now. */
+export function withReference(page: string): string {
+  return between(page, BEGIN, reference());
 }
 
 function reference(): string {
@@ -32,7 +33,7 @@ function reference(): string {
             .filter((name) => name !== "")
             .map((name) => entry(name, readFileSync(join(SOURCES, file), "utf8")))
             .join("")
-        : `### ${group}\n\n`;
+        : `## ${group}\n\n`;
   return text.replace(/\n{3,}/g, "\n\n").trimEnd();
 }
 
@@ -46,7 +47,7 @@ function entry(name: string, source: string): string {
   const [, comment = "", begin = ""] = start;
   const declared = declaration(source.slice(start.index + start[0].length - begin.length));
   const lines = comment.split("\n").map((line) => line.replace(/^ *\*? ?/, "").trimEnd());
-  return `#### \`${name}\`\n\n\`\`\`ts\n${declared}\n\`\`\`\n\n${prose(lines)}\n`;
+  return `### \`${name}\`\n\n\`\`\`ts\n${declared}\n\`\`\`\n\n${prose(lines)}\n`;
 }
 
 /** The declaration that a source begins with: of a function or a class without what it does. */
@@ -83,4 +84,4 @@ function prose(lines: readonly string[]): string {
     .trim()}\n`;
 }
 
-if (import.meta.main) writeFileSync(README, withReference(readFileSync(README, "utf8")));
+if (import.meta.main) writeFileSync(REFERENCE, withReference(readFileSync(REFERENCE, "utf8")));

@@ -5,6 +5,7 @@ import { symlinkSync, utimesSync, writeFileSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 
 import { devDependencies, version } from "../../package.json";
+import { build } from "../support/build.ts";
 import { scratch } from "../support/daemon.ts";
 import { lacksNpm } from "../support/needs.ts";
 import { ROOT } from "./programs.ts";
@@ -254,7 +255,7 @@ describe("make", () => {
     const env = { TZ: "Asia/Tokyo", LC_ALL: "tr_TR.UTF-8" };
     const { status, stderr } = await run(["sh", "-c", commands], env, path);
     expect([status, stderr]).toEqual([0, ""]);
-    expect((await run(["make", "pack"])).status).toBe(0);
+    expect((await run(["make", "all", "pack"])).status).toBe(0);
     const built = readdirSync(join(path, "dist")).filter((name) => name !== "package");
     expect(built).toHaveLength(5);
     for (const name of built) {
@@ -264,6 +265,7 @@ describe("make", () => {
   });
 
   test("demo runs what it can, and ends with what was skipped and what to install", async () => {
+    build();
     using bin = scratch();
     for (const name of ["cat", "cut", "dirname", "id", "sed", "sh", "sort"])
       symlinkSync(`/bin/${name}`, join(bin.path, name));
@@ -381,7 +383,7 @@ test("a release edits package.json and the README's changes, and no other file",
   const text = (name: string) => readFileSync(join(ROOT, name), "utf8");
   expect(text("README.md")).toContain(`\n## Changes\n\n**${version}**`);
   expect(text("README.md").split(version)).toHaveLength(2);
-  for (const name of ["src/activation/README.md", ...PAGES])
+  for (const name of ["src/activation/README.md", "src/activation/REFERENCE.md", ...PAGES])
     // Another project's 1.0.0-next.1 is not ours.
     expect(text(name)).not.toMatch(new RegExp(`${version.replaceAll(".", "\\.")}(?!-)`));
 });
