@@ -1166,6 +1166,16 @@ describe("a request with a body that the handler does not read", () => {
     },
   );
 
+  test("and that is chunked and empty ends the connection", async () => {
+    using it = ignoring();
+    const drained = drain(it.server, { grace: 200 });
+    const kept = await Kept.to(it.to);
+    kept.send("/", "Transfer-Encoding: chunked\r\n", "POST");
+    kept.socket.write("0\r\n\r\n");
+    expect(await kept.answer()).toEqual({ status: 200, body: "thanks", closes: true });
+    expect(await drained).toBe(true);
+  });
+
   test("and that comes late is answered first, and the connection goes on", async () => {
     using it = ignoring();
     const drained = drain(it.server, { grace: 1000 });

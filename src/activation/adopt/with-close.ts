@@ -86,7 +86,10 @@ function watchBody(request: Request, late: () => void): () => boolean | Promise<
     // A stream does not tell whether it was read or cancelled.
     if (isTaken || request.bodyUsed) return false;
     // Not the original: the response may still read that.
-    const read = async () => (await request.clone().arrayBuffer()).byteLength > 0;
+    const read = async () => {
+      await request.clone().arrayBuffer();
+      return true;
+    };
     const patience = Bun.sleep(REST).then(() => false);
     const comes = await Promise.race([read().catch(() => false), patience]);
     if (!comes) late();
