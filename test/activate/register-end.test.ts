@@ -1,6 +1,8 @@
 /* How unchanged programs end, with the preload: by SIGTERM, and after a time with no connection. */
 import { afterEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 
+import { resolve } from "node:path";
+
 import { client, text } from "../support/listening.ts";
 import { Service, type StartOptions, type Unit } from "../support/unchanged.ts";
 import { until } from "../support/until.ts";
@@ -157,6 +159,23 @@ describe("SIGTERM", () => {
     expect(status).toBe(0);
     expect(slow.received).toContain(" ended");
     expect(milliseconds).toBeWithin(9500, 12_000);
+  });
+
+  test("of a program that uses the module as well is as without the preload", async () => {
+    const module = JSON.stringify(resolve(import.meta.dir, "../../src/activation/index.ts"));
+    for (const source of [
+      `${NODE} const { drain } = await import(${module});`,
+      `const { drain, passedFd, serve } = await import(${module});
+      const server = serve({ fd: passedFd(), port: 3000, fetch: () => new Response("Hello\\n") });`,
+    ]) {
+      const { it } = await started(
+        `${source} process.on("SIGTERM", async () => process.exit((await drain(server)) ? 4 : 5));`,
+      );
+      const open = await kept(it);
+      open.send("GET / HTTP/1.1");
+      await until("the answer", 10, () => open.received.endsWith("Hello\n"));
+      expect((await it.stop()).status).toBe(4);
+    }
   });
 
   test("leaves newcomers to the next process, for a program of node:net too", async () => {

@@ -1,4 +1,5 @@
 import type { Server } from "bun";
+import type { Server as HttpServer } from "node:http";
 
 import { perProcess } from "../hot.ts";
 import type { Talk } from "../linux/libc.ts";
@@ -52,7 +53,8 @@ const LOOK = 1;
  * `grace` of less than 200 milliseconds, phase 3 waits for all who may yet ask. With no passed socket,
  * nobody reaches a server that has stopped.
  *
- * @param server A server of `serve`. A second call for it returns the first one's promise.
+ * @param server A server of `serve`, or an `http.Server` in a program with the preload
+ *   `socket-service/register`. A second call for it returns the first one's promise.
  * @returns Whether nobody was cut off. For a server that has stopped already: whether all that it still
  *   had to answer was answered by `timeout`.
  * @throws {TypeError} if `serve` did not make the server.
@@ -67,13 +69,13 @@ const LOOK = 1;
  * ```
  */
 export function drain(
-  server: Server<unknown>,
+  server: Server<unknown> | HttpServer,
   { grace = 1000, timeout = 10_000, signal }: DrainOptions = {},
 ): Promise<boolean> {
-  const served = requireServed(server);
+  const found = requireServed(server);
   for (const [name, value] of Object.entries({ grace, timeout }))
     if (!(value >= 0)) throw new RangeError(`${name} is ${value}: give milliseconds, from 0 on`);
-  return drainOf(server, served, { grace, timeout, signal }).run();
+  return drainOf(found, { grace, timeout, signal }).run();
 }
 
 /**
@@ -82,7 +84,7 @@ export function drain(
  */
 export async function becomeQuiet(server: Server<unknown>): Promise<void> {
   const options = { grace: 1000, timeout: 10_000, signal: undefined };
-  await drainOf(server, requireServed(server), options).becomeQuiet(true);
+  await drainOf(requireServed(server), options).becomeQuiet(true);
 }
 
 /**
@@ -102,15 +104,24 @@ export async function becomeQuiet(server: Server<unknown>): Promise<void> {
  * }
  * ```
  */
-export function draining(server: Server<unknown>): AbortSignal {
-  return drainingOf(requireServed(server)).signal;
+export function draining(server: Server<unknown> | HttpServer): AbortSignal {
+  return drainingOf(requireServed(server).served).signal;
 }
 
-function requireServed(server: Server<unknown>): Served {
-  const served = servedBy(server);
-  if (served === undefined)
-    throw new TypeError("drain got a server of Bun.serve, whose options it cannot know: use serve");
-  return served;
+/** A server of Bun, and what is known of it. */
+interface Found {
+  readonly server: Server<unknown>;
+  readonly served: Served;
+}
+
+function requireServed(given: Server<unknown> | HttpServer): Found {
+  // `node:http` keeps the server of Bun under a symbol.
+  const inside = Object.getOwnPropertySymbols(given).map((symbol) => Reflect.get(given, symbol));
+  for (const server of [given, ...inside]) {
+    const served = typeof server === "object" && server !== null && servedBy(server);
+    if (served) return { server, served };
+  }
+  throw new TypeError("drain got a server of Bun.serve, whose options it cannot know: use serve");
 }
 
 function drainingOf(served: Served): AbortController {
@@ -125,7 +136,7 @@ interface Limits {
 
 const drains = perProcess("drains", () => new WeakMap<object, Drain>());
 
-function drainOf(server: Server<unknown>, served: Served, limits: Limits): Drain {
+function drainOf({ server, served }: Found, limits: Limits): Drain {
   const drain = drains.get(server) ?? new Drain(server, served, limits);
   drains.set(server, drain);
   return drain;

@@ -41,7 +41,7 @@ const LONGEST_INTERVAL = 1000;
  * ```
  */
 export function whenIdle(
-  servers: Idler | readonly Idler[],
+  servers: ServerOrListener | readonly ServerOrListener[],
   { timeout }: IdleOptions,
 ): Promise<void> {
   if (!(timeout > 0)) throw new RangeError(`timeout is ${timeout}: give milliseconds above 0`);
@@ -50,7 +50,7 @@ export function whenIdle(
   return idle.after(timeout);
 }
 
-type Idler = Server<unknown> | Listener<unknown>;
+type ServerOrListener = Server<unknown> | Listener<unknown>;
 
 /** Watches servers for connections. */
 export class Idle {
