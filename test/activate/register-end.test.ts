@@ -250,6 +250,7 @@ describe("SIGTERM", () => {
     }
     await until("the answer", 10, () => refused.received.includes("refused"));
     expect(refused.received).toStartWith("HTTP/1.1 401 ");
+    expect(refused.hasEnded).toBe(false);
     const read = await kept(it);
     read.socket.write("POST / HTTP/1.1\r\nHost: example\r\nContent-Length: 4\r\n\r\nbody");
     await until("the answer", 10, () => read.received.endsWith("read"));
