@@ -5,6 +5,7 @@ import { join } from "node:path";
 
 import { freePort, type Running } from "../support/daemon.ts";
 import { CERTIFICATE, client, text } from "../support/listening.ts";
+import { LOOPBACK6 } from "../support/sockets.ts";
 import { REGISTER, Service, type StartOptions, type Unit } from "../support/unchanged.ts";
 import { until } from "../support/until.ts";
 
@@ -116,8 +117,8 @@ test("a socket on [::] is reported as Bun reports its own", async () => {
   const { it } = await started(HTTP["node:http"], {}, { family: "IPv6" });
   const { to } = it;
   if (!("port" in to)) expect.unreachable();
-  const answer = await fetch(`http://[::1]:${to.port}/`);
-  expect(await answer.json()).toEqual(["::1", to.port, "::1", "VERSION"]);
+  const answer = await fetch(`http://[${LOOPBACK6}]:${to.port}/`);
+  expect(await answer.json()).toEqual([LOOPBACK6, to.port, LOOPBACK6, "VERSION"]);
 });
 
 test("a program of node:net serves, whenever it sets its handler", async () => {

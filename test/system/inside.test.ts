@@ -8,7 +8,7 @@ import { lacks, lacksNpm } from "../support/needs.ts";
 import { cannotRun, nothingFailed } from "./harness.ts";
 import { BUN, CHECKOUT, Machine, ROOT } from "./machine.ts";
 
-setDefaultTimeout(300_000);
+setDefaultTimeout(600_000);
 
 /** Users, and shell commands before their tests: what these export has to change nothing. */
 const USERS = [
