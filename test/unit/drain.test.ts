@@ -220,7 +220,7 @@ test.each([
     throw new Error("on purpose");
   };
   const server = serve({ ...absent, fd: it.fd, development: false, routes: { "/fails": fails } });
-  const drained = drain(server, { grace: 100 });
+  const drained = drain(server, { grace: 400 });
   using printed = spyOn(console, "error");
   printed.mockImplementation(() => {});
   expect(await (await Kept.to(it.to)).ask("/none")).toEqual({
@@ -737,7 +737,7 @@ test("a client that asks nothing does not hold the end up", async () => {
 
 describe.each(FAMILIES)("no request is lost over %s", (family) => {
   test("that is the first, and arrives just before the stop, while Bun does something else", async () => {
-    for (let delay = 0; delay < 12; delay += 0.5) {
+    for (let delay = 0; delay < 12; delay++) {
       using it = listening(family);
       const server = serve({ fd: it.fd, fetch: () => new Response("answered") });
       const kept = await Kept.to(it.to);

@@ -2,7 +2,7 @@ import type { Server } from "bun";
 import type { Server as HttpServer } from "node:http";
 
 import { perProcess } from "../hot.ts";
-import type { Talk } from "../linux/libc.ts";
+import type { Talk, Watch } from "../linux/libc.ts";
 import { type Connection, Connections } from "./connections.ts";
 import { pause } from "./event-loop.ts";
 import { type Served, servedBy, watchOf } from "./served.ts";
@@ -26,6 +26,8 @@ export interface DrainOptions {
 const STEP = 200;
 /** How long it may take for its first request, in milliseconds. */
 const FIRST_REQUEST = 500;
+/** How long to wait for a moment in which nobody asks, in milliseconds. */
+const LULL = 50;
 /** How often to look for what Bun does not report, in milliseconds. */
 const LOOK = 1;
 
@@ -179,9 +181,8 @@ class Drain {
     const isOver = () => isHasty && connections.areNone;
 
     this.#announce();
-    if (!isOver()) await this.#grace(isOver);
-    pause(watch);
-    await this.#linger(connections);
+    if (!isOver()) await this.#grace(connections, isOver);
+    await this.#linger(connections, watch);
     return connections;
   }
 
@@ -192,7 +193,7 @@ class Drain {
   }
 
   /** 2. Waits until each client had the time to ask once more, or `isOver`. */
-  async #grace(isOver: () => boolean): Promise<void> {
+  async #grace(connections: Connections, isOver: () => boolean): Promise<void> {
     const { grace, timeout } = this.options;
     // So that the requests that come until then can be answered before the end.
     const latest = this.#begun + Math.max(grace, timeout / 2);
@@ -204,25 +205,14 @@ class Drain {
     });
     const end = Math.min(performance.now() + grace, latest);
     await this.#until(() => performance.now() >= end || isOver());
+    // In a lull, none of the clients that come next has to wait until others are answered.
+    await this.#silence(connections, LULL);
   }
 
-  /** 3. Waits until each connection that was accepted has sent its first request. */
-  async #linger(connections: Connections): Promise<void> {
-    const begun = performance.now();
-    const isTLS = this.server.protocol === "https";
-    const mayAsk = (connection: Connection): boolean => {
-      const { isUnread, talk } = connection;
-      if (isUnread) return true;
-      const now = performance.now();
-      if (talk === undefined)
-        return now < (connection.isNew ? begun + FIRST_REQUEST : this.#begun + STEP);
-      // A handshake is talk as well.
-      if (isTLS) return Math.min(talk.heard, talk.said) < STEP;
-      return talk.answered ? isAsking(talk) : talk.heard < FIRST_REQUEST;
-    };
-    await this.#until(
-      () => !connections.some(mayAsk) || performance.now() >= begun + FIRST_REQUEST,
-    );
+  /** 3. Stops accepting, and waits until each connection that was accepted has asked. */
+  async #linger(connections: Connections, watch: Watch): Promise<void> {
+    pause(watch);
+    await this.#silence(connections, FIRST_REQUEST);
   }
 
   /** 4. Waits until all that was read is answered, and says goodbye to WebSockets. */
@@ -241,10 +231,27 @@ class Drain {
         performance.now() >= this.#requests.unfinished + STEP &&
         !connections.some(hasWork),
     );
-    // Closes what is idle, or left. Before Bun 1.4.3 that never resolves if a handler goes on.
-    const stopped = server.stop(true);
-    if (isComplete) await stopped;
+    // Closes what is idle, or left, at once. The promise tells nothing more, and before Bun 1.4.3 it never
+    // resolves if a handler goes on.
+    void server.stop(true);
     return isComplete;
+  }
+
+  /** Waits until nobody is about to ask, for `limit` milliseconds at most. */
+  async #silence(connections: Connections, limit: number): Promise<void> {
+    const begun = performance.now();
+    const isTLS = this.server.protocol === "https";
+    const mayAsk = (connection: Connection): boolean => {
+      const { isUnread, talk } = connection;
+      if (isUnread) return true;
+      const now = performance.now();
+      if (talk === undefined)
+        return now < (connection.isNew ? begun + FIRST_REQUEST : this.#begun + STEP);
+      // A handshake is talk as well.
+      if (isTLS) return Math.min(talk.heard, talk.said) < STEP;
+      return talk.answered ? isAsking(talk) : talk.heard < FIRST_REQUEST;
+    };
+    await this.#until(() => !connections.some(mayAsk) || performance.now() >= begun + limit);
   }
 
   readonly #areAnswered = (): boolean => this.server.pendingRequests === 0;
