@@ -32,7 +32,7 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
   const newer = "newer.deb";
   const changed = "changed.deb";
   beforeAll(async () => {
-    // By an ordinary user, from a copy of what it is made of.
+    // By an ordinary user, from a copy of what it is made of, unless it is up to date.
     const parts =
       "Makefile package.json bun.lock LICENSE src units test/setup.sh node_modules dist/socket-service*[a-z]";
     const deb = `set -e; t=$(mktemp -d) && trap 'rm -rf $t' EXIT && cd .. && cp -a --parents ${parts} $t &&
