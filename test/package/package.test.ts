@@ -23,7 +23,8 @@ let tarball: string;
 let project: string;
 beforeAll(() => {
   directory = scratch();
-  tarball = run(ROOT, "make", "--silent", "pack").trim();
+  // The last line is the path.
+  tarball = run(ROOT, "make", "--silent", "pack").trim().split("\n").at(-1) ?? "";
   project = join(directory.path, "project");
   mkdirSync(project);
   writeFileSync(join(project, "package.json"), `{ "name": "project", "type": "module" }`);
