@@ -116,6 +116,7 @@ describe("outside of the journal", () => {
         const continued = async () => { for await (const _ of console) return; };
         ${program}`;
       const child = Bun.spawn([process.execPath, "-e", source], {
+        env: process.env,
         stdin: "pipe",
         stdout: "pipe",
         stderr: writes,
@@ -376,12 +377,17 @@ describe("an entry is sent", () => {
     return await import(`${join(MODULE, "../journal/log.ts")}?${crypto.randomUUID()}`);
   }
 
-  /** Fills the journal's queue. */
+  /** Fills the journal's queue. Each entry comes from a socket of its own, which never is full. */
   function fill(): void {
-    const socket = libc.datagramSocket();
-    const send = () => libc.sendDatagram(socket, sunPath(path), entry("full"));
+    const send = () => {
+      const socket = libc.datagramSocket();
+      try {
+        libc.sendDatagram(socket, sunPath(path), entry("full"));
+      } finally {
+        close(socket);
+      }
+    };
     while (thrown(send) === undefined);
-    close(socket);
   }
 
   /** Another process that reads one entry after each pause in milliseconds, as a slow journal does. */
@@ -472,7 +478,7 @@ describe("an entry is sent", () => {
       console.log(sendEntry(long, path));`;
     const limited = `ulimit -n 128; exec "$0" -e "$1"`;
     const command = [...limits, "sh", "-c", limited, process.execPath, source];
-    const { stdout, stderr } = Bun.spawnSync(command, { stdout: "pipe", stderr: "pipe" });
+    const { stdout, stderr } = Bun.spawnSync(command, { env: process.env });
     expect([stdout.toString(), stderr.toString()]).toEqual(["false\n", ""]);
     journal.poll()?.fds.forEach(close);
     expect(journal.poll()).toBeUndefined();
