@@ -381,7 +381,7 @@ test("what is left at timeout is cut off, and the result says so", async () => {
   await until("the request is under way", 10, () => server.pendingRequests === 1);
   const begun = performance.now();
   expect(await drain(server, { grace: 20, timeout: 300 })).toBe(false);
-  expect(performance.now() - begun).toBeWithin(290, 800);
+  expect(performance.now() - begun).toBeWithin(290, 3000);
   await until("the connection is cut off", 10, () => stuck.end !== undefined);
 });
 
@@ -801,7 +801,7 @@ describe.each(FAMILIES)("no request is lost over %s", (family) => {
     await Bun.sleep(50);
     const begun = performance.now();
     expect(await drain(server, { grace: 250 })).toBe(true);
-    expect(performance.now() - begun).toBeWithin(250, 350);
+    expect(performance.now() - begun).toBeWithin(250, 440);
   });
 
   test("and a server that has no connection ends at once", async () => {
@@ -856,7 +856,7 @@ test("a stream that never ends is cut at timeout, and costs nobody else a reques
   const begun = performance.now();
   const drained = drain(server, { grace: 50, timeout: 800 });
   expect(await drained).toBe(false);
-  expect(performance.now() - begun).toBeWithin(790, 1300);
+  expect(performance.now() - begun).toBeWithin(790, 3000);
   await until("the stream is cut", 10, () => stream.end !== undefined);
   // The next process.
   started(serve({ fd: sockets.duplicate(it.kept), ...handlers("second") }));
@@ -1101,7 +1101,7 @@ test("an aborted signal cuts off what is left at once", async () => {
   const begun = performance.now();
   impatience.abort();
   expect(await drained).toBe(false);
-  expect(performance.now() - begun).toBeLessThan(100);
+  expect(performance.now() - begun).toBeLessThan(1000);
 });
 
 test("an aborted signal ends the grace as well", async () => {
@@ -1344,7 +1344,7 @@ test.each(["IPv4", "Unix"] as const)(
     const server = serve({ fd: it.fd, fetch: () => new Response() });
     const begun = performance.now();
     expect(await drain(server, { grace: 0 })).toBe(true);
-    expect(performance.now() - begun).toBeLessThan(150);
+    expect(performance.now() - begun).toBeLessThan(400);
   },
 );
 
