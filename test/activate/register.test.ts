@@ -3,7 +3,7 @@ import { afterEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { createSocket } from "node:dgram";
 import { join } from "node:path";
 
-import { freePort, type Running } from "../support/daemon.ts";
+import { Client, freePort, type Running } from "../support/daemon.ts";
 import { CERTIFICATE, client, text } from "../support/listening.ts";
 import { LOOPBACK6 } from "../support/sockets.ts";
 import { REGISTER, Service, type StartOptions, type Unit } from "../support/unchanged.ts";
@@ -119,6 +119,14 @@ test("a socket on [::] is reported as Bun reports its own", async () => {
   if (!("port" in to)) expect.unreachable();
   const answer = await fetch(`http://[${LOOPBACK6}]:${to.port}/`);
   expect(await answer.json()).toEqual([LOOPBACK6, to.port, LOOPBACK6, "VERSION"]);
+});
+
+test("a program of node:http has its own timeouts", async () => {
+  const { it } = await started(`import { createServer } from "node:http";
+    createServer({ headersTimeout: 500, connectionsCheckingInterval: 100 }).listen(3000);`);
+  const client = await Client.connect(it.port);
+  expect(await client.received()).toStartWith("HTTP/1.1 408 ");
+  client.close();
 });
 
 test("a program of node:net serves, whenever it sets its handler", async () => {

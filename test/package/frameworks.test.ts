@@ -1,7 +1,7 @@
-/* The programs of the README that need a framework, by its commands, under systemd-socket-activate. */
+/* The programs of the module's page that need a framework, by its commands, under systemd-socket-activate. */
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
-import { mkdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 
 import { activate, freePort, Running, scratch } from "../support/daemon.ts";
 import { lacks } from "../support/needs.ts";
@@ -12,59 +12,16 @@ import { README } from "./reference.ts";
 
 setDefaultTimeout(120_000);
 
-/** Installed for these tests, into directories of their own. */
-const FRAMEWORKS = ["hono@4.13.19", "elysia@1.4.30", "srvx@1.0.8", "express@5.3.0"];
+/** Installed for these tests, into a directory of their own. */
+const FRAMEWORKS = ["hono@4.13.19", "srvx@1.0.8"];
 
 const PROGRAMS = programs(README);
 /** What each answers, and whether it echoes on a WebSocket. */
 const ANSWERS = {
   "hono.ts": ["Hello from Hono\n", true],
   "srvx.ts": ["Hello from srvx\n", false],
-  "elysia.ts": ["Hello 127.0.0.1 from Elysia\n", true],
 } as const;
 const NAMES = Object.keys(ANSWERS);
-
-const SVELTE_KIT = {
-  command: "build/index.js",
-  build: ["vite", "build"],
-  files: {
-    "src/app.html": "%sveltekit.head% %sveltekit.body%",
-    "src/routes/+page.svelte": "Hello from SvelteKit",
-    "static/file.txt": "a file",
-  },
-};
-const svelteKit = (kit: string, adapter: string, version: string) => ({
-  ...SVELTE_KIT,
-  packages: [
-    `@sveltejs/kit@${kit}`,
-    `${adapter}@${version}`,
-    "@sveltejs/vite-plugin-svelte@7.3.1",
-    "svelte@5.57.3",
-    "vite@8.4.0",
-  ],
-  files: {
-    ...SVELTE_KIT.files,
-    "vite.config.js": `import { sveltekit } from "@sveltejs/kit/vite";
-      import adapter from "${adapter}";
-      export default { plugins: [sveltekit({ adapter: adapter() })] };`,
-  },
-});
-
-/** What has a build of its own: its packages, that build, the smallest application, and its start. */
-const BUILT = {
-  "SvelteKit with adapter-node": svelteKit("3.2.0", "@sveltejs/adapter-node", "6.0.1"),
-  "SvelteKit with adapter-bun": svelteKit("3.0.0-next.23", "@sveltejs/adapter-bun", "1.0.0-next.1"),
-  Nitro: {
-    command: ".output/server/index.mjs",
-    packages: ["nitro@3.0.0"],
-    build: ["nitro", "build", "--preset", "bun"],
-    files: {
-      "routes/index.ts": `import { defineEventHandler } from "nitro/h3";
-        export default defineEventHandler(() => "Hello from Nitro");`,
-      "public/file.txt": "a file",
-    },
-  },
-};
 
 /** Runs Bun to its end. */
 function bun(cwd: string, ...args: string[]): void {
@@ -72,17 +29,14 @@ function bun(cwd: string, ...args: string[]): void {
   if (exitCode !== 0) throw new Error(`bun ${args.join(" ")}: ${stderr}`);
 }
 
-function install(cwd: string, packages: readonly string[], names: readonly string[]): void {
-  writeFileSync(join(cwd, "package.json"), `{ "type": "module" }`);
-  bun(cwd, "add", "--ignore-scripts", "--silent", ...packages);
-  symlinkSync(ROOT, join(cwd, "node_modules/socket-service"));
-  for (const name of names) writeFileSync(join(cwd, name), PROGRAMS.get(name) ?? "");
-}
-
 let directory: ReturnType<typeof scratch>;
 beforeAll(() => {
   directory = scratch();
-  install(directory.path, FRAMEWORKS, [...NAMES, "passed.ts"]);
+  const cwd = directory.path;
+  writeFileSync(join(cwd, "package.json"), `{ "type": "module" }`);
+  bun(cwd, "add", "--ignore-scripts", "--silent", ...FRAMEWORKS);
+  symlinkSync(ROOT, join(cwd, "node_modules/socket-service"));
+  for (const name of NAMES) writeFileSync(join(cwd, name), PROGRAMS.get(name) ?? "");
 });
 afterAll(() => directory[Symbol.dispose]());
 
@@ -141,19 +95,6 @@ activated("hono.ts is served a second time by Bun if it exports the application 
     expect(await (await fetch(`http://${at}/`)).text()).toBe("Hello from Hono\n");
 });
 
-activated("Express serves on a passed socket with passed.ts before it", async () => {
-  const source = `import express from "express";
-    const app = express();
-    app.get("/", (request, response) => void response.send("Hello " + request.ip));
-    app.listen(4000, "127.0.0.1");`;
-  writeFileSync(join(directory.path, "node-http.ts"), source);
-  const port = freePort();
-  await using it = await run(directory.path, "node-http.ts", port);
-  expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe("Hello 127.0.0.1");
-  expect(await it.ready()).toBe("READY=1\n");
-  expect(it.service.said).toBe("");
-});
-
 test.each(NAMES)("%s serves on the loopback's first address alone by itself", async (name) => {
   const port = freePort();
   const source = PROGRAMS.get(name)?.replace("4000", String(port)) ?? "";
@@ -171,29 +112,6 @@ test.each(NAMES)("%s serves on the loopback's first address alone by itself", as
   expect(await get("127.0.0.2")).toBeUndefined();
 });
 
-activated.each(Object.entries(BUILT))(
-  "the output of %s serves on a passed socket with passed.ts before it",
-  async (_, { command, packages, build, files }) => {
-    using directory = scratch();
-    const cwd = directory.path;
-    install(cwd, packages, ["passed.ts"]);
-    for (const [path, text] of Object.entries(files)) {
-      mkdirSync(dirname(join(cwd, path)), { recursive: true });
-      writeFileSync(join(cwd, path), text);
-    }
-    const [program = "", ...args] = build;
-    bun(cwd, "--bun", join("node_modules/.bin", program), ...args);
-    const port = freePort();
-    await using it = await run(cwd, command, port);
-    const get = async (path: string) =>
-      await (await fetch(`http://127.0.0.1:${port}${path}`)).text();
-    expect(await get("/")).toMatch(/Hello from (SvelteKit|Nitro)/);
-    expect(await get("/file.txt")).toBe("a file");
-    expect(await it.ready()).toBe("READY=1\n");
-    expect(it.service.stderr).not.toContain("error");
-  },
-);
-
 test("they type-check", () => {
   for (const name of ["bun-types", "@types", "typescript", "@typescript", "undici-types"])
     symlinkSync(join(ROOT, "node_modules", name), join(directory.path, "node_modules", name));
@@ -208,8 +126,7 @@ test("they type-check", () => {
     noEmit: true,
     strict: true,
   };
-  const files = NAMES;
-  const configuration = JSON.stringify({ compilerOptions, files });
+  const configuration = JSON.stringify({ compilerOptions, files: NAMES });
   writeFileSync(join(directory.path, "tsconfig.json"), configuration);
   const tsc = join(ROOT, "node_modules/typescript/bin/tsc");
   const { stdout } = Bun.spawnSync([process.execPath, tsc], { cwd: directory.path });

@@ -108,19 +108,29 @@ activated("http.ts serves, reports readiness, and ends at SIGTERM", async () => 
   receiver.close();
 });
 
-activated("idle.ts ends when it is idle", async () => {
+/** http.ts with the lines of the recipe for idle exit, but for another time. */
+function idleExit(milliseconds: number): string {
+  const [, lines] = /```ts\n(whenIdle\(.*?)```/s.exec(readFileSync(README, "utf8")) ?? [];
+  const source = PROGRAMS.get("http.ts")?.replace("{ drain,", "{ whenIdle, drain,");
+  return `${source}${lines?.replace("30_000", String(milliseconds))}`;
+}
+
+activated("http.ts ends when it is idle, with the lines of the recipe", async () => {
+  const file = write("idle.ts", idleExit(500));
   const port = freePort();
-  await using service = await run("idle.ts", [port], { env: { IDLE_SECONDS: "1" } });
+  await using service = await activate(process.execPath, { listen: [port], args: [file] });
   expect(await get(port)).toBe("Hello\n");
   expect(await service.status()).toBe(0);
+  expect(service.said).toBe("");
 });
 
-activated("idle.ts under bun --hot goes on while it is busy, and then ends", async () => {
+activated("the same under bun --hot goes on while it is busy, and then ends", async () => {
+  const file = write("idle.ts", idleExit(1000));
   const port = freePort();
-  const options = { bun: ["--hot"], env: { IDLE_SECONDS: "1" } };
-  await using service = await run("idle.ts", [port], options);
+  const options = { listen: [port], args: ["--hot", file] };
+  await using service = await activate(process.execPath, options);
   expect(await get(port)).toBe("Hello\n");
-  write("idle.ts", PROGRAMS.get("idle.ts")?.replace("Hello", "Edited"));
+  write("idle.ts", idleExit(1000).replaceAll("Hello", "Edited"));
   await until("the new code answers", 10, async () => (await get(port)) === "Edited\n");
   // For longer than the code before the edit would wait.
   for (const begun = performance.now(); performance.now() - begun < 2000; await Bun.sleep(50))
@@ -138,7 +148,7 @@ async function reach(port: number, host: string): Promise<string> {
   }
 }
 
-test.each(["http.ts", "idle.ts", "node-http.ts", "tls.ts"])(
+test.each(["http.ts", "tls.ts"])(
   "%s serves on the loopback's first address alone if nothing was passed",
   async (name) => {
     const port = freePort();
@@ -156,10 +166,8 @@ test.each(["http.ts", "idle.ts", "node-http.ts", "tls.ts"])(
     await until("it answers", 10, () => fetch(url, options).catch(() => undefined));
     // What listens on all addresses has this one too.
     expect(await reach(port, "127.0.0.2")).toBe("ECONNREFUSED");
-    if (name !== "idle.ts") {
-      service.process.kill("SIGTERM");
-      expect(await service.status()).toBe(0);
-    }
+    service.process.kill("SIGTERM");
+    expect(await service.status()).toBe(0);
   },
 );
 
@@ -227,64 +235,7 @@ test("counter.ts goes on counting after a restart", async () => {
   receiver.close();
 });
 
-activated("node-http.ts serves through node:http, and ends at SIGTERM", async () => {
-  const port = freePort();
-  await using service = await run("node-http.ts", [port]);
-  expect(await get(port, "/there")).toBe("You asked for /there\n");
-  service.process.kill("SIGTERM");
-  expect(await service.status()).toBe(0);
-  expect(service.said).toBe("");
-});
-
-activated("node-http.ts has the timeouts of node:http", async () => {
-  const port = freePort();
-  const source = PROGRAMS.get("node-http.ts")?.replace(
-    "createServer(",
-    "createServer({ headersTimeout: 500, connectionsCheckingInterval: 100 }, ",
-  );
-  write("node-http.ts", source);
-  await using service = await run("node-http.ts", [port]);
-  const client = await Client.connect(port);
-  expect(await client.received()).toStartWith("HTTP/1.1 408 ");
-  expect(service.said).toBe("");
-  client.close();
-  write("node-http.ts");
-});
-
-activated("node-http.ts under bun --hot gets the new code, if it imports passed.ts", async () => {
-  const source = `import "./passed.ts";\n${PROGRAMS.get("node-http.ts")}`;
-  const file = write("hot.ts", source);
-  const port = freePort();
-  await using service = await activate(process.execPath, { listen: [port], args: ["--hot", file] });
-  expect(await get(port)).toBe("You asked for /\n");
-  for (const word of ["wanted", "wished"]) {
-    write("hot.ts", source.replace("asked", word));
-    await until("the new code answers", 10, async () => {
-      const answer = await get(port);
-      expect(["asked", "wanted", "wished"]).toContain(answer.split(" ")[1] ?? "");
-      return answer === `You ${word} for /\n`;
-    });
-  }
-  expect(service.said).toBe("");
-});
-
-activated("passed.ts leaves a second server its address, and an object its class", async () => {
-  const [port, other] = [freePort(), freePort()];
-  const file = write(
-    "two.ts",
-    `class Application { fetch() { return new Response("first"); } }
-     Bun.serve(new Application());
-     Bun.serve({ hostname: "127.0.0.1", port: ${other}, fetch: () => new Response("second") });`,
-  );
-  const args = ["--preload", "./passed.ts", file];
-  const cwd = directory.path;
-  await using service = await activate(process.execPath, { listen: [port], args, cwd });
-  expect(await get(port)).toBe("first");
-  expect(await get(other)).toBe("second");
-  expect(service.said).toBe("");
-});
-
-activated.each(["http.ts", "node-http.ts", "named.ts", "echo.ts", "idle.ts"])(
+activated.each(["http.ts", "named.ts", "echo.ts"])(
   "%s tells systemd that it is ready",
   async (name) => {
     const [port, other] = [freePort(), freePort()];
@@ -352,14 +303,14 @@ test("a reload takes neither a new certificate nor a new address", async () => {
   await server.stop(true);
 });
 
-test("every program is started by a command, or by a unit, or before another program", () => {
+test("every program is started by a command, or by a unit", () => {
   const started = [...units(README).values()].map((unit) =>
     /^ExecStart=bun \/srv\/(.*)$/m.exec(unit),
   );
   const names = started.map((found) => found?.[1]);
   const left = OWN.filter((name) => {
     const { listen } = activation(README, name, [1, 2]);
-    return listen.length === 0 && !names.includes(name) && name !== "passed.ts";
+    return listen.length === 0 && !names.includes(name);
   });
   expect(left).toEqual([]);
 });
@@ -424,9 +375,16 @@ test.each(EXAMPLES)(
 
 test("both pages have units to look at", () => {
   expect(EXAMPLES.map(([name]) => name)).toEqual([
-    ...["hello.socket", "hello.service", "counter.socket", "counter.service"],
+    ...["app.socket", "app.service", "hello.socket", "hello.service"],
+    ...["app.socket", "app.service", "counter.socket", "counter.service"],
     ...["tls.socket", "tls.service", "web.socket", "web@.service", "web@.socket"],
   ]);
+});
+
+test("both pages have the same units for an unchanged program", () => {
+  const [first, second] = [join(ROOT, "README.md"), README].map(units);
+  for (const name of ["app.socket", "app.service"])
+    expect(first?.get(name)).toBe(second?.get(name) ?? "none");
 });
 
 test("without the JIT, a listening socket passed by mistake is a client that has gone", async () => {
@@ -452,6 +410,17 @@ test("every export is in the reference, under a heading of its own", async () =>
   expect(new Set(headings).size).toBe(headings.length);
   const exported = Object.keys(await import("../../src/activation/index.ts"));
   expect(exported.filter((name) => !headings.includes(name))).toEqual([]);
+});
+
+test("every function that is exported is in the map", async () => {
+  const [, map = ""] = /^## The map\n(.*?)^## /ms.exec(readFileSync(README, "utf8")) ?? [];
+  const exported = Object.entries(await import("../../src/activation/index.ts"));
+  // A class begins with a capital letter.
+  const functions = exported.filter(
+    ([name, it]) => typeof it === "function" && /^[a-z]/.test(name),
+  );
+  expect(functions.length).toBeGreaterThan(10);
+  expect(functions.filter(([name]) => !map.includes(`\`${name}\``))).toEqual([]);
 });
 
 test("every link of the module's pages to a heading leads to one, and none leads elsewhere", () => {

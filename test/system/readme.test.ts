@@ -129,31 +129,46 @@ describe.skipIf(cannotRun)("the README", () => {
     expect(await machine.must(...found)).toBe("");
   });
 
-  const [get, [activate = ""] = [], install, change] = blocks("Your own service", 4);
+  const [get, start, [activate = ""] = [], install, change] = blocks("Your own service", 5);
   const curl = (port: number) => `curl --silent --show-error http://127.0.0.1:${port}`;
   /** Has `hello.socket` listen on another port, as an editor does. */
   const edit = (port: number, path = "/etc/systemd/system/hello.socket") =>
     machine.must("sed", "--in-place", `s/^ListenStream=.*/ListenStream=127.0.0.1:${port}/`, path);
 
-  test("has a service of the reader's own running", async () => {
+  /** Restarts a service three times under clients that keep their connections. */
+  async function restartedUnderLoad(service: string): Promise<void> {
+    // Port, requests at least, connections, and the longest pause in milliseconds.
+    const args = ["3000", "1000", "32", "50"];
+    const client = machine.client(join(import.meta.dir, "http.ts"), ...args);
+    const output = client.stdout.text();
+    for (let i = 0; i < 3; i++) await machine.must("systemctl", "restart", service);
+    await client.stdin.end();
+    const tally: Tally = JSON.parse(await output);
+    expect(tally).toMatchObject({ lost: {}, last: "Hello\n" });
+    expect(tally.answered).toBeGreaterThanOrEqual(1000);
+  }
+
+  test("has an unchanged program of the reader's running, and restarted with no request lost", async () => {
     await run(get, PROJECT);
+    await machine.must("ln", "-s", PROJECT, "/srv/app");
+    const program = `export default { fetch: () => new Response("Hello\\n") };\n`;
+    await machine.write(`${PROJECT}/index.ts`, program);
+    await run(start, PROJECT);
+    expect(await shell(curl(3000))).toBe("Hello");
+    expect(await machine.show("app.service", "StatusText")).toBe("Listening on 127.0.0.1:3000");
+    await restartedUnderLoad("app.service");
+    await machine.must("systemctl", "disable", "--now", "app.socket");
+  });
+
+  test("has a service of the reader's own running", async () => {
     await activated(activate, PROJECT, async () => expect(await shell(curl(3000))).toBe("Hello"));
     await run(install, PROJECT);
     expect(await shell(curl(3000))).toBe("Hello");
     expect(await shell("systemctl is-active hello.service")).toBe("active");
   });
 
-  test("has it restarted with no client turned away and no request lost", async () => {
-    // Port, requests at least, connections, and the longest pause in milliseconds.
-    const args = ["3000", "1000", "32", "50"];
-    const client = machine.client(join(import.meta.dir, "http.ts"), ...args);
-    const output = client.stdout.text();
-    for (let i = 0; i < 3; i++) await machine.must("systemctl", "restart", "hello.service");
-    await client.stdin.end();
-    const tally: Tally = JSON.parse(await output);
-    expect(tally).toMatchObject({ lost: {}, last: "Hello\n" });
-    expect(tally.answered).toBeGreaterThanOrEqual(1000);
-  });
+  test("has it restarted with no client turned away and no request lost", () =>
+    restartedUnderLoad("hello.service"));
 
   test("has it on another port after a change of the socket", async () => {
     await edit(3001);
