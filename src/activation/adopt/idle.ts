@@ -1,6 +1,7 @@
 import type { Server } from "bun";
 
 import { derive, type Listener, LONGEST_TIMER } from "../bun.ts";
+import { isHot, perProcess } from "../hot.ts";
 import { socketName, type Watch } from "../linux/libc.ts";
 import { connectionsAt } from "./connections.ts";
 import { watchOfListener } from "./listening.ts";
@@ -15,6 +16,10 @@ export interface IdleOptions {
 /** How often to look at the least, in milliseconds. */
 const LONGEST_INTERVAL = 1000;
 
+/** How often the program was evaluated, and which time this is. */
+const evaluations = perProcess("idle", () => ({ count: 0 }));
+const evaluation = ++evaluations.count;
+
 /**
  * Waits until none of the servers has had an open connection for `timeout` milliseconds, for a program
  * that ends then: systemd still holds the socket, and the next client starts it again. A server that
@@ -25,7 +30,8 @@ const LONGEST_INTERVAL = 1000;
  *
  * Limitations: if nobody has a connection when it looks, it sees a client between two looks only by a
  * call of `fetch`, `error` or the function of a route: not by a static response, nor by a connection
- * to `listen`.
+ * to `listen`. Under `bun --hot` the promise of the code before an edit never resolves. Do not wait for
+ * it with a top-level `await` there: Bun evaluates no edit until that is over.
  *
  * @param servers One or several, of `serve` or `listen`.
  * @returns A promise that resolves in the same turn of the event loop in which it looked: nobody is
@@ -35,9 +41,9 @@ const LONGEST_INTERVAL = 1000;
  *
  * @example
  * ```ts
- * await whenIdle(server, { timeout: 30_000 });
- * await drain(server, { grace: 0 });
- * process.exit();
+ * whenIdle(server, { timeout: 30_000 })
+ *   .then(() => drain(server, { grace: 0 }))
+ *   .then(() => process.exit());
  * ```
  */
 export function whenIdle(
@@ -47,7 +53,8 @@ export function whenIdle(
   if (!(timeout > 0)) throw new RangeError(`timeout is ${timeout}: give milliseconds above 0`);
   const idle = new Idle();
   for (const server of [servers].flat()) idle.add(server);
-  return idle.after(timeout);
+  // The code before an edit does not see the requests of the new code.
+  return idle.after(timeout, () => isHot() && evaluation < evaluations.count);
 }
 
 type ServerOrListener = Server<unknown> | Listener<unknown>;
@@ -77,13 +84,14 @@ export class Idle {
     else this.#addresses.push(socketName(watch.fd));
   }
 
-  /** Resolves when nobody was there for `timeout` milliseconds. */
-  after(timeout: number): Promise<void> {
+  /** Resolves when nobody was there for `timeout` milliseconds, or never if `isOver` before. */
+  after(timeout: number, isOver = () => false): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
     if (this.#isEndless) return promise;
     let since = performance.now();
     const timer = setInterval(
       () => {
+        if (isOver()) return clearInterval(timer);
         const now = performance.now();
         if (this.#wasUsed || this.isUsed()) since = now;
         this.#wasUsed = false;
