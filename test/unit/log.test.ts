@@ -144,7 +144,7 @@ describe("outside of the journal", () => {
       };
     }
 
-    test("is waited for, for a second, and while it stays full not again", async () => {
+    test("is waited for, for two seconds, and while it stays full not again", async () => {
       await using program = start(`
         let written = 0, began = 0;
         do began = performance.now(); while (entry(written) && ++written);
@@ -155,8 +155,8 @@ describe("outside of the journal", () => {
         await continued();
         console.log(JSON.stringify([entry("y"), entry("z")]));`);
       const [written, first, others] = await program.next();
-      expect(first).toBeWithin(900, 3000);
-      expect(others).toBeLessThan(900);
+      expect(first).toBeWithin(1900, 5000);
+      expect(others).toBeLessThan(1900);
       expect(program.read().split("\n").length - 1).toBe(written);
       program.continue();
       expect(await program.next()).toEqual([true, true]);
@@ -409,14 +409,14 @@ describe("an entry is sent", () => {
     expect(sendEntry(entry("long".repeat(1 << 18)), path)).toBe(true);
   });
 
-  test("or is lost after a second in all: a slow journal does not stop a program", async () => {
+  test("or is lost after two seconds in all: a slow journal does not stop a program", async () => {
     fill();
     const { sendEntry } = await fresh();
     await using _ = reader(100);
     const began = performance.now();
     const sent = Array.from({ length: 200 }, () => sendEntry(entry("it"), path) === true);
-    expect(performance.now() - began).toBeWithin(900, 4000);
-    expect(sent.filter(Boolean).length).toBeWithin(2, 30);
+    expect(performance.now() - began).toBeWithin(1900, 6000);
+    expect(sent.filter(Boolean).length).toBeWithin(2, 60);
   });
 
   test("or is lost at once if the one before was, and nothing is left open", async () => {
@@ -425,13 +425,13 @@ describe("an entry is sent", () => {
     const sleep = spyOn(Bun, "sleepSync");
     const began = performance.now();
     expect(sendEntry(entry("first"), path)).toBe(false);
-    expect(performance.now() - began).toBeWithin(900, 3000);
+    expect(performance.now() - began).toBeWithin(1900, 5000);
     sleep.mockClear();
     for (let n = 0; n < 100; n++)
       expect(sendEntry(entry(n % 2 === 0 ? "short" : "long".repeat(1 << 16)), path)).toBe(false);
     expect(sleep).not.toHaveBeenCalled();
     await nothingLeft(before);
-    // When there was room it waits again, for a fifth of the time that has passed.
+    // When there was room it waits again, for half of the time that has passed.
     await until("it waits again", 5, () => {
       expect(journal.poll()?.text).toStartWith("MESSAGE=");
       expect(sendEntry(entry("room"), path)).toBe(true);
@@ -454,14 +454,14 @@ describe("an entry is sent", () => {
     fds.forEach(close);
   });
 
-  test("or is lost after a second, also if nothing was lost for an hour", async () => {
+  test("or is lost after two seconds, also if nothing was lost for an hour", async () => {
     fill();
     const { sendEntry } = await fresh();
     const now = performance.now.bind(performance);
     spyOn(performance, "now").mockImplementation(() => now() + 3_600_000);
     const began = now();
     expect(sendEntry(entry("it"), path)).toBe(false);
-    expect(now() - began).toBeWithin(900, 3000);
+    expect(now() - began).toBeWithin(1900, 5000);
   });
 
   test("or waits, if too many descriptors are on their way, and is then lost", async () => {

@@ -42,10 +42,14 @@ export function stderrIsJournal(): boolean {
   }
 }
 
-/** In milliseconds: the longest wait until an entry is written. */
-const PATIENCE = 1000;
+/**
+ * In milliseconds: the longest wait. A service that feeds a watchdog of ten seconds every five survives
+ * it. On a busy machine one process loses none of 20,000 entries in a row. Four that write 5,000 each at
+ * once lose up to 774 each with one second, and none with two.
+ */
+const PATIENCE = 2000;
 /** In milliseconds: after so long without a wait, the next may be as long as that again. */
-const RECOVERY = 5000;
+const RECOVERY = 4000;
 
 /**
  * Logs a message at once, with fields.
@@ -61,7 +65,7 @@ const RECOVERY = 5000;
  * stderr, with `<level>` before it (sd-daemon(3)).
  *
  * If the journal is busy, or a stderr that is non-blocking is full, this blocks until there is room: for
- * a second at most, and in the long run for a fifth of the time. An entry that finds no room in that
+ * two seconds at most, and in the long run for half of the time. An entry that finds no room in that
  * time is lost. As long as there is no room, later ones are lost without a wait. A warning after the
  * next entry that is written says how many were lost.
  *
