@@ -1,5 +1,5 @@
 /* Starts programs that know nothing of systemd with the preload, as systemd would. */
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, renameSync, writeFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 
 import type { Tally } from "../system/http.ts";
@@ -80,7 +80,9 @@ export class Service implements AsyncDisposable {
   write(name: string, text: string): void {
     const path = join(this.directory.path, name);
     mkdirSync(dirname(path), { recursive: true });
-    writeFileSync(path, text);
+    // In one step: bun --hot would read a half.
+    writeFileSync(`${path}.new`, text);
+    renameSync(`${path}.new`, path);
   }
 
   start(program: string, { env = {}, flags = [], command }: StartOptions = {}): Running {
