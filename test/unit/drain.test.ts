@@ -800,8 +800,8 @@ describe.each(FAMILIES)("no request is lost over %s", (family) => {
     for (let i = 0; i < 5; i++) await (await Kept.to(it.to)).ask("/");
     await Bun.sleep(50);
     const begun = performance.now();
-    expect(await drain(server, { grace: 250 })).toBe(true);
-    expect(performance.now() - begun).toBeWithin(250, 440);
+    expect(await drain(server, { grace: 600 })).toBe(true);
+    expect(performance.now() - begun).toBeWithin(600, 1000);
   });
 
   test("and a server that has no connection ends at once", async () => {
@@ -932,8 +932,8 @@ test("a body that is still coming when the server stops gets its early response"
   const server = serve({ fd: it.fd, fetch: () => new Response("denied", { status: 401 }) });
   const kept = await Kept.to(it.to);
   const drained = drain(server, { grace: 20 });
-  kept.send("/", "Content-Length: 5000000\r\n", "POST");
-  for (let sent = 0; sent < 50; sent++) {
+  kept.send("/", "Content-Length: 10000000\r\n", "POST");
+  for (let sent = 0; sent < 100; sent++) {
     kept.socket.write(Buffer.alloc(1e5));
     await Bun.sleep(10);
   }
@@ -1178,7 +1178,7 @@ describe("a request with a body that the handler does not read", () => {
 
   test("and that comes late is answered first, and the connection goes on", async () => {
     using it = ignoring();
-    const drained = drain(it.server, { grace: 1000 });
+    const drained = drain(it.server, { grace: 1500 });
     const kept = await Kept.to(it.to);
     kept.send("/", "Content-Length: 4\r\n", "POST");
     expect(await kept.answer()).toEqual({ status: 200, body: "thanks", closes: false });

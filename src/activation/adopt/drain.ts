@@ -7,7 +7,7 @@ import { type Connection, Connections } from "./connections.ts";
 import { pause } from "./event-loop.ts";
 import { type Served, servedBy, watchOf } from "./served.ts";
 import type { Requests } from "./requests.ts";
-import { withClose } from "./with-close.ts";
+import { PATIENCE, withClose } from "./with-close.ts";
 
 /** How long a server takes to end. */
 export interface DrainOptions {
@@ -22,12 +22,8 @@ export interface DrainOptions {
   readonly signal?: AbortSignal;
 }
 
-/** How long a client may take for the next step of a request, in milliseconds. */
-const STEP = 200;
-/** How long it may take for its first request, in milliseconds. */
-const FIRST_REQUEST = 500;
 /** How long to wait for a moment in which nobody asks, in milliseconds. */
-const LULL = 50;
+const LULL = 200;
 /** How often to look for what Bun does not report, in milliseconds. */
 const LOOK = 1;
 
@@ -48,11 +44,11 @@ const LOOK = 1;
  *
  * Limitations: no header can be added to the responses of directory routes and HTML bundles, nor to
  * those of requests under way at the call: `grace` counts from the last of these again. Bun resets a
- * client that still sends when a response says close. So a response waits up to 200 milliseconds for a
+ * client that still sends when a response says close. So a response waits up to 500 milliseconds for a
  * body that the handler has not read, and does not say close if the body takes longer, or the handler
  * has read it as a stream. A client that pauses for longer than `grace` can meet the close (RFC 9112,
  * 9.5), as can requests sent behind one whose response says close (9.3.2). Over TLS and AF_UNIX, with a
- * `grace` of less than 200 milliseconds, phase 3 waits for all who may yet ask. With no passed socket,
+ * `grace` of less than 500 milliseconds, phase 3 waits for all who may yet ask. With no passed socket,
  * nobody reaches a server that has stopped.
  *
  * @param server A server of `serve`, or an `http.Server` in a program with the preload
@@ -205,14 +201,15 @@ class Drain {
     });
     const end = Math.min(performance.now() + grace, latest);
     await this.#until(() => performance.now() >= end || isOver());
-    // In a lull, none of the clients that come next has to wait until others are answered.
-    await this.#silence(connections, LULL);
+    // In a lull, none of the clients that come next has to wait until others are answered. The first
+    // look loads what the looks need, which takes 5 to 10 ms.
+    await this.#silence(connections, LULL, () => this.server.pendingRequests);
   }
 
   /** 3. Stops accepting, and waits until each connection that was accepted has asked. */
   async #linger(connections: Connections, watch: Watch): Promise<void> {
     pause(watch);
-    await this.#silence(connections, FIRST_REQUEST);
+    await this.#silence(connections, PATIENCE);
   }
 
   /** 4. Waits until all that was read is answered, and says goodbye to WebSockets. */
@@ -228,8 +225,8 @@ class Drain {
       () =>
         this.#areAnswered() &&
         // The rest of that body may still come.
-        performance.now() >= this.#requests.unfinished + STEP &&
-        !connections.some(hasWork),
+        performance.now() >= this.#requests.unfinished + PATIENCE &&
+        connections.count(hasWork) === 0,
     );
     // Closes what is idle, or left, at once. The promise tells nothing more, and before Bun 1.4.3 it never
     // resolves if a handler goes on.
@@ -237,21 +234,25 @@ class Drain {
     return isComplete;
   }
 
-  /** Waits until nobody is about to ask, for `limit` milliseconds at most. */
-  async #silence(connections: Connections, limit: number): Promise<void> {
+  /**
+   * Waits until nobody is about to ask, for `limit` milliseconds at most. That looks the same if a
+   * handler has the request: `but` so many do not count.
+   */
+  async #silence(connections: Connections, limit: number, but = () => 0): Promise<void> {
     const begun = performance.now();
     const isTLS = this.server.protocol === "https";
     const mayAsk = (connection: Connection): boolean => {
       const { isUnread, talk } = connection;
       if (isUnread) return true;
       const now = performance.now();
-      if (talk === undefined)
-        return now < (connection.isNew ? begun + FIRST_REQUEST : this.#begun + STEP);
+      if (talk === undefined) return now < (connection.isNew ? begun : this.#begun) + PATIENCE;
       // A handshake is talk as well.
-      if (isTLS) return Math.min(talk.heard, talk.said) < STEP;
-      return talk.answered ? isAsking(talk) : talk.heard < FIRST_REQUEST;
+      if (isTLS) return Math.min(talk.heard, talk.said) < PATIENCE;
+      return talk.answered ? isAsking(talk) : talk.heard < PATIENCE;
     };
-    await this.#until(() => !connections.some(mayAsk) || performance.now() >= begun + limit);
+    await this.#until(
+      () => connections.count(mayAsk) <= but() || performance.now() >= begun + limit,
+    );
   }
 
   readonly #areAnswered = (): boolean => this.server.pendingRequests === 0;
@@ -280,5 +281,5 @@ class Drain {
 
 /** Whether the peer was the last to send data, a moment ago: a request, or a part of one. */
 function isAsking({ heard, said }: Talk): boolean {
-  return heard < said && heard < STEP;
+  return heard < said && heard < PATIENCE;
 }

@@ -2,8 +2,11 @@ import { derive } from "../bun.ts";
 import { withNodeClose } from "./node-http.ts";
 import type { Requests } from "./requests.ts";
 
-/** How long a body may take to come that no handler reads, in milliseconds. */
-const REST = 200;
+/**
+ * How long a client may take for its first request, or for more of one, in milliseconds. If all
+ * processors are busy, it may not get to run for some hundred.
+ */
+export const PATIENCE = 500;
 
 /** Which of the options answer. */
 type Handlers = {
@@ -90,7 +93,7 @@ function watchBody(request: Request, late: () => void): () => boolean | Promise<
       await request.clone().arrayBuffer();
       return true;
     };
-    const patience = Bun.sleep(REST).then(() => false);
+    const patience = Bun.sleep(PATIENCE).then(() => false);
     const comes = await Promise.race([read().catch(() => false), patience]);
     if (!comes) late();
     return comes;
