@@ -402,7 +402,7 @@ test("who connects when grace is over is the next one's, whenever the request co
   await Kept.to(it.to);
   await (await Kept.to(it.to)).ask("/");
   const drained = drain(server, { grace: 0 });
-  await Bun.sleep(80);
+  await Bun.sleep(300);
   const newcomer = await Kept.to(it.to);
   expect(await drained).toBe(true);
   started(serve({ fd: sockets.duplicate(it.kept), fetch: () => new Response("second") }));
