@@ -33,7 +33,8 @@ const LOOK = 1;
  * 1. Announce: from the call on each response says `Connection: close`, and upgrades get 503. Clients
  *    are still accepted and served.
  * 2. Grace: this goes on until `grace` has passed after the last request that was under way at the
- *    call, or half of `timeout` after the call if that comes first.
+ *    call, or half of `timeout` after the call if that comes first. A moment in which nobody asks ends it,
+ *    or another 200 milliseconds.
  * 3. Linger: new clients wait in the queue of the passed socket, for the next process. A connection
  *    that was accepted has up to 500 milliseconds for its first request, TLS handshake included. If
  *    nobody is about to ask, this takes no time.
