@@ -767,15 +767,15 @@ describe.each(FAMILIES)("no request is lost over %s", (family) => {
         if (url.endsWith("/busy")) {
           kept.send("/");
           // Timers come before what Bun has not read yet.
-          while (performance.now() < begun + 500);
+          while (performance.now() < begun + 800);
         }
         return new Response("answered");
       },
     });
     await kept.ask("/");
     kept.received = "";
-    const drained = drain(server, { grace: begun + 490 - performance.now() });
-    await Bun.sleep(begun + 350 - performance.now());
+    const drained = drain(server, { grace: begun + 790 - performance.now() });
+    await Bun.sleep(begun + 650 - performance.now());
     (await Kept.to(it.to)).send("/busy");
     expect(await kept.answer()).toEqual({ status: 200, body: "answered", closes: true });
     expect(await drained).toBe(true);
