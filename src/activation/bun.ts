@@ -31,7 +31,7 @@ interface Runtime {
     options: udp.SocketOptions<Data> & { fd?: number | undefined },
   ): Promise<udp.Socket<Data>>;
 
-  /** What the module bun:ffi is made of. */
+  /** The parts of the module bun:ffi. */
   readonly FFI: FFI | undefined;
 }
 

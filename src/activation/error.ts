@@ -4,7 +4,7 @@ export const ExitStatus = {
   usage: 64,
   /** A system call failed (EX_OSERR). */
   systemCall: 71,
-  /** What the service manager passed is missing or wrong (EX_CONFIG). */
+  /** A passed descriptor, or a variable, is missing or wrong (EX_CONFIG). */
   configuration: 78,
 } as const;
 
@@ -14,7 +14,7 @@ export type ExitStatus = (typeof ExitStatus)[keyof typeof ExitStatus];
 export class ActivationError extends Error {
   override readonly name = "ActivationError";
 
-  /** What a service that cannot go on should exit with. */
+  /** The exit status for a service that cannot go on. */
   readonly status: ExitStatus;
   /** The symbolic errno of a failed system call, such as `ENOENT`. */
   readonly code: string | undefined;
@@ -56,7 +56,7 @@ const ACTING = "\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069";
  * Returns text that is safe to show in a terminal, on one line.
  *
  * @param text Text from elsewhere, such as the name of a socket.
- * @param by What replaces each run of characters that a terminal or a reader of lines acts on.
+ * @param by The replacement for each run of characters that a terminal or a reader of lines acts on.
  */
 export function printable(text: string, by: string): string {
   return text.replaceAll(RegExp(`[${ACTING}]+`, "g"), by);

@@ -1,4 +1,4 @@
-/** What a drain has to know of the requests that came since it began. */
+/** The requests that came since a drain began. */
 export interface Requests {
   /** How many the handlers have. */
   handled: number;

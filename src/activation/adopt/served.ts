@@ -7,7 +7,7 @@ import { describe, formatAddress, formatEndpoint, isListeningStream } from "../r
 import { openDescriptors } from "./connections.ts";
 import { isWatched, watchListener, type Watched } from "./event-loop.ts";
 
-/** What cannot be read from a server. */
+/** State that cannot be read from a server. */
 export interface Served {
   /** As the program gave them last, to `serve` or to `reload`. */
   options: object;
@@ -75,7 +75,7 @@ export function recordSockets<Options extends object>(
   sockets: Set<Closable>,
 ): Options {
   const { websocket }: { websocket?: { open?: Function; close?: Function } | null } = options;
-  // Build tools write null, which Bun takes. What it does not take, it refuses better than we would.
+  // Build tools write null, which Bun takes. Bun refuses other values with a better error than ours.
   if (typeof websocket !== "object" || websocket === null) return options;
   const { open, close } = websocket;
   const handlers = {

@@ -10,7 +10,7 @@ import { LogLevel, logLine } from "./log.ts";
  * `unhandledRejection` too. In a Worker, it ends the Worker. Under `bun --hot` it ends the program as well,
  * except for what the evaluation after an edit throws, which Bun prints itself.
  *
- * @param error What was thrown.
+ * @param error The thrown value.
  *
  * @example
  * ```ts

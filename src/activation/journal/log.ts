@@ -78,7 +78,7 @@ const RECOVERY = 4000;
  *
  * @param level How serious it is: 0 to 7, smaller is worse.
  * @param message Text for people, of one or more lines.
- * @param fields What belongs to it, by name.
+ * @param fields Further fields of the entry, by name.
  * @returns Whether it was written: false if there was no room, or stderr is closed.
  * @throws {RangeError} if the level is a number that is none.
  * @throws {TypeError} if the level is no number, a field's name is not allowed, or a value is of another

@@ -6,7 +6,7 @@ import type { InetEndpoint } from "../bun.ts";
 /** The type of a socket: `SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_SEQPACKET` or another. */
 export type SocketType = "stream" | "datagram" | "seqpacket" | "other";
 
-/** What all sockets have. */
+/** The properties of all sockets. */
 export interface AnySocket {
   readonly kind: "socket";
   readonly type: SocketType;
@@ -49,7 +49,7 @@ export interface NonSocket {
     | "other";
 }
 
-/** What a descriptor is: a union that narrows by `kind`, and for a socket by `family`. */
+/** The kind of a descriptor: a union that narrows by `kind`, and for a socket by `family`. */
 export type Descriptor = InetSocket | UnixSocket | OtherSocket | NonSocket;
 
 const TYPES: Readonly<Record<number, SocketType>> = {
