@@ -20,6 +20,7 @@ const { symbols: libc } = dlopen("libc.so.6", {
   bind: { args: ["i32", "buffer", "u32"], returns: "i32" },
   close: { args: ["i32"], returns: "i32" },
   connect: { args: ["i32", "buffer", "u32"], returns: "i32" },
+  dup2: { args: ["i32", "i32"], returns: "i32" },
   epoll_create1: { args: ["i32"], returns: "i32" },
   fcntl: { args: ["i32", "i32", "i32"], returns: "i32" },
   getsockname: { args: ["i32", "buffer", "buffer"], returns: "i32" },
@@ -213,6 +214,19 @@ export function duplicate(fd: number): number {
   return check("fcntl", libc.fcntl(fd, F_DUPFD_CLOEXEC, 0));
 }
 
+/** Makes standard input of this process a duplicate of `fd`, or closes it, until it is disposed of. */
+export function asStdin(fd: number | undefined): Disposable {
+  const before = duplicate(0);
+  if (fd === undefined) close(0);
+  else check("dup2", libc.dup2(fd, 0));
+  return {
+    [Symbol.dispose]() {
+      check("dup2", libc.dup2(before, 0));
+      close(before);
+    },
+  };
+}
+
 export function isOpen(fd: number): boolean {
   return libc.fcntl(fd, 1, 0) >= 0;
 }
@@ -241,6 +255,10 @@ export function closesOnExec(fd: number): boolean {
 
 export function clearCloseOnExec(fd: number): void {
   check("fcntl", libc.fcntl(fd, 2, 0));
+}
+
+export function setCloseOnExec(fd: number): void {
+  check("fcntl", libc.fcntl(fd, 2, 1));
 }
 
 /** One datagram as it arrived. */

@@ -4,6 +4,8 @@ import {
   type Claimable,
   Claims,
   isClaimable,
+  listClaimable,
+  nameWanted,
   type Wanted,
 } from "../../src/activation/register/claims.ts";
 
@@ -168,4 +170,19 @@ test("what can be claimed are sockets that listen, and those for datagrams over 
     isClaimable({ ...socket, family: 40 }),
     isClaimable({ kind: "fifo" }),
   ]).toEqual([true, true, true, false, false, false, false, false]);
+});
+
+test("a status lists where sockets listen, up to a length", () => {
+  expect(listClaimable([tcp(80), tcp(81, "b", "::1"), unix("/run/a\nb")])).toBe(
+    "127.0.0.1:80, [::1]:81, /run/a?b",
+  );
+  expect(listClaimable(Array<Claimable>(400).fill(tcp(80)))).toMatch(/^.{100,1000}\.\.\.$/);
+});
+
+test("a call is named by its port or path", () => {
+  expect([stream(80), datagram(53), stream("/run/a")].map(nameWanted)).toEqual([
+    "port 80",
+    "UDP port 53",
+    "/run/a",
+  ]);
 });

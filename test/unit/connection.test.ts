@@ -110,6 +110,19 @@ describe("adoptConnection", () => {
     sockets.close(epoll);
   });
 
+  test("refuses standard input that was closed, where Bun opens /dev/null at its start", async () => {
+    const opened = sockets.open("/dev/null", 0);
+    using _ = sockets.asStdin(opened);
+    // As it is passed: a device, which is left as it is.
+    sockets.clearCloseOnExec(0);
+    expect(await adoptConnection(0, { data() {} })).toBeUndefined();
+    // As Bun opens it.
+    sockets.setCloseOnExec(0);
+    const error = await adoptConnection(0, { data() {} }).catch((error: unknown) => error);
+    expect(error).toEqual(refusal(78, /^descriptor 0 is not open: pass a connection on it$/));
+    sockets.close(opened);
+  });
+
   test.each([AF_INET, AF_INET6])("refuses a datagram socket of family %i", async (family) => {
     const [fd, wanted] = [
       sockets.bound(family, SOCK_DGRAM),

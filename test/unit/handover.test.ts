@@ -1,6 +1,10 @@
 /* Descriptors 0 to 2, which children have as their own standard input, output and errors. */
 import { expect, test } from "bun:test";
+import { readlinkSync } from "node:fs";
 import { resolve } from "node:path";
+
+import { replaceClosed } from "../../src/activation/adopt/handover.ts";
+import { descriptors, nothingLeft } from "../support/checks.ts";
 
 import { client, listening, text } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
@@ -24,6 +28,23 @@ function withInput(fd: number, program: string, env: Record<string, string> = {}
   sockets.close(fd);
   return child;
 }
+
+test("/dev/null replaces a standard descriptor that was closed, and nothing else", async () => {
+  const input = () => readlinkSync("/proc/self/fd/0");
+  const own = input();
+  const before = descriptors();
+  {
+    using _ = sockets.asStdin(undefined);
+    replaceClosed(3);
+    expect(sockets.isOpen(0)).toBe(false);
+    replaceClosed(0);
+    expect(input()).toBe("/dev/null");
+  }
+  // Another thread was faster.
+  replaceClosed(0);
+  expect(input()).toBe(own);
+  await nothingLeft(before);
+});
 
 test.each([
   ["serve", "serve({ fd: 0, fetch: () => new Response(inherited()) });"],

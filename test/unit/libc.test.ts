@@ -1,8 +1,8 @@
 import { dlopen } from "bun:ffi";
 import { describe, expect, spyOn, test } from "bun:test";
-import { constants, fstatSync, openSync, readFileSync, statfsSync } from "node:fs";
+import fs, { constants, fstatSync, openSync, readFileSync, statfsSync } from "node:fs";
 
-import { remedyForCall } from "../../src/activation/linux/libc-errors.ts";
+import { remedyForCall, whyNoLibc } from "../../src/activation/linux/libc-errors.ts";
 import * as libc from "../../src/activation/linux/libc.ts";
 import { runtime } from "../../src/activation/bun.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
@@ -140,6 +140,27 @@ test("a call that something denies says what, but not if the kernel itself does"
   expect(remedyForCall("bind", "EPERM")).toBe(": allow bind (SystemCallFilter=)");
   // For the process of another user.
   expect(remedyForCall("sendmsg", "EPERM")).toBe("");
+});
+
+test("libc that cannot be called is explained by the library, a variable or the sandbox", () => {
+  const why = "bun:ffi requires the JIT";
+  expect(whyNoLibc("no libc.so.6")).toBe(
+    "cannot call libc, no libc.so.6: use 64-bit Linux with glibc",
+  );
+  process.env["BUN_JSC_useJIT"] = "0";
+  expect(whyNoLibc(why)).toBe(`cannot call libc, ${why}: leave BUN_JSC_useJIT unset, which is "0"`);
+  delete process.env["BUN_JSC_useJIT"];
+  const sandbox = `cannot call libc, ${why}: allow memory that is writable and executable (MemoryDenyWriteExecute=no)`;
+  expect(whyNoLibc(why)).toBe(sandbox);
+  using read = spyOn(fs, "readFileSync");
+  read.mockReturnValue(
+    "Max address space        unlimited   unlimited   bytes\nMax data size 1024 1 bytes",
+  );
+  expect(whyNoLibc(why)).toMatch(/: raise LimitDATA= \(ulimit -d\) from 0 MB to 4000 MB or more$/);
+  read.mockImplementation(() => {
+    throw new Error("there is no /proc");
+  });
+  expect(whyNoLibc(why)).toBe(sandbox);
 });
 
 describe("without the JIT, the error names the setting that is at fault", () => {

@@ -1,8 +1,9 @@
-import { expect, test } from "bun:test";
+import { afterEach, describe, expect, spyOn, test } from "bun:test";
+import fs from "node:fs";
 
-import { unitsOf } from "../../src/activation/receive/not-passed.ts";
-import { execute } from "../support/daemon.ts";
-import "../support/checks.ts";
+import { notPassed, stdinSocket, unitsOf } from "../../src/activation/receive/not-passed.ts";
+import { refusal } from "../support/checks.ts";
+import { AF_INET, asStdin, close, listening } from "../support/sockets.ts";
 
 const SYSTEM = "systemctl";
 const USER = "systemctl --user";
@@ -65,21 +66,66 @@ test("the socket unit of a service for one connection has the name before the @"
   expect([service, socket]).toEqual(["one@by-hand.service", "one.socket"]);
 });
 
-test("only SYSTEMD_EXEC_PID that is the process itself tells that systemd has started it", async () => {
-  for (const [pid, says] of [
-    ["self", / by systemd to .*: .* was changed or stopped .*, run systemctl( --user)? restart /],
-    [
-      "1",
-      /, LISTEN_PID is not set: start it from a socket unit or with systemd-socket-activate\n$/,
-    ],
-  ] as const) {
-    const become = `[ "$SYSTEMD_EXEC_PID" = self ] && export SYSTEMD_EXEC_PID=$$; exec "$@"`;
-    const variables = { LISTEN_PID: undefined, LISTEN_FDS: undefined, SYSTEMD_EXEC_PID: pid };
-    const module = JSON.stringify(`${import.meta.dir}/../../src/activation/index.ts`);
-    const program = `import { exitOnError, requireListenFds } from ${module};
-      try { requireListenFds(); } catch (error) { exitOnError(error); }`;
-    const args = ["-c", become, "sh", process.execPath, "-e", program];
-    await using service = execute("/bin/sh", [], variables, args);
-    expect([await service.status(), service.stderr]).toEqual([78, expect.stringMatching(says)]);
-  }
+describe("an error for a program that was passed nothing", () => {
+  const reason = "LISTEN_PID is not set";
+  afterEach(() => void delete process.env["SYSTEMD_EXEC_PID"]);
+
+  test("says to start it from a socket unit, unless systemd itself has started it", () => {
+    // A child of a service inherits the variable, which is its parent's then.
+    for (const pid of [undefined, "1"]) {
+      process.env["SYSTEMD_EXEC_PID"] = pid;
+      expect(notPassed({ reason }, "socket")).toEqual(
+        refusal(78, /is not set: start it from a socket unit or with systemd-socket-activate$/),
+      );
+      expect(notPassed({ reason }, "connection")).toEqual(
+        refusal(
+          78,
+          /: start it from a socket unit with Accept=yes or with systemd-socket-activate -/,
+        ),
+      );
+    }
+  });
+
+  test("names the unit to restart if systemd has started it", () => {
+    process.env["SYSTEMD_EXEC_PID"] = String(process.pid);
+    expect(notPassed({ reason }, "socket")).toEqual(
+      refusal(
+        78,
+        / by systemd to .*: .* was changed or stopped .*, run systemctl( --user)? restart /,
+      ),
+    );
+    expect(notPassed({ reason }, "connection")).toEqual(
+      refusal(
+        78,
+        / by systemd to .*: a client's connection starts the service, run .* and connect$/,
+      ),
+    );
+    // Without /proc it knows no name.
+    using read = spyOn(fs, "readFileSync");
+    read.mockImplementation(() => {
+      throw new Error("there is no /proc");
+    });
+    expect(notPassed({ reason }, "socket")).toEqual(
+      refusal(
+        78,
+        / to this service, .*: its socket unit was changed .*, run systemctl restart its /,
+      ),
+    );
+  });
+
+  test("gives a remedy that the reason implies", () => {
+    expect(notPassed({ reason, remedy: "set it" }, "socket").message).toBe(
+      `no socket was passed, ${reason}: set it`,
+    );
+  });
+
+  test("says that a socket is standard input", () => {
+    const passed = listening(AF_INET, 5);
+    using _ = asStdin(passed);
+    expect(stdinSocket()).toMatchObject({ kind: "socket", family: "IPv4", listening: true });
+    expect(notPassed({ reason }, "socket")).toEqual(
+      refusal(78, /: a socket is standard input, leave out StandardInput=socket to have it as 3$/),
+    );
+    close(passed);
+  });
 });

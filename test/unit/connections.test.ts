@@ -1,0 +1,29 @@
+import { expect, spyOn, test } from "bun:test";
+import fs from "node:fs";
+
+import { Connections, openDescriptors } from "../../src/activation/adopt/connections.ts";
+import { descriptorLimit } from "../../src/activation/linux/libc.ts";
+import { client, FAMILIES, listening } from "../support/listening.ts";
+import { accept, close } from "../support/sockets.ts";
+
+test.each(FAMILIES)("a connection over %s is open from accept to close", async (family) => {
+  using it = listening(family);
+  const connections = new Connections({ fd: it.fd, epoll: -1, events: 0, data: [0, 0] });
+  const peer = await client(it.to);
+  expect(connections.areNone).toBe(true);
+  const accepted = accept(it.fd);
+  expect(connections.areNone).toBe(false);
+  close(accepted);
+  expect(connections.areNone).toBe(true);
+  peer.destroy();
+  close(it.fd);
+});
+
+test("if no descriptor is free to list them, all up to the limit may be open", () => {
+  expect(openDescriptors()).toEqual(expect.arrayContaining([0, 1, 2]));
+  using list = spyOn(fs, "readdirSync");
+  list.mockImplementation(() => {
+    throw Object.assign(new Error("too many open files"), { code: "EMFILE" });
+  });
+  expect(openDescriptors()).toHaveLength(descriptorLimit());
+});
