@@ -31,7 +31,7 @@ test,deb              dh                      debhelper
 test,deb              dpkg-parsechangelog     dpkg-dev
 test,deb              xz                      xz-utils
 test                  lintian                 lintian
-test                  nginx                   nginx-light
+test,inside           nginx                   nginx-light
 check,inside          shellcheck              shellcheck
 debian-root           debootstrap             debootstrap
 test,debian-root,inside unshare                 util-linux
