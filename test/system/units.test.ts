@@ -83,7 +83,6 @@ const SETS: Record<string, Record<string, string>> = {
     ProtectHostname: "yes",
     ProtectKernelLogs: "yes",
     ProtectKernelModules: "yes",
-    ProtectKernelTunables: "yes",
     ProtectProc: "invisible",
     Restart: "on-failure",
     RestartUSec: "500ms",
@@ -148,7 +147,11 @@ const OPEN_PER_CONNECTION = [
   "ProtectKernelTunables=",
   "ProtectProc=",
 ];
-const OPEN_LISTENER = ["MemoryDenyWriteExecute=", "RestrictAddressFamilies=~AF_UNIX"];
+const OPEN_LISTENER = [
+  "MemoryDenyWriteExecute=",
+  "ProtectKernelTunables=",
+  "RestrictAddressFamilies=~AF_UNIX",
+];
 
 /** The literal block of the units' manual page that has a line such as this one. */
 function manualBlock(line: string): string[] {
