@@ -59,24 +59,18 @@ dist/register.js: $(SOURCES) node_modules/.installed
 demo: all ## Start each service under systemd-socket-activate and be its client
 	@$(BUN) test/demo.ts
 
-# Under qemu-user, with a bun of the other architecture: the services, and what calls libc. Not the
-# tests of TCP_INFO, of which qemu-user returns four bytes (backlog, queue, what a reset has left);
-# of load; of what takes seconds everywhere; of a process that is outside of the namespace.
+# Under qemu-user, with a bun of the other architecture: test/unit and test/activate, but for the tests
+# that are marked EMULATED.
 ifdef EMBEDDED
 EMULATE := test/emulate.sh run $(EMBEDDED)
-EMULATED := test/activate/greeting test/activate/listener test/activate/deadlines \
-            $(addprefix test/unit/,barrier connection describe event-loop layout libc listen.test log \
-              notify udp watchdog) \
-            -t '^(?!.*(backlog of|leaves the descriptor|handshake|reset|under load|five seconds|drops|idle from|without the JIT|another process))' --timeout 30000
 endif
 
 unit: node_modules/.installed ## Pass the module's unit tests, which start no executable (ARGS="-t NAME")
-	@$(BUN) test test/unit $(ARGS)
+	@$(BUN) test/run.ts test/unit $(ARGS)
 
 # test/system boots a systemd, from ROOT if it is set.
 test: all ## Pass every test (ARGS="-t NAME" or a path; ROOT=DIR for another systemd; ARCH=arm64)
-	@skipped=$$(mktemp); trap 'cat "$$skipped"; rm "$$skipped"' EXIT; trap 'exit 1' HUP INT TERM; \
-	SKIPPED=$$skipped $(or $(EMULATE),$(BUN)) test $(or $(ARGS),$(if $(ROOT),test/system),$(EMULATED),--coverage)
+	@$(or $(EMULATE),$(BUN)) test/run.ts $(ARGS)
 
 # Another Debian for the tests that boot a systemd: `make test ROOT=dist/roots/trixie`.
 SUITE ?= trixie

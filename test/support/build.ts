@@ -1,7 +1,7 @@
 /* Builds the executables and the preload when the first test starts one: unit tests start none. */
 import { resolve } from "node:path";
 
-import { SLOW } from "./until.ts";
+import { EMULATED } from "./until.ts";
 
 const ROOT = resolve(import.meta.dir, "../..");
 
@@ -9,15 +9,17 @@ const ROOT = resolve(import.meta.dir, "../..");
 let isBuilt = process.env["NODE_ENV"] !== "test";
 
 /**
- * Builds those in dist/ that are missing or older than their sources, once for all tests of a run.
+ * Builds those in dist/ that are missing or older than their sources, once for all tests of a process.
  *
  * @throws {Error} if one cannot be built.
  */
 export function build(): void {
   if (isBuilt) return;
   // Under emulation dist/ is read-only, and no test needs the preload.
-  const preload = SLOW > 1 ? [] : ["dist/register.js"];
-  const { exitCode } = Bun.spawnSync(["make", "--silent", "all", ...preload], {
+  const preload = EMULATED ? [] : ["dist/register.js"];
+  // One process at a time: `bun test --parallel` has several.
+  const command = ["flock", "test/support", "make", "--silent", "all", ...preload];
+  const { exitCode } = Bun.spawnSync(command, {
     cwd: ROOT,
     // The tests may run under `make test`, whose job server is not ours.
     env: { ...process.env, MAKEFLAGS: "" },

@@ -1,4 +1,5 @@
 /* What the tests cannot do without, and what is skipped because it is not here. */
+import { appendFileSync } from "node:fs";
 import { resolve } from "node:path";
 
 import { hasIPv6 } from "./sockets.ts";
@@ -21,7 +22,14 @@ const reasons = new Set<string>();
 
 /** Has the end of the run say what is skipped, and why. */
 export function skipped(what: string, why: string): void {
-  reasons.add(`${what}: ${why}`);
+  addSkipped(`${what}: ${why}`);
+}
+
+/** The same by its line. test/run.ts collects the lines of several processes in a file. */
+export function addSkipped(line: string): void {
+  const file = process.env["SKIPPED"];
+  if (file !== undefined && !reasons.has(line)) appendFileSync(file, `${line}\n`);
+  reasons.add(line);
 }
 
 /**

@@ -1,6 +1,9 @@
 /** How many times as long everything may take: more than once under emulation (test/emulate.sh). */
 export const SLOW = Number(process.env["SLOW"] ?? 1);
 
+/** Whether the tests run under qemu-user: for `test.skipIf`, with the reason at the test. */
+export const EMULATED = SLOW > 1;
+
 /**
  * Waits until `probe` returns something, and returns that: asks again and again for `seconds`.
  *

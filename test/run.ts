@@ -1,0 +1,71 @@
+/*
+ * What `make test` calls: `bun test/run.ts [FOLDERS]` passes all tests of these folders, or of all, with
+ * several files at a time. Other arguments are those of `bun test`, which then runs alone.
+ * It ends with the sums, and with what was skipped.
+ */
+import { existsSync, readFileSync, statSync } from "node:fs";
+import { join } from "node:path";
+
+import { scratch } from "./support/daemon.ts";
+import { testEnvironment } from "./support/environment.ts";
+import { addSkipped, report } from "./support/needs.ts";
+import { EMULATED } from "./support/until.ts";
+
+/*
+ * The first tests wait more than they compute, and some have limits on time. The others load the
+ * machine: they boot systemd, build, and have clients that never pause.
+ */
+const GROUPS = [
+  { folders: ["test/unit", "test/activate"], atOnce: 6 },
+  { folders: ["test/package", "test/system", "test/bench"], atOnce: 3 },
+];
+
+const args = process.argv.slice(2);
+const isFolder = (path: string) => statSync(path, { throwIfNoEntry: false })?.isDirectory();
+const all = EMULATED ? GROUPS.slice(0, 1) : GROUPS;
+const given = args.length > 0 ? args : process.env["ROOT"] ? ["test/system"] : undefined;
+
+/** The arguments of each call of `bun test`. */
+function calls(): string[][] {
+  if (given?.every(isFolder) === false) return [given];
+  return all.flatMap(({ folders, atOnce }) => {
+    const chosen = folders.filter((folder) => given?.includes(folder) ?? true);
+    if (chosen.length === 0) return [];
+    // Only the module's own tests call it in their own process.
+    const coverage = given === undefined && !EMULATED && chosen.includes("test/unit");
+    const options = [`--parallel=${atOnce}`, "--no-isolate", ...(coverage ? ["--coverage"] : [])];
+    return [[...options, ...(EMULATED ? ["--timeout=30000"] : []), ...chosen]];
+  });
+}
+
+using directory = scratch();
+const file = join(directory.path, "skipped");
+const env = { ...testEnvironment(), SKIPPED: file };
+const COUNTED = ["pass", "skip", "fail"] as const;
+const sums = { pass: 0, skip: 0, fail: 0 };
+let status = 0;
+for (const call of calls()) {
+  const runner = Bun.spawn([process.execPath, "test", ...call], {
+    env,
+    stdio: ["inherit", "inherit", "pipe"],
+  });
+  let said = "";
+  const decoder = new TextDecoder();
+  for await (const bytes of runner.stderr) {
+    process.stderr.write(bytes);
+    said += decoder.decode(bytes, { stream: true });
+  }
+  if ((await runner.exited) !== 0) status = 1;
+  for (const what of COUNTED)
+    sums[what] += Number(RegExp(`^ *(\\d+) ${what}$`, "m").exec(said)?.[1] ?? 0);
+}
+// Those that cannot run under an emulator are marked so, and are none that somebody could run here.
+if (EMULATED) sums.skip = 0;
+console.log(
+  `\n${Object.entries(sums)
+    .map(([what, count]) => ` ${count} ${what}`)
+    .join("\n")}`,
+);
+if (existsSync(file)) readFileSync(file, "utf8").trim().split("\n").forEach(addSkipped);
+console.log(report("test"));
+process.exitCode = status;
