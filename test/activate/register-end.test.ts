@@ -1,5 +1,5 @@
 /* How unchanged programs end, with the preload: by SIGTERM, and after a time with no connection. */
-import { afterEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 
 import { resolve } from "node:path";
 
@@ -9,14 +9,13 @@ import { until } from "../support/until.ts";
 
 setDefaultTimeout(60_000);
 
-const services: Service[] = [];
-afterEach(async () => {
-  for (const service of services.splice(0)) await service[Symbol.asyncDispose]();
-});
+// Most of these tests wait, so they run at once. The others measure how long a program takes to end.
+const services = new AsyncDisposableStack();
+afterAll(() => services.disposeAsync());
 
 async function started(source: string, options?: StartOptions, unit: Unit = {}) {
   const it = new Service([unit]);
-  services.push(it);
+  services.use(it);
   const running = it.run(source, options);
   await it.ready();
   return { it, running };
@@ -65,21 +64,24 @@ async function kept(it: Service) {
   return Object.assign(connection, { send });
 }
 
-describe("SIGTERM", () => {
-  test("with no open connection ends a program in milliseconds, with its own exit status", async () => {
-    for (const source of [BUN, NODE, `process.exitCode = 3; ${NODE}`]) {
-      const { it } = await started(source);
-      const { status, milliseconds } = await it.stop();
-      expect(status).toBe(source.startsWith("process") ? 3 : 0);
-      // With a grace it would be a second.
-      expect(milliseconds).toBeLessThan(800);
-      expect(await it.notified("STOPPING=1")).toEqual(["STOPPING=1\n"]);
-    }
-  });
+describe.concurrent("SIGTERM", () => {
+  test.serial(
+    "with no open connection ends a program in milliseconds, with its own exit status",
+    async () => {
+      for (const source of [BUN, NODE, `process.exitCode = 3; ${NODE}`]) {
+        const { it } = await started(source);
+        const { status, milliseconds } = await it.stop();
+        expect(status).toBe(source.startsWith("process") ? 3 : 0);
+        // With a grace it would be a second.
+        expect(milliseconds).toBeLessThan(800);
+        expect(await it.notified("STOPPING=1")).toEqual(["STOPPING=1\n"]);
+      }
+    },
+  );
 
   test("before the program listens ends it", async () => {
     const it = new Service();
-    services.push(it);
+    services.use(it);
     const running = it.run(`console.error("starting"); setInterval(() => {}, 1000);`);
     await running.says(/starting/);
     expect((await it.stop()).status).toBe(0);
@@ -116,7 +118,7 @@ describe("SIGTERM", () => {
     expect(await it.notified("STOPPING=1")).toEqual(["STOPPING=1\n"]);
   });
 
-  test("a second time goes to the program at once, or ends it", async () => {
+  test.serial("a second time goes to the program at once, or ends it", async () => {
     const stream = `const server = require("node:http").createServer((request, response) => response.write("a")).listen(3000);`;
     for (const handler of [`process.on("SIGTERM", () => process.exit(5));`, ""]) {
       const { it, running } = await started(stream + handler);
@@ -131,7 +133,7 @@ describe("SIGTERM", () => {
     }
   });
 
-  test("has the WebSockets of Bun.serve closed with 1001", async () => {
+  test.serial("has the WebSockets of Bun.serve closed with 1001", async () => {
     const { it } = await started(
       `Bun.serve({ port: 3000, fetch: (request, server) => server.upgrade(request) ? undefined : new Response(),
         websocket: { message: (socket, message) => void socket.send(message) } });`,
@@ -262,7 +264,7 @@ describe("SIGTERM", () => {
   });
 });
 
-describe("IDLE_TIMEOUT", () => {
+describe.concurrent("IDLE_TIMEOUT", () => {
   const env = { IDLE_TIMEOUT: "0.5" };
 
   test.each(Object.entries({ "Bun.serve": BUN, "node:http": NODE }))(
@@ -341,7 +343,7 @@ describe("IDLE_TIMEOUT", () => {
 
   test("of anything else is an error, with the exit status 78", async () => {
     const it = new Service();
-    services.push(it);
+    services.use(it);
     const running = it.run(BUN, { env: { IDLE_TIMEOUT: "a minute" } });
     expect(await running.status()).toBe(78);
     expect(running.stderr).toBe(

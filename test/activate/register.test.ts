@@ -1,5 +1,5 @@
 /* Programs that know nothing of systemd, with the preload, on sockets that they are passed. */
-import { afterEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { createSocket } from "node:dgram";
 import { join } from "node:path";
 
@@ -11,14 +11,12 @@ import { until } from "../support/until.ts";
 
 setDefaultTimeout(60_000);
 
-const services: Service[] = [];
-afterEach(async () => {
-  for (const service of services.splice(0)) await service[Symbol.asyncDispose]();
-});
+const services = new AsyncDisposableStack();
+afterAll(() => services.disposeAsync());
 
 function service(...units: Unit[]): Service {
   const it = new Service(units);
-  services.push(it);
+  services.use(it);
   return it;
 }
 

@@ -65,6 +65,13 @@ export async function text(socket: Socket): Promise<string> {
   return received;
 }
 
+/** One HTTP/1.1 exchange over a connection of its own. */
+export async function exchange(to: Listening["to"], target = "/"): Promise<string> {
+  const socket = await client(to);
+  socket.write(`GET ${target} HTTP/1.1\r\nHost: example\r\nConnection: close\r\n\r\n`);
+  return await text(socket);
+}
+
 /** A certificate for localhost until 2120, and its key, which protects nothing but these tests. */
 export const CERTIFICATE = {
   key: `-----BEGIN PRIVATE KEY-----

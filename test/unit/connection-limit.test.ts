@@ -1,22 +1,15 @@
-import { afterEach, describe, expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import { once } from "node:events";
 import { connect as connectTls } from "node:tls";
 
 import { listen } from "../../src/activation/index.ts";
 import { close, duplicate, isOpen, pipe, queueOf } from "../support/sockets.ts";
+import { cleansUp, started } from "../support/started.ts";
 import { until } from "../support/until.ts";
 import { descriptors, nothingLeft, thrown } from "../support/checks.ts";
 import { CERTIFICATE, client, FAMILIES, listening, text } from "../support/listening.ts";
 
-const listeners: Bun.SocketListener<undefined>[] = [];
-afterEach(() => {
-  for (const listener of listeners.splice(0)) listener.stop(true);
-});
-
-function started(listener: Bun.SocketListener<undefined>): Bun.SocketListener<undefined> {
-  listeners.push(listener);
-  return listener;
-}
+cleansUp();
 
 /** Handlers that greet, and the connections that are open, and the most that ever were. */
 function greeter() {
@@ -40,7 +33,13 @@ const accepted = (seen: { readonly accepted: number }, count: number) =>
 
 describe.each([
   ["a passed socket", ({ fd }: { fd: number }) => ({ fd })],
-  ["an address", () => ({ hostname: "127.0.0.1", port: 0 })],
+  [
+    "an address",
+    ({ fd }: { fd: number }) => {
+      close(fd);
+      return { hostname: "127.0.0.1", port: 0 };
+    },
+  ],
 ] as const)("maxConnections on %s", (name, where) => {
   const at = (listener: Bun.SocketListener<undefined>, to: Parameters<typeof client>[0]) =>
     name === "an address" && "port" in listener

@@ -1,26 +1,14 @@
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import type { Socket } from "node:net";
 
 import { whenIdle } from "../../src/activation/adopt/idle.ts";
 import { listen } from "../../src/activation/adopt/listen.ts";
 import { serve } from "../../src/activation/adopt/serve.ts";
-import { descriptors, nothingLeft, thrown } from "../support/checks.ts";
-import { client, FAMILIES, listening, text } from "../support/listening.ts";
+import { thrown } from "../support/checks.ts";
+import { client, exchange, FAMILIES, listening } from "../support/listening.ts";
+import { cleansUp, started } from "../support/started.ts";
 
-const stops: (() => unknown)[] = [];
-let before: Map<string, number>;
-beforeEach(() => void (before = descriptors()));
-afterEach(async () => {
-  for (const stop of stops.splice(0)) await stop();
-  await nothingLeft(before);
-});
-
-/** One HTTP/1.1 exchange over a connection of its own. */
-async function exchange(to: Parameters<typeof client>[0], target = "/"): Promise<string> {
-  const socket = await client(to);
-  socket.write(`GET ${target} HTTP/1.1\r\nHost: example\r\nConnection: close\r\n\r\n`);
-  return await text(socket);
-}
+cleansUp();
 
 /** Whether it happens within a time. */
 async function within(milliseconds: number, promise: Promise<unknown>): Promise<boolean> {
@@ -32,8 +20,7 @@ const TIMEOUT = 200;
 describe.each(FAMILIES)("whenIdle of a server over %s", (family) => {
   test("waits for as long as a connection is open, and then the timeout", async () => {
     using it = listening(family);
-    const server = serve({ fd: it.fd, fetch: () => new Response("Hello") });
-    stops.push(() => server.stop(true));
+    const server = started(serve({ fd: it.fd, fetch: () => new Response("Hello") }));
     const open: Socket = await client(it.to);
     const idle = whenIdle(server, { timeout: TIMEOUT });
     expect(await within(3 * TIMEOUT, idle)).toBe(false);
@@ -45,8 +32,7 @@ describe.each(FAMILIES)("whenIdle of a server over %s", (family) => {
 
   test("waits for as long as one of `listen` is open", async () => {
     using it = listening(family);
-    const listener = listen({ fd: it.fd, socket: { data() {} } });
-    stops.push(() => listener.stop(true));
+    const listener = started(listen({ fd: it.fd, socket: { data() {} } }));
     const open = await client(it.to);
     const idle = whenIdle([listener], { timeout: TIMEOUT });
     expect(await within(3 * TIMEOUT, idle)).toBe(false);
@@ -66,8 +52,7 @@ test("each request counts, though nobody has a connection when it looks, and aft
     fetch: () => new Response("fetch"),
     error: () => new Response("error"),
   };
-  const server = serve({ fd: it.fd, ...options });
-  stops.push(() => server.stop(true));
+  const server = started(serve({ fd: it.fd, ...options }));
   const idle = whenIdle(server, { timeout: 1000 });
   for (const [target, body] of [
     ["/a", "route"],
@@ -85,15 +70,13 @@ test("each request counts, though nobody has a connection when it looks, and aft
 });
 
 test("a server that was passed no socket is never idle", async () => {
-  const server = serve({ port: 0, fetch: () => new Response() });
-  stops.push(() => server.stop(true));
+  const server = started(serve({ port: 0, fetch: () => new Response() }));
   expect(await within(500, whenIdle(server, { timeout: 100 }))).toBe(false);
 });
 
 test("its promise resolves before the event loop accepts anybody", async () => {
   using it = listening("IPv4");
-  const server = serve({ fd: it.fd, fetch: () => new Response("first") });
-  stops.push(() => server.stop(true));
+  const server = started(serve({ fd: it.fd, fetch: () => new Response("first") }));
   await whenIdle(server, { timeout: 50 });
   // Who connects now waits for whoever has the socket next.
   const stopped = server.stop();
@@ -105,11 +88,9 @@ test("its promise resolves before the event loop accepts anybody", async () => {
 
 test("what is no timeout is a RangeError, and what is no server a TypeError", () => {
   using it = listening("IPv4");
-  const server = serve({ fd: it.fd, fetch: () => new Response() });
-  stops.push(() => server.stop(true));
+  const server = started(serve({ fd: it.fd, fetch: () => new Response() }));
   for (const timeout of [0, -1, Number.NaN])
     expect(thrown(() => whenIdle(server, { timeout }))).toBeInstanceOf(RangeError);
-  const other = Bun.serve({ port: 0, fetch: () => new Response() });
-  stops.push(() => other.stop(true));
+  const other = started(Bun.serve({ port: 0, fetch: () => new Response() }));
   expect(thrown(() => whenIdle(other, { timeout: 1 }))).toBeInstanceOf(TypeError);
 });

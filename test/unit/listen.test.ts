@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { connect } from "node:tls";
 
 import { describe as describeFd } from "../../src/activation/receive/describe.ts";
@@ -9,22 +9,12 @@ import { execute } from "../support/daemon.ts";
 import { CERTIFICATE, client, FAMILIES, listening, text } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, backlogOf, close, SOCK_STREAM } from "../support/sockets.ts";
+import { cleansUp, started } from "../support/started.ts";
 
 // Some search for what is not there, through all numbers that a descriptor may have.
 setDefaultTimeout(30_000);
 
-const listeners: Bun.SocketListener<undefined>[] = [];
-let before: Map<string, number>;
-beforeEach(() => void (before = descriptors()));
-afterEach(async () => {
-  for (const listener of listeners.splice(0)) listener.stop(true);
-  await nothingLeft(before);
-});
-
-function started<L extends Bun.SocketListener<undefined>>(listener: L): L {
-  listeners.push(listener);
-  return listener;
-}
+cleansUp();
 
 const greet = (greeting: string) => ({
   socket: { open: (socket: Bun.Socket<undefined>) => void socket.end(greeting), data() {} },

@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { rmSync } from "node:fs";
 import { lookup } from "node:dns/promises";
 import { hostname, networkInterfaces, tmpdir } from "node:os";
@@ -7,10 +7,19 @@ import { resolve } from "node:path";
 import { listen, serve } from "../../src/activation/index.ts";
 import { replace } from "../../src/activation/linux/libc.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
-import { CERTIFICATE, client, FAMILIES, freshPath, listening, text } from "../support/listening.ts";
+import {
+  CERTIFICATE,
+  client,
+  exchange,
+  FAMILIES,
+  freshPath,
+  listening,
+  text,
+} from "../support/listening.ts";
 import { lacksIPv6 } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
 import { backlogOf, close, portOf } from "../support/sockets.ts";
+import { cleansUp, started } from "../support/started.ts";
 import { until } from "../support/until.ts";
 
 // Some search for what is not there, through all numbers that a descriptor may have.
@@ -18,29 +27,11 @@ setDefaultTimeout(30_000);
 
 const SRC = resolve(import.meta.dir, "../../src/activation");
 
-const servers: Bun.Server<undefined>[] = [];
-let before: Map<string, number>;
-beforeEach(() => void (before = descriptors()));
-afterEach(async () => {
-  for (const server of servers.splice(0)) await server.stop(true);
-  await nothingLeft(before);
-});
-
-function started<S extends Bun.Server<undefined>>(server: S): S {
-  servers.push(server);
-  return server;
-}
+cleansUp();
 
 const LOOPBACK_ADDRESSES = lacksIPv6() ? ["127.0.0.1"] : ["127.0.0.1", "::1"];
 
 const answer = (text: string) => ({ fetch: () => new Response(text) });
-
-/** One HTTP/1.1 exchange over a connection of its own. */
-async function exchange(to: Parameters<typeof client>[0], target = "/"): Promise<string> {
-  const socket = await client(to);
-  socket.write(`GET ${target} HTTP/1.1\r\nHost: example\r\nConnection: close\r\n\r\n`);
-  return await text(socket);
-}
 
 describe.each(FAMILIES)("serve on a listening socket over %s", (family) => {
   test("answers who was queued before and who comes later, from a route and from fetch", async () => {
@@ -223,6 +214,7 @@ test("serve serves over TLS", async () => {
 });
 
 test("serve makes a socket that blocks non-blocking, and no child inherits it", () => {
+  const before = descriptors();
   const fd = sockets.listening(sockets.AF_INET, 1);
   const kept = sockets.duplicate(fd);
   sockets.clearCloseOnExec(fd);

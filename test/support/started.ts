@@ -1,0 +1,26 @@
+import { afterEach, beforeEach } from "bun:test";
+
+import { descriptors, nothingLeft } from "./checks.ts";
+
+const ends: (() => unknown)[] = [];
+
+/** Has something happen at the end of this test, after which nothing may be open: see `cleansUp`. */
+export function atEnd(end: () => unknown): void {
+  ends.push(end);
+}
+
+/** Has a server, or a listener, stop at the end of this test. */
+export function started<S extends { stop(force: true): unknown }>(server: S): S {
+  atEnd(() => server.stop(true));
+  return server;
+}
+
+/** Ends what each test of a file has started, and checks that nothing is left open. */
+export function cleansUp(): void {
+  let before: Map<string, number>;
+  beforeEach(() => void (before = descriptors()));
+  afterEach(async () => {
+    for (const end of ends.splice(0)) await end();
+    await nothingLeft(before);
+  });
+}
