@@ -1,0 +1,415 @@
+/* No request is lost in a drain, however it comes. */
+import { describe, expect, test } from "bun:test";
+import { connect as connectTLS } from "node:tls";
+
+import { connectionsAt } from "../../src/activation/adopt/connections.ts";
+import { drain } from "../../src/activation/adopt/drain.ts";
+import { serve } from "../../src/activation/adopt/serve.ts";
+import { socketName } from "../../src/activation/linux/libc.ts";
+import { far } from "../support/far.ts";
+import { Kept } from "../support/kept.ts";
+import { CERTIFICATE, FAMILIES, listening } from "../support/listening.ts";
+import * as sockets from "../support/sockets.ts";
+import { cleansUp, started } from "../support/started.ts";
+import { until } from "../support/until.ts";
+
+cleansUp();
+
+test("one who was accepted last is answered, though the first request comes 100 ms later", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response("answered") });
+  const late = await Kept.to(it.to);
+  const other = await Kept.to(it.to);
+  // Bun accepts in the order of the queue: with this answer it has accepted both.
+  await other.ask("/");
+  const drained = drain(server, { grace: 0 });
+  await Bun.sleep(100);
+  expect(await late.ask("/")).toEqual({ status: 200, body: "answered", closes: true });
+  expect(await drained).toBe(true);
+});
+
+test("who connects just before grace is over has a moment for the first request", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response("in time") });
+  const drained = drain(server, { grace: 100 });
+  const kept = await Kept.to(it.to);
+  await Bun.sleep(125);
+  expect(await kept.ask("/")).toEqual({ status: 200, body: "in time", closes: true });
+  expect(await drained).toBe(true);
+});
+
+test("who connects just before a long grace is over has that moment, too", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response("in time") });
+  const drained = drain(server, { grace: 500 });
+  await Bun.sleep(450);
+  const kept = await Kept.to(it.to);
+  await Bun.sleep(80);
+  expect(await kept.ask("/")).toEqual({ status: 200, body: "in time", closes: true });
+  expect(await drained).toBe(true);
+});
+
+test("who connects when grace is over is the next one's, whenever the request comes", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response("first") });
+  // With one that brings nothing, the end takes its time.
+  await Kept.to(it.to);
+  await (await Kept.to(it.to)).ask("/");
+  const drained = drain(server, { grace: 0 });
+  await Bun.sleep(300);
+  const newcomer = await Kept.to(it.to);
+  expect(await drained).toBe(true);
+  started(serve({ fd: sockets.duplicate(it.kept), fetch: () => new Response("second") }));
+  expect((await newcomer.ask("/")).body).toBe("second");
+});
+
+describe.each(FAMILIES)("no request is lost over %s", (family) => {
+  test("that is the first, and arrives just before the stop, while Bun does something else", async () => {
+    for (let delay = 0; delay < 12; delay++) {
+      using it = listening(family);
+      const server = serve({ fd: it.fd, fetch: () => new Response("answered") });
+      const kept = await Kept.to(it.to);
+      await until("it is accepted", 10, () => connectionsAt(socketName(it.kept)).length === 1);
+      const drained = drain(server, { grace: 1 });
+      setTimeout(() => {
+        const end = performance.now() + 3;
+        kept.send("/");
+        // Until then Bun reads nothing.
+        while (performance.now() < end);
+      }, delay);
+      expect([delay, await kept.answer()]).toEqual([
+        delay,
+        { status: 200, body: "answered", closes: true },
+      ]);
+      expect(await drained).toBe(true);
+    }
+  });
+
+  test("that arrives on a kept connection just before the stop", async () => {
+    using it = listening(family);
+    const kept = await Kept.to(it.to);
+    const begun = performance.now();
+    const server = serve({
+      fd: it.fd,
+      fetch({ url }) {
+        if (url.endsWith("/busy")) {
+          kept.send("/");
+          // Timers come before what Bun has not read yet.
+          while (performance.now() < begun + 800);
+        }
+        return new Response("answered");
+      },
+    });
+    await kept.ask("/");
+    kept.received = "";
+    const drained = drain(server, { grace: begun + 790 - performance.now() });
+    await Bun.sleep(begun + 650 - performance.now());
+    (await Kept.to(it.to)).send("/busy");
+    expect(await kept.answer()).toEqual({ status: 200, body: "answered", closes: true });
+    expect(await drained).toBe(true);
+  });
+
+  test("that is the first, and comes in pieces", async () => {
+    using it = listening(family);
+    const server = serve({ fd: it.fd, fetch: () => new Response("answered") });
+    const kept = await Kept.to(it.to);
+    const drained = drain(server, { grace: 1 });
+    for (const piece of ["GET / HT", "TP/1.1\r\nHo", "st: example\r\n", "\r\n"]) {
+      kept.socket.write(piece);
+      await Bun.sleep(20);
+    }
+    expect(await kept.answer()).toEqual({ status: 200, body: "answered", closes: true });
+    expect(await drained).toBe(true);
+  });
+
+  test("and idle connections do not delay the end", async () => {
+    using it = listening(family);
+    const server = serve({ fd: it.fd, fetch: () => new Response("answered") });
+    for (let i = 0; i < 5; i++) await (await Kept.to(it.to)).ask("/");
+    await Bun.sleep(50);
+    const begun = performance.now();
+    expect(await drain(server, { grace: 600 })).toBe(true);
+    expect(performance.now() - begun).toBeWithin(600, 1000);
+  });
+
+  test("and a server that has no connection ends at once", async () => {
+    const times: number[] = [];
+    for (let i = 0; i < 5; i++) {
+      using it = listening(family);
+      const server = serve({ fd: it.fd, fetch: () => new Response() });
+      const begun = performance.now();
+      expect(await drain(server, { grace: 0 })).toBe(true);
+      times.push(performance.now() - begun);
+    }
+    expect(Math.min(...times)).toBeLessThan(30);
+  });
+});
+
+test("a stream that never ends is cut at timeout, and costs nobody else a request", async () => {
+  using it = listening("IPv4");
+  const endless = async function* () {
+    for (;;) {
+      yield "tick\n";
+      await Bun.sleep(10);
+    }
+  };
+  const handlers = (name: string) => ({
+    async fetch({ url }: Request) {
+      if (url.endsWith("/stream")) return new Response(endless());
+      // So that there are some at any time.
+      await Bun.sleep(20);
+      return new Response(name);
+    },
+  });
+  const server = serve({ fd: it.fd, ...handlers("first") });
+  const stream = await Kept.to(it.to);
+  stream.send("/stream");
+  await until("the stream has begun", 10, () => stream.received.includes("tick"));
+  const answers: Record<string, number> = {};
+  let isOver = false;
+  const worker = async () => {
+    while (!isOver) {
+      const kept = await Kept.to(it.to);
+      for (let closes = false; !closes && !isOver;) {
+        const { body, ...answer } = await kept
+          .ask("/")
+          .catch(() => ({ body: "lost", closes: true }));
+        answers[body] = (answers[body] ?? 0) + 1;
+        closes = answer.closes;
+      }
+      kept.socket.destroy();
+    }
+  };
+  const workers = Array.from({ length: 8 }, worker);
+  const begun = performance.now();
+  const drained = drain(server, { grace: 50, timeout: 800 });
+  expect(await drained).toBe(false);
+  expect(performance.now() - begun).toBeWithin(790, 3000);
+  await stream.ended();
+  // The next process.
+  started(serve({ fd: sockets.duplicate(it.kept), ...handlers("second") }));
+  await until("the next one serves all", 10, () => (answers["second"] ?? 0) > 100);
+  isOver = true;
+  await Promise.all(workers);
+  expect(answers["first"]).toBeGreaterThan(10);
+  expect(answers["lost"]).toBeUndefined();
+});
+
+test.each([
+  ["not at all", () => {}],
+  ["and fails", () => Promise.reject(new Error("too large"))],
+  ["up to its first part", async ({ body }: Request) => void (await body?.getReader().read())],
+  ["and cancels it", async ({ body }: Request) => await body?.cancel()],
+])(
+  "the early response to a body of 1 or 10 MB arrives if the handler reads it %s",
+  async (_, read) => {
+    using it = listening("IPv4");
+    const server = serve({
+      fd: it.fd,
+      async fetch(request) {
+        await read(request);
+        return new Response("denied", { status: 401 });
+      },
+      error: () => new Response("denied", { status: 401 }),
+    });
+    const drained = drain(server, { grace: 300 });
+    for (const size of [1e6, 1e7]) {
+      const kept = await Kept.to(it.to);
+      kept.send("/", `Content-Length: ${size}\r\n`, "POST");
+      for (let sent = 0; sent < size; sent += 1e5) {
+        kept.socket.write(Buffer.alloc(1e5));
+        await Bun.sleep(0);
+      }
+      expect(await kept.answer()).toMatchObject({ status: 401, body: "denied" });
+      kept.socket.end();
+    }
+    expect(await drained).toBe(true);
+  },
+);
+
+test("a body that is still coming when the server stops gets its early response", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response("denied", { status: 401 }) });
+  const kept = await Kept.to(it.to);
+  const drained = drain(server, { grace: 20 });
+  kept.send("/", "Content-Length: 10000000\r\n", "POST");
+  for (let sent = 0; sent < 100; sent++) {
+    kept.socket.write(Buffer.alloc(1e5));
+    await Bun.sleep(10);
+  }
+  expect(kept.received).toStartWith("HTTP/1.1 401");
+  expect(kept.end ?? "").not.toMatch(/ECONNRESET|EPIPE/);
+  expect(await drained).toBe(true);
+});
+
+test.each([20, 70, 170])(
+  "a TLS handshake under way is finished, with a round trip of %i ms",
+  async (roundTrip) => {
+    using it = listening("IPv4");
+    using distance = await far(it.to, roundTrip);
+    const server = serve({ fd: it.fd, tls: CERTIFICATE, fetch: () => new Response("safe") });
+    const kept = new Kept(connectTLS({ port: distance.port, rejectUnauthorized: false }));
+    kept.send("/");
+    await until("it is accepted", 10, () => connectionsAt(socketName(it.kept)).length === 1);
+    const drained = drain(server, { grace: 1 });
+    expect(await kept.answer()).toEqual({ status: 200, body: "safe", closes: true });
+    expect(await drained).toBe(true);
+  },
+);
+
+describe("a request with a body that the handler does not read", () => {
+  const ignoring = () => {
+    const it = listening("IPv4");
+    const server = serve({ fd: it.fd, fetch: () => new Response("thanks") });
+    return { ...it, server, [Symbol.dispose]: () => it[Symbol.dispose]() };
+  };
+
+  test.each([
+    ["in one piece", ["POST", 10], 0],
+    ["after its head", ["PUT", 60_000], 20],
+  ] as const)(
+    "and that is short ends the connection, if it comes %s",
+    async (_, [method, size], pause) => {
+      using it = ignoring();
+      const drained = drain(it.server, { grace: 200 });
+      const kept = await Kept.to(it.to);
+      kept.send("/", `Content-Length: ${size}\r\n`, method);
+      await Bun.sleep(pause);
+      kept.socket.write("x".repeat(size));
+      expect(await kept.answer()).toEqual({ status: 200, body: "thanks", closes: true });
+      expect(await drained).toBe(true);
+    },
+  );
+
+  test("and that is chunked and empty ends the connection", async () => {
+    using it = ignoring();
+    const drained = drain(it.server, { grace: 200 });
+    const kept = await Kept.to(it.to);
+    kept.send("/", "Transfer-Encoding: chunked\r\n", "POST");
+    kept.socket.write("0\r\n\r\n");
+    expect(await kept.answer()).toEqual({ status: 200, body: "thanks", closes: true });
+    expect(await drained).toBe(true);
+  });
+
+  test("and that comes late is answered first, and the connection goes on", async () => {
+    using it = ignoring();
+    const drained = drain(it.server, { grace: 1500 });
+    const kept = await Kept.to(it.to);
+    kept.send("/", "Content-Length: 4\r\n", "POST");
+    expect(await kept.answer()).toEqual({ status: 200, body: "thanks", closes: false });
+    kept.socket.write("body");
+    expect(await kept.ask("/")).toEqual({ status: 200, body: "thanks", closes: true });
+    expect(await drained).toBe(true);
+  });
+
+  test("is still there for a response that reads it later", async () => {
+    using it = listening("IPv4");
+    const server = serve({
+      fd: it.fd,
+      fetch: (request) =>
+        new Response(
+          (async function* () {
+            await Bun.sleep(20);
+            yield `read ${await request.text()}`;
+          })(),
+        ),
+    });
+    const drained = drain(server, { grace: 200 });
+    const kept = await Kept.to(it.to);
+    kept.send("/", "Content-Length: 4\r\n", "POST");
+    kept.socket.write("body");
+    expect(await kept.ended()).toBe("closed");
+    expect(kept.received).toContain("read body");
+    expect(await drained).toBe(true);
+  });
+});
+
+test("a client that waits for 100 Continue gets it, and its answer", async () => {
+  using it = listening("IPv4");
+  const server = serve({
+    fd: it.fd,
+    fetch: async (request) => new Response(await request.text()),
+  });
+  const drained = drain(server, { grace: 20 });
+  const kept = await Kept.to(it.to);
+  kept.send("/", "Expect: 100-continue\r\nContent-Length: 4\r\n", "POST");
+  await until("100 Continue", 10, () => kept.received.startsWith("HTTP/1.1 100 "));
+  // Phase 3 is over by now.
+  await Bun.sleep(100);
+  kept.received = "";
+  kept.socket.write("body");
+  expect(await kept.answer()).toEqual({ status: 200, body: "body", closes: true });
+  expect(await drained).toBe(true);
+});
+
+test("requests that come together are answered as before, up to the one that ends the connection", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: ({ url }) => new Response(new URL(url).pathname) });
+  const two = "GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n";
+  const before = await Kept.to(it.to);
+  before.socket.write(two);
+  await until("both answers", 10, () => before.received.endsWith("/2"));
+  const drained = drain(server, { grace: 300 });
+  const kept = await Kept.to(it.to);
+  kept.socket.write(two);
+  // Bun 1.4.0 answers the second as well.
+  const { body, ...answer } = await kept.answer();
+  expect([body.slice(0, 2), answer]).toEqual(["/1", { status: 200, closes: true }]);
+  expect(await drained).toBe(true);
+});
+
+describe("on a connection that was kept", () => {
+  test.each(["", " over TLS"])("a request in pieces at the stop is answered%s", async (kind) => {
+    using it = listening("IPv4");
+    const tls = kind === "" ? {} : { tls: CERTIFICATE };
+    const server = serve({ fd: it.fd, ...tls, fetch: () => new Response("answered") });
+    const kept =
+      kind === ""
+        ? await Kept.to(it.to)
+        : new Kept(connectTLS({ ...it.to, rejectUnauthorized: false }));
+    await kept.ask("/");
+    const drained = drain(server, { grace: 250 });
+    await Bun.sleep(230);
+    kept.received = "";
+    for (const piece of ["GET / HT", "TP/1.1\r\nHo", "st: example\r\n", "\r\n"]) {
+      kept.socket.write(piece);
+      await Bun.sleep(40);
+    }
+    expect(await kept.answer()).toEqual({ status: 200, body: "answered", closes: true });
+    expect(await drained).toBe(true);
+  });
+
+  test("a chunked upload in pieces around the stop is read to its end", async () => {
+    using it = listening("IPv4");
+    const server = serve({
+      fd: it.fd,
+      fetch: async (request) => new Response(await request.text()),
+    });
+    const kept = await Kept.to(it.to);
+    await kept.ask("/");
+    const drained = drain(server, { grace: 100 });
+    await Bun.sleep(30);
+    kept.send("/", "Transfer-Encoding: chunked\r\n", "POST");
+    for (const piece of ["4\r\nbod", "y\r\n", "1\r\n", "!\r\n0\r\n", "\r\n"]) {
+      await Bun.sleep(40);
+      kept.socket.write(piece);
+    }
+    expect(await kept.answer()).toEqual({ status: 200, body: "body!", closes: true });
+    expect(await drained).toBe(true);
+  });
+});
+
+test("a socket on all addresses has clients of both families, and on each address", async () => {
+  for (const host of ["127.0.0.1", "127.8.9.10", sockets.LOOPBACK6]) {
+    const fd = sockets.listeningOnAll();
+    const to = { host, port: sockets.portOf(fd) };
+    const server = serve({ fd, fetch: () => new Response("answered") });
+    const kept = await Kept.to(to);
+    const other = await Kept.to(to);
+    await other.ask("/");
+    const drained = drain(server, { grace: 0 });
+    await Bun.sleep(100);
+    expect(await kept.ask("/")).toEqual({ status: 200, body: "answered", closes: true });
+    expect(await drained).toBe(true);
+  }
+});
