@@ -6,12 +6,13 @@
  */
 import { join } from "node:path";
 
-import { README } from "../package/reference.ts";
 import { between } from "../support/between.ts";
+import { WAYS } from "../support/instances.ts";
+import { README } from "../support/pages.ts";
 import { bunFloor, ours, services } from "./contenders.ts";
 import { type Figure, findIn, median, percentile, ratio } from "./figures.ts";
 import { NONE, sandboxGroup } from "./hardening.ts";
-import { BURST, KINDS, rateOf, SHARING, SINGLE, WAYS } from "./instances.ts";
+import { BURST, KINDS, rateOf, SHARING, SINGLE } from "./instances.ts";
 import { ENDS_OF_ALL, RESTARTS, restartsGroup } from "./restarts.ts";
 
 /** What a run writes as JSON. */

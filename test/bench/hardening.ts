@@ -6,7 +6,7 @@
  */
 import { join } from "node:path";
 
-import { CHECKOUT, type Machine } from "../system/machine.ts";
+import { CHECKOUT, type Machine } from "../support/machine.ts";
 import { services, styles, turns } from "./contenders.ts";
 import type { Recorder } from "./figures.ts";
 import { Stopwatch } from "./stopwatch.ts";

@@ -2,7 +2,7 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { join, relative, resolve } from "node:path";
 
-import { CHECKOUT, type Machine } from "../system/machine.ts";
+import { CHECKOUT, type Machine } from "../support/machine.ts";
 import { build, find, ours, PROXYD, proxied, run, turns } from "./contenders.ts";
 import { Stopwatch } from "./stopwatch.ts";
 

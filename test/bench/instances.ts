@@ -3,84 +3,10 @@
  * connections, what they answer on two cores, and how long clients wait while one after the other
  * restarts.
  */
-import { join } from "node:path";
-
-import { programs, ROOT, units } from "../package/programs.ts";
-import { README } from "../package/reference.ts";
-import type { Tally } from "../system/http.ts";
-import { BUN, CHECKOUT, type Machine } from "../system/machine.ts";
+import { ask, closing, instances, PORT, roll, WAYS } from "../support/instances.ts";
+import type { Machine } from "../support/machine.ts";
 import { find, turns } from "./contenders.ts";
 import type { Recorder } from "./figures.ts";
-
-const PORT = 4100;
-
-/** The two ways, by the README's socket unit. */
-export const WAYS = ["web.socket", "web@.socket"] as const;
-export type Way = (typeof WAYS)[number];
-
-/**
- * Starts instances of http.ts with the README's units, each of which answers with its number, until it is
- * disposed of.
- */
-export async function instances(
-  machine: Machine,
-  way: Way,
-  count: number,
-  change: (program: string) => string = (program) => program,
-): Promise<AsyncDisposable> {
-  const unit = (name: string) =>
-    units(README).get(name)?.replace("=127.0.0.1:4000", `=127.0.0.1:${PORT}`) ?? "";
-  const start = `ExecStart=${BUN} /srv/programs/web.ts %i`;
-  const service = unit("web@.service").replace(/^ExecStart=.*$/m, start);
-  const alone = service
-    .replace(/^(Sockets|NonBlocking)=.*\n/gm, "")
-    .replaceAll("=web.socket", "=web@%i.socket");
-  const program = programs(README).get("http.ts")?.replace('"Hello\\n"', "process.argv[2]") ?? "";
-  const files = {
-    [`/run/systemd/system/${way}`]: unit(way),
-    "/run/systemd/system/web@.service": way === "web.socket" ? service : alone,
-    "/srv/programs/web.ts": change(program),
-  };
-  for (const [path, text] of Object.entries(files)) await machine.write(path, text);
-  await machine.must("install", "-d", "/srv/programs/node_modules");
-  await machine.must("ln", "-sfn", CHECKOUT, "/srv/programs/node_modules/socket-service");
-  await machine.must("systemctl", "daemon-reload");
-  const names = Array.from({ length: count }, (_, i) => `web@${i + 1}`);
-  const sockets = way === "web.socket" ? [way] : names.map((name) => `${name}.socket`);
-  await machine.must("systemctl", "start", ...sockets, ...names.map((name) => `${name}.service`));
-  return {
-    async [Symbol.asyncDispose]() {
-      await machine.must("systemctl", "stop", "web*.socket", "web@*.service");
-      await machine.must("rm", ...Object.keys(files));
-    },
-  };
-}
-
-/** Asks with http.ts, whose arguments follow the port. Its input ends when `meanwhile` has. */
-export async function ask(
-  machine: Machine,
-  args: readonly number[],
-  meanwhile?: () => Promise<void>,
-): Promise<Tally> {
-  const client = machine.client(join(ROOT, "test/system/http.ts"), ...[PORT, ...args].map(String));
-  const output = client.stdout.text();
-  await meanwhile?.();
-  await client.stdin.end();
-  return JSON.parse(await output);
-}
-
-/** Restarts both instances, one after the other, so many times. */
-export async function roll(machine: Machine, times: number, pause: number): Promise<void> {
-  for (let i = 0; i < 2 * times; i++) {
-    // Every client asks on a connection that it keeps.
-    await Bun.sleep(200 + pause);
-    await machine.must("systemctl", "restart", `web@${1 + (i % 2)}.service`);
-  }
-}
-
-/** A program whose connections serve one request each. */
-export const closing = (program: string) =>
-  program.replace("argv[2])", 'argv[2], { headers: { Connection: "close" } })');
 
 /** A program whose every answer takes a millisecond of a processor. */
 const computing = (program: string) =>

@@ -46,7 +46,7 @@ import {
 } from "./http.ts";
 import { ALL, NONE, sandboxes, sandboxGroup } from "./hardening.ts";
 import { severalProcesses } from "./instances.ts";
-import { CHECKOUT, Machine, ROOT } from "../system/machine.ts";
+import { CHECKOUT, Machine, ROOT } from "../support/machine.ts";
 import { allRestarts, ENDS_OF_ALL, RESTARTS } from "./restarts.ts";
 import { throughSystemd } from "./systemd.ts";
 

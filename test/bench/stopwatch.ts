@@ -1,6 +1,6 @@
 /** Times connections from within a machine's network. Started as a program, it is that client. */
 import { lines } from "../support/lines.ts";
-import type { Machine } from "../system/machine.ts";
+import type { Machine } from "../support/machine.ts";
 
 /** Milliseconds from connect(2). */
 interface Times {

@@ -6,7 +6,7 @@
  */
 import { relative, resolve } from "node:path";
 
-import { CHECKOUT, type Machine } from "../system/machine.ts";
+import { CHECKOUT, type Machine } from "../support/machine.ts";
 import { type Contender, services, turns, type Style, styles } from "./contenders.ts";
 import { Stopwatch } from "./stopwatch.ts";
 

@@ -7,8 +7,7 @@ import { activate, freePort, Running, scratch } from "../support/daemon.ts";
 import { lacks } from "../support/needs.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
 import { until } from "../support/until.ts";
-import { activation, programs, ROOT } from "./programs.ts";
-import { README } from "./reference.ts";
+import { activation, programs, README, ROOT } from "../support/pages.ts";
 
 setDefaultTimeout(120_000);
 

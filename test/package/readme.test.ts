@@ -21,8 +21,8 @@ import { NotifyReceiver } from "../support/notify-receiver.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, SOCK_DGRAM } from "../support/sockets.ts";
 import { until } from "../support/until.ts";
-import { activation, programs, ROOT, units } from "./programs.ts";
-import { README, REFERENCE, withReference } from "./reference.ts";
+import { activation, programs, README, REFERENCE, ROOT, units } from "../support/pages.ts";
+import { withReference } from "./reference.ts";
 
 setDefaultTimeout(60_000);
 

@@ -6,12 +6,9 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
 import { between } from "../support/between.ts";
-import { ROOT } from "./programs.ts";
+import { REFERENCE, ROOT } from "../support/pages.ts";
 
 const SOURCES = join(ROOT, "src/activation");
-/** The module's two pages. In the package both are at its root, so their links to each other lead there, too. */
-export const README = join(SOURCES, "README.md");
-export const REFERENCE = join(SOURCES, "REFERENCE.md");
 
 const BEGIN = "<!-- From here on: the doc comments of the sources, put here by make format. -->";
 

@@ -8,7 +8,7 @@ import { devDependencies, version } from "../../package.json";
 import { build } from "../support/build.ts";
 import { scratch } from "../support/daemon.ts";
 import { lacksNpm } from "../support/needs.ts";
-import { ROOT } from "./programs.ts";
+import { ROOT } from "../support/pages.ts";
 
 setDefaultTimeout(60_000);
 

@@ -5,7 +5,7 @@ import { join } from "node:path";
 
 import own from "../../package.json" with { type: "json" };
 import { scratch } from "../support/daemon.ts";
-import { ROOT } from "./programs.ts";
+import { ROOT } from "../support/pages.ts";
 
 setDefaultTimeout(120_000);
 

@@ -2,14 +2,14 @@
 import { mkdirSync, renameSync, writeFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 
-import type { Tally } from "../system/http.ts";
+import type { Tally } from "./http.ts";
 import { executable, execute, type Running, scratch } from "./daemon.ts";
 import { FAMILIES, type Listening, listening } from "./listening.ts";
 import { NotifyReceiver } from "./notify-receiver.ts";
 import * as sockets from "./sockets.ts";
 import { until } from "./until.ts";
 
-const CLIENT = resolve(import.meta.dir, "../system/http.ts");
+const CLIENT = resolve(import.meta.dir, "./http.ts");
 const CONNECTIONS = 32;
 
 /** As `make pack` packs it. */

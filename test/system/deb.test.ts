@@ -6,7 +6,7 @@ import { version } from "../../package.json";
 import { lacks } from "../support/needs.ts";
 import { until } from "../support/until.ts";
 import { cannotRun, Clients, greeting, nothingFailed, SERVICES, SOCKETS } from "./harness.ts";
-import { CHECKOUT, Machine, ROOT } from "./machine.ts";
+import { CHECKOUT, Machine, ROOT } from "../support/machine.ts";
 
 const DIST = resolve(import.meta.dir, "../../dist");
 const VERSION = version.replaceAll("-", "~");

@@ -4,7 +4,7 @@ import { join } from "node:path";
 
 import { until } from "../support/until.ts";
 import { cannotRun, journal, lacksInside } from "./harness.ts";
-import { CHECKOUT, Machine } from "./machine.ts";
+import { CHECKOUT, Machine } from "../support/machine.ts";
 
 setDefaultTimeout(60_000);
 
@@ -188,7 +188,7 @@ describe.skipIf(cannotRun)("a service", () => {
 
     test("one that listens", async () => {
       await start("ListenStream=127.0.0.1:4205", SERVES);
-      const client = machine.client(join(import.meta.dir, "http.ts"), "4205", "20", "4");
+      const client = machine.client(join(import.meta.dir, "../support/http.ts"), "4205", "20", "4");
       expect(JSON.parse(await client.stdout.text())).toMatchObject({ lost: {}, last: "Hello\n" });
       await stop();
     });

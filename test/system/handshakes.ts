@@ -6,7 +6,7 @@
 import { connect } from "node:tls";
 
 import { far } from "../support/far.ts";
-import type { Tally } from "./http.ts";
+import type { Tally } from "../support/http.ts";
 
 const [port = 0, connections = 1, roundTrip = 0] = process.argv.slice(2).map(Number);
 const tally: Tally = { answered: 0, connections: 0, lost: {}, longest: 0, answers: {}, last: "" };

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { lines } from "../support/lines.ts";
 import { lacks, skipped } from "../support/needs.ts";
 import type { Tally } from "./client.ts";
-import { CHECKOUT, Machine, ROOT } from "./machine.ts";
+import { CHECKOUT, Machine, ROOT } from "../support/machine.ts";
 
 export const SERVICES = [
   { name: "socket-service", unit: "socket-service.service", port: 4000 },

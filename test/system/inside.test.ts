@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 
 import { lacks, lacksNpm } from "../support/needs.ts";
 import { cannotRun, nothingFailed } from "./harness.ts";
-import { BUN, CHECKOUT, Machine, ROOT } from "./machine.ts";
+import { BUN, CHECKOUT, Machine, ROOT } from "../support/machine.ts";
 
 setDefaultTimeout(600_000);
 

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { until } from "../support/until.ts";
 import { cannotRun, Clients, greeting, lacksInside } from "./harness.ts";
 import { nothingFailed, SERVICES, SOCKETS } from "./harness.ts";
-import { CHECKOUT, Machine } from "./machine.ts";
+import { CHECKOUT, Machine } from "../support/machine.ts";
 
 const UNITS = "usr/local/lib/systemd/system";
 const MANUAL = "usr/local/share/man";

@@ -11,7 +11,7 @@ import {
   SOCKETS,
 } from "./harness.ts";
 import { until } from "../support/until.ts";
-import type { Machine } from "./machine.ts";
+import type { Machine } from "../support/machine.ts";
 
 const SERVICE = "socket-service.service";
 

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 
 import { until } from "../support/until.ts";
 import { cannotRun, nothingFailed } from "./harness.ts";
-import { BUN, CHECKOUT, Machine } from "./machine.ts";
+import { BUN, CHECKOUT, Machine } from "../support/machine.ts";
 
 setDefaultTimeout(60_000);
 

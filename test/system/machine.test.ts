@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { until } from "../support/until.ts";
 import { cannotRun, Clients, installed } from "./harness.ts";
-import { CHECKOUT, Machine } from "./machine.ts";
+import { CHECKOUT, Machine } from "../support/machine.ts";
 
 setDefaultTimeout(60_000);
 

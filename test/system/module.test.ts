@@ -2,15 +2,14 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 
-import { ask as askAll, closing, instances, roll, WAYS } from "../bench/instances.ts";
-import { restarts } from "../bench/restarts.ts";
-import { programs, units } from "../package/programs.ts";
-import { README } from "../package/reference.ts";
+import { ask as askAll, closing, instances, roll, WAYS } from "../support/instances.ts";
+import { restarts } from "../support/restarts.ts";
+import { programs, README, units } from "../support/pages.ts";
 import { CERTIFICATE } from "../support/listening.ts";
 import { cannotRun, nothingFailed } from "./harness.ts";
-import type { Tally } from "./http.ts";
+import type { Tally } from "../support/http.ts";
 import { until } from "../support/until.ts";
-import { BUN, CHECKOUT, Machine } from "./machine.ts";
+import { BUN, linkModule, Machine } from "../support/machine.ts";
 
 setDefaultTimeout(60_000);
 
@@ -20,8 +19,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
   let machine: Machine;
   beforeAll(async () => {
     machine = await Machine.boot();
-    await machine.must("install", "-d", "/srv/programs/node_modules");
-    await machine.must("ln", "-s", CHECKOUT, "/srv/programs/node_modules/socket-service");
+    await linkModule(machine);
     // For the units of the README, which start the programs in /srv.
     await machine.must("ln", "-s", "programs/node_modules", "/srv/node_modules");
     await machine.must("ln", "-s", BUN, "/usr/local/bin/bun");
@@ -54,7 +52,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
   }
 
   async function ask(port: number): Promise<Tally> {
-    const client = machine.client(join(import.meta.dir, "http.ts"), String(port));
+    const client = machine.client(join(import.meta.dir, "../support/http.ts"), String(port));
     return JSON.parse(await client.stdout.text());
   }
 

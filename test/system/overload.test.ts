@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import { cannotRun, dropIn, greeting, installed, nothingFailed } from "./harness.ts";
-import { CHECKOUT, type Machine } from "./machine.ts";
+import { CHECKOUT, type Machine } from "../support/machine.ts";
 import { until } from "../support/until.ts";
 
 const SERVICE = "socket-service.service";

@@ -2,11 +2,11 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { ROOT } from "../package/programs.ts";
+import { ROOT } from "../support/pages.ts";
 import { until } from "../support/until.ts";
 import { cannotRun, lacksInside, nothingFailed, SERVICES } from "./harness.ts";
-import type { Tally } from "./http.ts";
-import { CHECKOUT, Machine } from "./machine.ts";
+import type { Tally } from "../support/http.ts";
+import { CHECKOUT, Machine } from "../support/machine.ts";
 
 setDefaultTimeout(60_000);
 
@@ -139,7 +139,7 @@ describe.skipIf(cannotRun)("the README", () => {
   async function restartedUnderLoad(service: string): Promise<void> {
     // Port, requests at least, connections, and the longest pause in milliseconds.
     const args = ["3000", "1000", "32", "50"];
-    const client = machine.client(join(import.meta.dir, "http.ts"), ...args);
+    const client = machine.client(join(import.meta.dir, "../support/http.ts"), ...args);
     const output = client.stdout.text();
     for (let i = 0; i < 3; i++) await machine.must("systemctl", "restart", service);
     await client.stdin.end();

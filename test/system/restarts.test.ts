@@ -2,17 +2,16 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 
-import { restarts } from "../bench/restarts.ts";
+import { restarts } from "../support/restarts.ts";
 import { CERTIFICATE } from "../support/listening.ts";
 import { lacks } from "../support/needs.ts";
 import { until } from "../support/until.ts";
 import { cannotRun, nothingFailed } from "./harness.ts";
-import type { Tally } from "./http.ts";
-import { CHECKOUT, Machine, ROOT } from "./machine.ts";
+import type { Tally } from "../support/http.ts";
+import { BUN, linkModule, Machine, ROOT } from "../support/machine.ts";
 
 setDefaultTimeout(120_000);
 
-const BUN = `${CHECKOUT}/node_modules/${process.execPath.split("/node_modules/").pop()}`;
 const PORT = 4100;
 const REQUEST = 100;
 const MB = 1e6;
@@ -24,8 +23,7 @@ describe.skipIf(cannotRun)("restarts by systemd", () => {
   let machine: Machine;
   beforeAll(async () => {
     machine = await Machine.boot();
-    await machine.must("install", "-d", "/srv/programs/node_modules");
-    await machine.must("ln", "-sfn", CHECKOUT, "/srv/programs/node_modules/socket-service");
+    await linkModule(machine);
   });
   afterAll(() => nothingFailed(machine));
 
@@ -101,7 +99,13 @@ process.on("SIGTERM", async () => {
 });
 `,
       );
-      const clients = machine.client(join(import.meta.dir, "http.ts"), `${PORT}`, "0", "16", "0");
+      const clients = machine.client(
+        join(import.meta.dir, "../support/http.ts"),
+        `${PORT}`,
+        "0",
+        "16",
+        "0",
+      );
       const output = clients.stdout.text();
       for (let i = 0; i < 3; i++) {
         const at = `/run/stream-${i}`;

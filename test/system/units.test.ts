@@ -17,7 +17,7 @@ import {
   SERVICES,
   SOCKETS,
 } from "./harness.ts";
-import type { Machine } from "./machine.ts";
+import type { Machine } from "../support/machine.ts";
 
 const SERVICE = "socket-service.service";
 

@@ -14,9 +14,9 @@ import { mkdir, mkdtemp, readdir, readFile, readlink, rmdir, unlink } from "node
 import { tmpdir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 
-import { build } from "../support/build.ts";
-import { lacks } from "../support/needs.ts";
-import { until } from "../support/until.ts";
+import { build } from "./build.ts";
+import { lacks } from "./needs.ts";
+import { until } from "./until.ts";
 
 /** What is needed outside and inside. */
 const PROGRAMS = [
@@ -66,6 +66,12 @@ export const CHECKOUT = "/srv/socket-service";
 
 /** The bun that runs these tests, as a machine has it. */
 export const BUN = `${CHECKOUT}/node_modules/${process.execPath.split("/node_modules/").pop()}`;
+
+/** Has the programs in /srv/programs find this checkout as `socket-service`. */
+export async function linkModule(machine: Machine): Promise<void> {
+  await machine.must("install", "-d", "/srv/programs/node_modules");
+  await machine.must("ln", "-sfn", CHECKOUT, "/srv/programs/node_modules/socket-service");
+}
 
 /** How a machine is booted. */
 export interface Boot {

@@ -1,9 +1,13 @@
 import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
 
-import type { ActivateOptions } from "../support/daemon.ts";
+import type { ActivateOptions } from "./daemon.ts";
 
 export const ROOT = resolve(import.meta.dir, "../..");
+
+/** The module's two pages. In the package both are at its root, so their links to each other lead there, too. */
+export const README = resolve(ROOT, "src/activation/README.md");
+export const REFERENCE = resolve(ROOT, "src/activation/REFERENCE.md");
 
 /** The programs of a README, by the file name in the comment that each begins with. */
 export function programs(readme: string): Map<string, string> {
