@@ -1,5 +1,6 @@
 /* Starts each service under systemd-socket-activate, is its client, and shows what came. */
-import { activate, Client, executable, freePort, SERVICES } from "./support/daemon.ts";
+import { activate, Client, executable, freePort } from "./support/daemon.ts";
+import { SERVICES } from "./support/services.ts";
 import { lacks, report } from "./support/needs.ts";
 
 /** Shows a command and what came of it, and ends the demo if that is not the greeting. */

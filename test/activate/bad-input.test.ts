@@ -3,7 +3,8 @@ import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 
 import { version } from "../../package.json";
-import { executable, execute, scratch, SERVICES } from "../support/daemon.ts";
+import { executable, execute, scratch } from "../support/daemon.ts";
+import { SERVICES } from "../support/services.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, AF_UNIX, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM } from "../support/sockets.ts";
 

@@ -7,7 +7,8 @@ import { lacks } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
 import { AF_INET } from "../support/sockets.ts";
-import { activate, ask, Client, execute, freePort, scratch, SERVICES } from "../support/daemon.ts";
+import { activate, ask, Client, execute, freePort, scratch } from "../support/daemon.ts";
+import { SERVICES } from "../support/services.ts";
 import { SLOW, until } from "../support/until.ts";
 
 setDefaultTimeout(40_000);

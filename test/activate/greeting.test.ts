@@ -3,15 +3,8 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
-import {
-  activate,
-  ask,
-  Client,
-  freePort,
-  type Running,
-  scratch,
-  SERVICES,
-} from "../support/daemon.ts";
+import { activate, ask, Client, freePort, type Running, scratch } from "../support/daemon.ts";
+import { SERVICES } from "../support/services.ts";
 import { lacks, lacksIPv6 } from "../support/needs.ts";
 
 setDefaultTimeout(30_000);

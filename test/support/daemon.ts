@@ -10,21 +10,6 @@ import { SLOW, until } from "./until.ts";
 
 const DIST = resolve(import.meta.dir, "../../dist");
 
-/** The three services: how systemd-socket-activate starts each, and what it greets with. */
-export const SERVICES = [
-  { name: "socket-service", flags: [], greeting: "This is a test\n" },
-  {
-    name: "socket-service-accepted",
-    flags: ["-a"],
-    greeting: "This socket was already accepted\n",
-  },
-  {
-    name: "socket-service-inet",
-    flags: ["-a", "--inetd"],
-    greeting: "This socket was passed on stdin/stdout\n",
-  },
-] as const;
-
 /**
  * Returns the path of a program: `name` is a service, a script that starts one, relative to dist/, or
  * an absolute path. The first call that is not for an absolute path builds the services.

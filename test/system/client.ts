@@ -14,6 +14,8 @@
  */
 import type { Socket } from "bun";
 
+import { SERVICES } from "../support/services.ts";
+
 export interface Tally {
   /** Connections begun. */
   begun: number;
@@ -34,17 +36,11 @@ interface Connection {
   fate: string | undefined;
 }
 
-const GREETINGS: Record<number, string> = {
-  4000: "This is a test\n",
-  4001: "This socket was already accepted\n",
-  4002: "This socket was passed on stdin/stdout\n",
-};
-
 const kind = process.argv[2] ?? "";
 const port = Number(process.argv[3]);
 const count = Number(process.argv[4]);
 const pause = Number(process.argv[5] ?? 0);
-const greeting = GREETINGS[port];
+const greeting = SERVICES.find((service) => service.port === port)?.greeting;
 const stays = kind === "silent" || kind === "trickle";
 
 let begun = 0;

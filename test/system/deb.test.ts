@@ -5,7 +5,8 @@ import { dirname, join, resolve } from "node:path";
 import { version } from "../../package.json";
 import { lacks } from "../support/needs.ts";
 import { until } from "../support/until.ts";
-import { cannotRun, Clients, greeting, nothingFailed, SERVICES, SOCKETS } from "./harness.ts";
+import { cannotRun, Clients, greeting, nothingFailed, SOCKETS } from "./harness.ts";
+import { SERVICES } from "../support/services.ts";
 import { CHECKOUT, Machine, ROOT } from "../support/machine.ts";
 
 const DIST = resolve(import.meta.dir, "../../dist");

@@ -2,14 +2,9 @@
 import { join } from "node:path";
 import { lines } from "../support/lines.ts";
 import { lacks, skipped } from "../support/needs.ts";
+import { SERVICES } from "../support/services.ts";
 import type { Tally } from "./client.ts";
 import { CHECKOUT, Machine, ROOT } from "../support/machine.ts";
-
-export const SERVICES = [
-  { name: "socket-service", unit: "socket-service.service", port: 4000 },
-  { name: "socket-service-accepted", unit: "socket-service-accepted@.service", port: 4001 },
-  { name: "socket-service-inet", unit: "socket-service-inet@.service", port: 4002 },
-] as const;
 
 export const SOCKETS = SERVICES.map(({ name }) => `${name}.socket`);
 

@@ -2,7 +2,8 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { until } from "../support/until.ts";
 import { cannotRun, Clients, greeting, lacksInside } from "./harness.ts";
-import { nothingFailed, SERVICES, SOCKETS } from "./harness.ts";
+import { nothingFailed, SOCKETS } from "./harness.ts";
+import { SERVICES } from "../support/services.ts";
 import { CHECKOUT, Machine } from "../support/machine.ts";
 
 const UNITS = "usr/local/lib/systemd/system";

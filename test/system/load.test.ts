@@ -7,9 +7,9 @@ import {
   installed,
   journal,
   nothingFailed,
-  SERVICES,
   SOCKETS,
 } from "./harness.ts";
+import { SERVICES } from "../support/services.ts";
 import { until } from "../support/until.ts";
 import type { Machine } from "../support/machine.ts";
 

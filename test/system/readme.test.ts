@@ -4,7 +4,8 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { ROOT } from "../support/pages.ts";
 import { until } from "../support/until.ts";
-import { cannotRun, lacksInside, nothingFailed, SERVICES } from "./harness.ts";
+import { cannotRun, lacksInside, nothingFailed } from "./harness.ts";
+import { SERVICES } from "../support/services.ts";
 import type { Tally } from "../support/http.ts";
 import { CHECKOUT, Machine } from "../support/machine.ts";
 
@@ -94,11 +95,7 @@ describe.skipIf(cannotRun)("the README", () => {
     }
   }
 
-  const GREETINGS = [
-    "This is a test",
-    "This socket was already accepted",
-    "This socket was passed on stdin/stdout",
-  ];
+  const GREETINGS = SERVICES.map(({ greeting }) => greeting.trim());
 
   test("shows the greetings with make demo", async () => {
     const said = await shell("make demo");

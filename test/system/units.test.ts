@@ -14,9 +14,9 @@ import {
   journal,
   lacksFilters,
   nothingFailed,
-  SERVICES,
   SOCKETS,
 } from "./harness.ts";
+import { SERVICES } from "../support/services.ts";
 import type { Machine } from "../support/machine.ts";
 
 const SERVICE = "socket-service.service";

@@ -2,7 +2,7 @@
 import { expect, test } from "bun:test";
 import { resolve } from "node:path";
 
-import { SERVICES } from "../support/daemon.ts";
+import { SERVICES } from "../support/services.ts";
 import { client, listening, text } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
 
