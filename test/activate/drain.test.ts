@@ -1,11 +1,11 @@
 /* `drain` in a process of its own: what its clients see, and when it is gone. */
 import { expect, setDefaultTimeout, test } from "bun:test";
-import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
-import { resolve } from "node:path";
+import { writeFileSync } from "node:fs";
 
-import { activate, execute, freePort, scratch } from "../support/daemon.ts";
+import { activate, execute, freePort } from "../support/daemon.ts";
 import { client, listening, text } from "../support/listening.ts";
 import { lacks } from "../support/needs.ts";
+import { project } from "../support/project.ts";
 import { until } from "../support/until.ts";
 
 setDefaultTimeout(60_000);
@@ -23,12 +23,11 @@ process.on("SIGTERM", async () => process.exit((await drain(server, { grace: ${G
 
 /** A program in a directory of its own, where it finds the module. */
 function program(source: string): { path: string } & Disposable {
-  const directory = scratch();
-  mkdirSync(`${directory.path}/node_modules`);
-  symlinkSync(resolve(import.meta.dir, "../.."), `${directory.path}/node_modules/socket-service`);
-  const path = `${directory.path}/program.ts`;
-  writeFileSync(path, source);
-  return { path, [Symbol.dispose]: () => directory[Symbol.dispose]() };
+  const directory = project({ "program.ts": source });
+  return {
+    path: `${directory.path}/program.ts`,
+    [Symbol.dispose]: () => directory[Symbol.dispose](),
+  };
 }
 
 test.skipIf(lacks("systemd-socket-activate")).each(["silent", "talking all the time"])(

@@ -1,14 +1,15 @@
 /* `bun --hot` and `bun --watch` on passed sockets: the loop of edit and reload. */
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { once } from "node:events";
-import { mkdirSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { readdirSync, writeFileSync } from "node:fs";
 import { connect } from "node:net";
 import { resolve } from "node:path";
 
-import { activate, ask, execute, freePort, type Running, scratch } from "../support/daemon.ts";
+import { activate, ask, execute, freePort, type Running } from "../support/daemon.ts";
 import { lines } from "../support/lines.ts";
 import { lacks } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
+import { project } from "../support/project.ts";
 import { until } from "../support/until.ts";
 
 setDefaultTimeout(60_000);
@@ -27,9 +28,7 @@ console.error("evaluated VERSION");
 
 /** The program in a directory of its own, to be edited. */
 function program(source = PROGRAM) {
-  const directory = scratch();
-  mkdirSync(`${directory.path}/node_modules`);
-  symlinkSync(resolve(import.meta.dir, "../.."), `${directory.path}/node_modules/socket-service`);
+  const directory = project();
   const path = `${directory.path}/program.ts`;
   const edit = (version: number) =>
     writeFileSync(path, source.replaceAll("VERSION", `v${version}`));

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { activate, freePort, Running, scratch } from "../support/daemon.ts";
 import { lacks } from "../support/needs.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
+import { linkModule, must } from "../support/project.ts";
 import { until } from "../support/until.ts";
 import { activation, programs, README, ROOT } from "../support/pages.ts";
 
@@ -22,19 +23,13 @@ const ANSWERS = {
 } as const;
 const NAMES = Object.keys(ANSWERS);
 
-/** Runs Bun to its end. */
-function bun(cwd: string, ...args: string[]): void {
-  const { exitCode, stderr } = Bun.spawnSync([process.execPath, ...args], { cwd });
-  if (exitCode !== 0) throw new Error(`bun ${args.join(" ")}: ${stderr}`);
-}
-
 let directory: ReturnType<typeof scratch>;
 beforeAll(() => {
   directory = scratch();
   const cwd = directory.path;
   writeFileSync(join(cwd, "package.json"), `{ "type": "module" }`);
-  bun(cwd, "add", "--ignore-scripts", "--silent", ...FRAMEWORKS);
-  symlinkSync(ROOT, join(cwd, "node_modules/socket-service"));
+  must([process.execPath, "add", "--ignore-scripts", "--silent", ...FRAMEWORKS], { cwd });
+  linkModule(cwd);
   for (const name of NAMES) writeFileSync(join(cwd, name), PROGRAMS.get(name) ?? "");
 });
 afterAll(() => directory[Symbol.dispose]());

@@ -6,17 +6,11 @@ import { join } from "node:path";
 import own from "../../package.json" with { type: "json" };
 import { scratch } from "../support/daemon.ts";
 import { programs, ROOT } from "../support/pages.ts";
+import { must } from "../support/project.ts";
 
 setDefaultTimeout(120_000);
 
-/** Runs a command to its end; what it says is the error if it fails. */
-function run(cwd: string, ...command: string[]): string {
-  // The tests may run under `make test`, whose job server is not ours.
-  const env = { ...process.env, MAKEFLAGS: "" };
-  const { exitCode, stdout, stderr } = Bun.spawnSync(command, { cwd, env });
-  if (exitCode !== 0) throw new Error(`${command.join(" ")}: ${stdout}${stderr}`);
-  return stdout.toString();
-}
+const run = (cwd: string, ...command: string[]) => must(command, { cwd });
 
 let directory: ReturnType<typeof scratch>;
 let tarball: string;

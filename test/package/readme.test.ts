@@ -1,6 +1,6 @@
 /* The programs of both READMEs, as they stand, under systemd-socket-activate. */
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
-import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { connect } from "node:net";
 import { basename, join, resolve } from "node:path";
 
@@ -18,6 +18,7 @@ import {
 import { CERTIFICATE } from "../support/listening.ts";
 import { lacks } from "../support/needs.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
+import { project } from "../support/project.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, SOCK_DGRAM } from "../support/sockets.ts";
 import { until } from "../support/until.ts";
@@ -34,9 +35,7 @@ const OWN = [...PROGRAMS.keys()].filter(
 
 let directory: ReturnType<typeof scratch>;
 beforeAll(() => {
-  directory = scratch();
-  mkdirSync(join(directory.path, "node_modules"));
-  symlinkSync(ROOT, join(directory.path, "node_modules/socket-service"));
+  directory = project();
   for (const name of OWN) write(name);
   writeFileSync(join(directory.path, "key.pem"), CERTIFICATE.key);
   writeFileSync(join(directory.path, "cert.pem"), CERTIFICATE.cert);

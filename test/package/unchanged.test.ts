@@ -2,6 +2,7 @@
 import { afterEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 
+import { must } from "../support/project.ts";
 import { Service } from "../support/unchanged.ts";
 import { HELLO, type Row, ROWS } from "./rows.ts";
 
@@ -14,17 +15,11 @@ const rows = Object.entries(ROWS).filter(([, row]) => isComplete || row.isQuick)
 const RESTARTS = 5;
 
 /** Runs Bun to its end. */
-function bun(cwd: string, ...args: string[]): string {
-  const env = {
-    ...process.env,
-    NODE_ENV: undefined,
-    NEXT_TELEMETRY_DISABLED: "1",
-    ASTRO_TELEMETRY_DISABLED: "1",
-  };
-  const { exitCode, stdout, stderr } = Bun.spawnSync([process.execPath, ...args], { cwd, env });
-  if (exitCode !== 0) throw new Error(`bun ${args.join(" ")}: ${stdout} ${stderr}`);
-  return stdout.toString();
-}
+const bun = (cwd: string, ...args: string[]) =>
+  must([process.execPath, ...args], {
+    cwd,
+    env: { NODE_ENV: undefined, NEXT_TELEMETRY_DISABLED: "1", ASTRO_TELEMETRY_DISABLED: "1" },
+  });
 
 /** Installs and builds a program into a directory of its own. */
 function build(it: Service, { packages = [], builds = [], files }: Row): void {

@@ -4,6 +4,7 @@ import { rmSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { version } from "../../package.json";
 import { lacks } from "../support/needs.ts";
+import { must } from "../support/project.ts";
 import { until } from "../support/until.ts";
 import { cannotRun, Clients, greeting, nothingFailed, SOCKETS } from "./harness.ts";
 import { SERVICES } from "../support/services.ts";
@@ -19,14 +20,7 @@ const DROP_IN = `/etc/systemd/system/${SERVICE}.d/override.conf`;
 setDefaultTimeout(180_000);
 
 /** Runs a command on this machine: its standard output. */
-function here(...command: string[]): string {
-  const { exitCode, stdout, stderr } = Bun.spawnSync(command, {
-    cwd: DIST,
-    env: { ...process.env, MAKEFLAGS: "" },
-  });
-  if (exitCode !== 0) throw new Error(`${command.join(" ")}: ${stdout}${stderr}`);
-  return stdout.toString();
-}
+const here = (...command: string[]) => must(command, { cwd: DIST });
 
 describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the package", () => {
   let machine: Machine;
