@@ -74,5 +74,5 @@ console.log(
     .join("\n")}`,
 );
 if (existsSync(file)) readFileSync(file, "utf8").trim().split("\n").forEach(addSkipped);
-console.log(report("test"));
+process.stdout.write(report("test"));
 process.exitCode = status;

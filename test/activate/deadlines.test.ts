@@ -9,7 +9,7 @@ import { NotifyReceiver } from "../support/notify-receiver.ts";
 import { AF_INET } from "../support/sockets.ts";
 import { activate, ask, Client, execute, freePort, scratch } from "../support/daemon.ts";
 import { SERVICES } from "../support/services.ts";
-import { SLOW, until } from "../support/until.ts";
+import { EMULATED, SLOW, until } from "../support/until.ts";
 
 setDefaultTimeout(40_000);
 
@@ -33,33 +33,41 @@ async function expectFiveSeconds({ client, before, after }: Awaited<ReturnType<t
 }
 
 const activated = test.concurrent.skipIf(lacks("systemd-socket-activate"));
+/** Those for which an emulator is too slow: they have limits on time. */
+const precisely = test.concurrent.skipIf(EMULATED);
 
 for (const { name, flags, greeting } of SERVICES)
-  activated(`${name} drops a client five seconds after its greeting, though it sends`, async () => {
+  activated.skipIf(EMULATED)(
+    `${name} drops a client five seconds after its greeting, though it sends`,
+    async () => {
+      const port = freePort();
+      await using service = await activate(name, { flags, listen: [port] });
+      const silent = await stay(port);
+      const trickling = await stay(port);
+      const trickle = setInterval(() => void trickling.client.send("x"), 200);
+      await Promise.all([silent, trickling].map(expectFiveSeconds)).finally(() =>
+        clearInterval(trickle),
+      );
+      expect(await ask(port)).toBe(greeting);
+      expect(service.said).toBe("");
+    },
+  );
+
+activated.skipIf(EMULATED)(
+  "socket-service gives each connection its own five seconds",
+  async () => {
     const port = freePort();
-    await using service = await activate(name, { flags, listen: [port] });
-    const silent = await stay(port);
-    const trickling = await stay(port);
-    const trickle = setInterval(() => void trickling.client.send("x"), 200);
-    await Promise.all([silent, trickling].map(expectFiveSeconds)).finally(() =>
-      clearInterval(trickle),
-    );
-    expect(await ask(port)).toBe(greeting);
+    await using service = await activate(NAME, { listen: [port] });
+    const first = await stay(port);
+    await Bun.sleep(2500);
+    const second = await stay(port);
+    await expectFiveSeconds(first);
+    await expectFiveSeconds(second);
     expect(service.said).toBe("");
-  });
+  },
+);
 
-activated("socket-service gives each connection its own five seconds", async () => {
-  const port = freePort();
-  await using service = await activate(NAME, { listen: [port] });
-  const first = await stay(port);
-  await Bun.sleep(2500);
-  const second = await stay(port);
-  await expectFiveSeconds(first);
-  await expectFiveSeconds(second);
-  expect(service.said).toBe("");
-});
-
-activated("socket-service drops clients after a time with none, too", async () => {
+activated.skipIf(EMULATED)("socket-service drops clients after a time with none, too", async () => {
   const port = freePort();
   await using service = await activate(NAME, { listen: [port] });
   await ask(port);
@@ -69,7 +77,7 @@ activated("socket-service drops clients after a time with none, too", async () =
   expect(service.said).toBe("");
 });
 
-test.concurrent(
+precisely(
   "socket-service gives an open connection its five seconds at SIGTERM, and no more",
   async () => {
     const fd = sockets.listening(AF_INET, 5);
@@ -136,20 +144,17 @@ test.concurrent(
 
 // The one ends before the first second is over, the other after.
 for (const open of [500, 1500])
-  test.concurrent(
-    `socket-service is idle from the end of a connection of ${open} ms on`,
-    async () => {
-      const fd = sockets.listening(AF_INET, 5);
-      await using service = execute(NAME, [fd], {}, ["--idle-timeout", "1"]);
-      const { client } = await stay(sockets.portOf(fd));
-      sockets.close(fd);
-      await Bun.sleep(open);
-      const closed = performance.now();
-      client.close();
-      expect(await service.status()).toBe(0);
-      expect(performance.now() - closed).toBeWithin(1000, 1000 + LATE);
-    },
-  );
+  precisely(`socket-service is idle from the end of a connection of ${open} ms on`, async () => {
+    const fd = sockets.listening(AF_INET, 5);
+    await using service = execute(NAME, [fd], {}, ["--idle-timeout", "1"]);
+    const { client } = await stay(sockets.portOf(fd));
+    sockets.close(fd);
+    await Bun.sleep(open);
+    const closed = performance.now();
+    client.close();
+    expect(await service.status()).toBe(0);
+    expect(performance.now() - closed).toBeWithin(1000, 1000 + LATE);
+  });
 
 test.concurrent("socket-service is never ready after it was told to stop", async () => {
   using directory = scratch();

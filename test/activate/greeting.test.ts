@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { activate, ask, Client, freePort, type Running, scratch } from "../support/daemon.ts";
 import { SERVICES } from "../support/services.ts";
 import { lacks, lacksIPv6 } from "../support/needs.ts";
+import { EMULATED } from "../support/until.ts";
 
 setDefaultTimeout(30_000);
 
@@ -107,18 +108,22 @@ for (const { name, flags, greeting } of SERVICES)
       await expectDone(service, 3);
     });
 
-    test("takes clients that reset, before the greeting and after, as normal", async () => {
-      const port = freePort();
-      await using service = await start(port);
-      for (let i = 0; i < 5; i++) (await Client.connect(port)).reset();
-      for (let i = 0; i < 5; i++) {
-        const client = await Client.connect(port);
-        expect(await client.received()).toBe(greeting);
-        client.reset();
-      }
-      expect(await ask(port)).toBe(greeting);
-      await expectDone(service, 11);
-    });
+    // qemu-user returns four bytes of TCP_INFO, which tells a connection that was reset.
+    test.skipIf(EMULATED)(
+      "takes clients that reset, before the greeting and after, as normal",
+      async () => {
+        const port = freePort();
+        await using service = await start(port);
+        for (let i = 0; i < 5; i++) (await Client.connect(port)).reset();
+        for (let i = 0; i < 5; i++) {
+          const client = await Client.connect(port);
+          expect(await client.received()).toBe(greeting);
+          client.reset();
+        }
+        expect(await ask(port)).toBe(greeting);
+        await expectDone(service, 11);
+      },
+    );
 
     test("is changed by nothing in its working directory", async () => {
       using directory = scratch();

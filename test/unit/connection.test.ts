@@ -7,7 +7,7 @@ import { descriptors, nothingLeft, refusal } from "../support/checks.ts";
 import { execute } from "../support/daemon.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, AF_INET6, AF_UNIX, SOCK_DGRAM, SOCK_SEQPACKET } from "../support/sockets.ts";
-import { until } from "../support/until.ts";
+import { EMULATED, until } from "../support/until.ts";
 
 /** The two ends of a TCP connection. */
 function tcp(family: number): [client: number, accepted: number] {
@@ -225,7 +225,8 @@ describe("adoptConnection", () => {
     expect(calls).toEqual([["open", true], "resolved", ["data", true, "hello"], ["close", true]]);
   });
 
-  test("adopts a connection that its peer has reset", async () => {
+  // qemu-user returns four bytes of TCP_INFO, which tells a connection that was reset.
+  test.skipIf(EMULATED)("adopts a connection that its peer has reset", async () => {
     const [client, fd] = tcp(AF_INET);
     sockets.resetOnClose(client);
     sockets.close(client);

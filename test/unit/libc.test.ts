@@ -7,6 +7,7 @@ import * as libc from "../../src/activation/linux/libc.ts";
 import { runtime } from "../../src/activation/bun.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
 import { close, closesOnExec, pipe } from "../support/sockets.ts";
+import { EMULATED } from "../support/until.ts";
 
 const { symbols: reference } = dlopen("libc.so.6", {
   clock_gettime: { args: ["i32", "buffer"], returns: "i32" },
@@ -163,7 +164,8 @@ test("libc that cannot be called is explained by the library, a variable or the 
   expect(whyNoLibc(why)).toBe(sandbox);
 });
 
-describe("without the JIT, the error names the setting that is at fault", () => {
+// The limits of memory are those of the emulator, too.
+describe.skipIf(EMULATED)("without the JIT, the error names the setting that is at fault", () => {
   const program = `
     import { describe } from "./src/activation/index.ts";
     try { describe(0) } catch (error) { console.log(error.status, error.message) }`;
