@@ -242,7 +242,7 @@ test("a body that is still coming when the server stops gets its early response"
   expect(await drained).toBe(true);
 });
 
-test.each([20, 70, 170])(
+test.each([20, 70, 170, 700])(
   "a TLS handshake under way is finished, with a round trip of %i ms",
   async (roundTrip) => {
     using it = listening("IPv4");

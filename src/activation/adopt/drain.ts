@@ -24,6 +24,11 @@ export interface DrainOptions {
 
 /** How long to wait for a moment in which nobody asks, in milliseconds. */
 const LULL = 200;
+/**
+ * The longest to wait for first requests, in milliseconds. On a machine with more work than processors,
+ * a TLS handshake takes longer than PATIENCE.
+ */
+const STARVED = 2000;
 /** How often to look for what Bun does not report, in milliseconds. */
 const LOOK = 1;
 
@@ -36,8 +41,8 @@ const LOOK = 1;
  *    call, or half of `timeout` after the call if that comes first. A moment in which nobody asks ends it,
  *    or another 200 milliseconds.
  * 3. Linger: new clients wait in the queue of the passed socket, for the next process. A connection
- *    that was accepted has up to 500 milliseconds for its first request, TLS handshake included. If
- *    nobody is about to ask, this takes no time.
+ *    that was accepted has up to 500 milliseconds for its first request, and up to 2,000 if its TLS
+ *    handshake or parts of the request keep coming. If nobody is about to ask, this takes no time.
  * 4. Stop: what was read is answered, WebSockets are closed with 1001, and the server stops.
  *
  * Before the call a request costs nothing. {@link draining} tells streams that it has begun: if one never
@@ -144,6 +149,7 @@ function drainOf({ server, served }: Found, limits: Limits): Drain {
 class Drain {
   #result: Promise<boolean> | undefined;
   #quiet: Promise<Connections | undefined> | undefined;
+  #isCut = false;
   readonly #begun = performance.now();
   readonly #aborted: Promise<unknown>;
   readonly #requests: Requests = { handled: 0, unfinished: -Infinity };
@@ -210,7 +216,10 @@ class Drain {
   /** 3. Stops accepting, and waits until each connection that was accepted has asked. */
   async #linger(connections: Connections, watch: Watch): Promise<void> {
     pause(watch);
-    await this.#silence(connections, PATIENCE);
+    // After that time, only more connections than have a request or a WebSocket are worth waiting for.
+    const busy = () => this.server.pendingRequests + this.served.sockets.size;
+    const but = (waited: number) => (waited < PATIENCE ? 0 : busy());
+    this.#isCut = !(await this.#silence(connections, STARVED, but));
   }
 
   /** 4. Waits until all that was read is answered, and says goodbye to WebSockets. */
@@ -232,14 +241,18 @@ class Drain {
     // Closes what is idle, or left, at once. The promise tells nothing more, and before Bun 1.4.3 it never
     // resolves if a handler goes on.
     void server.stop(true);
-    return isComplete;
+    return isComplete && !this.#isCut;
   }
 
   /**
-   * Waits until nobody is about to ask, for `limit` milliseconds at most. That looks the same if a
-   * handler has the request: `but` so many do not count.
+   * Waits until nobody is about to ask, for `limit` milliseconds at most, and returns whether it is so. A
+   * connection looks the same while a handler has its request: `but` so many do not count.
    */
-  async #silence(connections: Connections, limit: number, but = () => 0): Promise<void> {
+  async #silence(
+    connections: Connections,
+    limit: number,
+    but: (waited: number) => number,
+  ): Promise<boolean> {
     const begun = performance.now();
     const isTLS = this.server.protocol === "https";
     const mayAsk = (connection: Connection): boolean => {
@@ -247,13 +260,18 @@ class Drain {
       if (isUnread) return true;
       const now = performance.now();
       if (talk === undefined) return now < (connection.isNew ? begun : this.#begun) + PATIENCE;
-      // A handshake is talk as well.
-      if (isTLS) return Math.min(talk.heard, talk.said) < PATIENCE;
+      // A handshake is talk as well. One segment of the peer is its first message alone.
+      const patience = talk.segments === 1 ? STARVED : PATIENCE;
+      if (isTLS) return Math.min(talk.heard, talk.said) < patience;
       return talk.answered ? isAsking(talk) : talk.heard < PATIENCE;
     };
-    await this.#until(
-      () => connections.count(mayAsk) <= but() || performance.now() >= begun + limit,
-    );
+    let isSilent = false;
+    await this.#until(() => {
+      const waited = performance.now() - begun;
+      isSilent = connections.count(mayAsk) <= but(waited);
+      return isSilent || waited >= limit;
+    });
+    return isSilent;
   }
 
   readonly #areAnswered = (): boolean => this.server.pendingRequests === 0;

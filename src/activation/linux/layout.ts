@@ -29,6 +29,7 @@ export const TCPI = {
   LAST_DATA_SENT: 11,
   LAST_DATA_RECV: 13,
   SEGS_IN: 35,
+  DATA_SEGS_IN: 38,
   DATA_SEGS_OUT: 39,
 } as const;
 

@@ -166,6 +166,8 @@ export interface Talk {
   readonly heard: number;
   /** The same for our last data. */
   readonly said: number;
+  /** How many segments with data the peer has sent. */
+  readonly segments: number;
   /** Whether we ever sent any. */
   readonly answered: boolean;
 }
@@ -176,7 +178,8 @@ export function talk(fd: number): Talk | undefined {
   if (!info[layout.TCPI.SEGS_IN]) return undefined;
   const heard = info[layout.TCPI.LAST_DATA_RECV] ?? 0;
   const said = info[layout.TCPI.LAST_DATA_SENT] ?? 0;
-  return { heard, said, answered: info[layout.TCPI.DATA_SEGS_OUT] !== 0 };
+  const segments = info[layout.TCPI.DATA_SEGS_IN] ?? 0;
+  return { heard, said, segments, answered: info[layout.TCPI.DATA_SEGS_OUT] !== 0 };
 }
 
 /** Whether something came on a connection that was not read. */
