@@ -55,13 +55,28 @@ describe.each(Object.entries({ "Bun.serve": BUN, "node:http": NODE }))(
 /** A connection to the service that is kept, and all that came on it. */
 async function kept(it: Service) {
   const socket = await client(it.to);
-  const connection = { socket, received: "", hasEnded: false };
+  const connection = { socket, received: "", hasEnded: false, error: "" };
   socket.setEncoding("latin1");
   socket.on("data", (data) => (connection.received += String(data)));
   socket.on("end", () => (connection.hasEnded = true));
-  socket.on("error", () => (connection.hasEnded = true));
+  socket.on("error", (error: NodeJS.ErrnoException) => {
+    Object.assign(connection, { hasEnded: true, error: error.code });
+  });
   const send = (head: string) => socket.write(`${head}\r\nHost: example\r\n\r\n`);
   return Object.assign(connection, { send });
+}
+
+/** A connection on which a body was sent, in so many pieces, a millisecond apart. */
+async function posted(it: Service, path: string, body: Uint8Array, pieces = 1, length = 0) {
+  const connection = await kept(it);
+  const head = `POST ${path} HTTP/1.1\r\nHost: example\r\n`;
+  connection.socket.write(`${head}Content-Length: ${length || body.length}\r\n\r\n`);
+  const size = Math.ceil(body.length / pieces);
+  for (let sent = 0; sent < body.length; sent += size) {
+    connection.socket.write(body.subarray(sent, sent + size));
+    if (pieces > 1) await Bun.sleep(1);
+  }
+  return connection;
 }
 
 describe.concurrent("SIGTERM", () => {
@@ -230,37 +245,76 @@ describe.concurrent("SIGTERM", () => {
     next.destroy();
   });
 
-  test("never resets a client of node:http that still sends a body", async () => {
-    const { it, running } = await started(
-      `require("node:http").createServer((request, response) => {
-        if (request.url === "/refused") return void response.writeHead(401).end("refused");
-        request.resume().on("end", () => response.end("read"));
-      }).listen(3000);`,
-    );
-    // Somebody whose connection makes the grace last.
-    const other = await kept(it);
-    other.send("GET / HTTP/1.1");
-    await until("the answer", 10, () => other.received.endsWith("read"));
-    running.process.kill("SIGTERM");
-    await it.notified("STOPPING=1");
-    const refused = await kept(it);
-    refused.socket.write(
-      "POST /refused HTTP/1.1\r\nHost: example\r\nContent-Length: 4000000\r\n\r\n",
-    );
-    for (let sent = 0; sent < 4_000_000; sent += 100_000) {
-      refused.socket.write(Buffer.alloc(100_000));
-      await Bun.sleep(1);
+  describe("answers a request with a body in node:http", () => {
+    /** A program that has got SIGTERM, with a connection that makes the grace last. */
+    async function ending() {
+      const { it, running } = await started(
+        `require("node:http").createServer(async (request, response) => {
+          if (request.url === "/refused") return void response.writeHead(401).end("refused");
+          const hash = new Bun.CryptoHasher("sha1");
+          if (request.url === "/iterated") for await (const chunk of request) hash.update(chunk);
+          else await new Promise((done) => request.on("data", (chunk) => hash.update(chunk)).on("end", done));
+          response.end(hash.digest("hex"));
+        }).listen(3000);`,
+      );
+      const other = await kept(it);
+      other.send("GET / HTTP/1.1");
+      await until("the answer", 10, () => other.received.includes("200 OK"));
+      running.process.kill("SIGTERM");
+      await it.notified("STOPPING=1");
+      return { it, running, other };
     }
-    await until("the answer", 10, () => refused.received.includes("refused"));
-    expect(refused.received).toStartWith("HTTP/1.1 401 ");
-    expect(refused.hasEnded).toBe(false);
-    const read = await kept(it);
-    read.socket.write("POST / HTTP/1.1\r\nHost: example\r\nContent-Length: 4\r\n\r\nbody");
-    await until("the answer", 10, () => read.received.endsWith("read"));
-    expect(read.received).toMatch(/^connection: close/im);
-    other.socket.destroy();
-    refused.socket.destroy();
-    expect(await running.status()).toBe(0);
+
+    test("that the handler does not read, and ends the connection once the body has come", async () => {
+      const { it, running, other } = await ending();
+      for (const [size, pieces] of [
+        [1, 1],
+        [4_000_000, 1],
+        [4_000_000, 40],
+      ] as const) {
+        const connection = await posted(it, "/refused", Buffer.alloc(size), pieces);
+        await until("the end", 10, () => connection.hasEnded);
+        expect(connection.error).toBe("");
+        expect(connection.received).toMatch(/^HTTP\/1.1 401 [^]*connection: close[^]*refused/i);
+        connection.socket.destroy();
+      }
+      other.socket.destroy();
+      expect(await running.status()).toBe(0);
+    });
+
+    test("that the handler reads, with all of the body in its order", async () => {
+      const { it, running, other } = await ending();
+      const body = crypto.getRandomValues(Buffer.alloc(60_000));
+      const hash = new Bun.CryptoHasher("sha1").update(body).digest("hex");
+      for (const path of ["/heard", "/iterated"])
+        for (const pieces of [1, 7]) {
+          const connection = await posted(it, path, body, pieces);
+          await until("the end", 10, () => connection.hasEnded);
+          expect(connection.error).toBe("");
+          expect(connection.received).toMatch(RegExp(`^connection: close[^]*${hash}$`, "im"));
+          connection.socket.destroy();
+        }
+      other.socket.destroy();
+      expect(await running.status()).toBe(0);
+    });
+
+    test("in restarts under load, and loses none", async () => {
+      const { it } = await started(NODE);
+      const { lost, statuses } = await it.restarts(3, () => it.start("program.ts"), 5, 3000);
+      expect({ lost, statuses }).toEqual({ lost: {}, statuses: [0, 0, 0] });
+    });
+
+    test("whose body takes long, and does not reset the client", async () => {
+      const { it, running, other } = await ending();
+      const connection = await posted(it, "/refused", Buffer.alloc(9), 1, 10);
+      await until("the answer", 10, () => connection.received.includes("refused"));
+      expect(connection.received).not.toMatch(/^connection: close/im);
+      expect(connection.hasEnded).toBe(false);
+      connection.socket.write("1");
+      connection.socket.destroy();
+      other.socket.destroy();
+      expect(await running.status()).toBe(0);
+    });
   });
 });
 

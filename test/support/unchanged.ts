@@ -152,10 +152,11 @@ export class Service implements AsyncDisposable {
 
   /**
    * Restarts the program that runs under clients that keep their connections, as systemd does: the
-   * next process starts when the last one has ended. Returns what the clients saw, and the statuses.
+   * next process starts when the last one has ended. Clients pause for `pause` milliseconds at most, and
+   * send bodies of `body` bytes. Returns what the clients saw, and the statuses.
    */
-  async restarts(count: number, start: () => unknown, pause = 20) {
-    const numbers = [this.port, 1, CONNECTIONS, pause].map(String);
+  async restarts(count: number, start: () => unknown, pause = 20, body = 0) {
+    const numbers = [this.port, 1, CONNECTIONS, pause, body].map(String);
     const client = Bun.spawn([process.execPath, CLIENT, ...numbers], {
       stdin: "pipe",
       stdout: "pipe",

@@ -6,8 +6,8 @@ import type { Talk, Watch } from "../linux/libc.ts";
 import { type Connection, Connections } from "./connections.ts";
 import { pause } from "./event-loop.ts";
 import { type Served, servedBy, watchOf } from "./served.ts";
-import type { Requests } from "./requests.ts";
-import { PATIENCE, withClose } from "./with-close.ts";
+import { PATIENCE, type Requests } from "./requests.ts";
+import { withClose } from "./with-close.ts";
 
 /** How long a server takes to end. */
 export interface DrainOptions {

@@ -1,6 +1,6 @@
 import type { IncomingMessage, Server, ServerResponse } from "node:http";
 
-import type { Requests } from "./requests.ts";
+import { PATIENCE, type Requests } from "./requests.ts";
 
 /*
  * What `http.Server.listen` gives to `Bun.serve`, which is internal to Bun: `onNodeHTTPRequest`, a
@@ -22,7 +22,7 @@ export function withNodeClose(answer: Function, requests: Requests): Function {
     if (typeof bits === "number" && hasBody === false) args[BITS] = bits | CLOSE;
     else {
       const server = serverOf(socket);
-      if (server && !announcing.has(server)) server.prependListener("request", announce);
+      if (server && !announcing.has(server)) announceTo(server, requests);
       if (server) announcing.add(server);
     }
     requests.handled++;
@@ -33,14 +33,48 @@ export function withNodeClose(answer: Function, requests: Requests): Function {
   };
 }
 
-/** Says close as soon as the body of the request was read. */
-function announce(request: IncomingMessage, response: ServerResponse): void {
-  request.once("end", () => {
-    if (!response.headersSent) response.setHeader("Connection", "close");
-  });
+/**
+ * Has a server say close to requests with a body. Each waits until its body has come, because a
+ * handler may answer without reading it. One that takes longer is told after its body was read.
+ */
+function announceTo(server: Server, requests: Requests): void {
+  const { emit } = server;
+  server.emit = function (this: Server, name: string, ...args: unknown[]): boolean {
+    const pass = (): boolean => Reflect.apply(emit, this, [name, ...args]);
+    if (!isRequest(name, args)) return pass();
+    const [request, response] = args;
+    const sayClose = () => {
+      if (!response.headersSent) response.setHeader("Connection", "close");
+    };
+    const chunks: Buffer[] = [];
+    const answer = () => {
+      clearTimeout(patience);
+      request.off("readable", look);
+      request.unshift(Buffer.concat(chunks));
+      if (request.complete) sayClose();
+      else {
+        requests.unfinished = performance.now();
+        request.once("end", sayClose);
+      }
+      pass();
+    };
+    const look = () => {
+      if (request.complete) return answer();
+      // The stream holds only the beginning of a long body.
+      for (let chunk; (chunk = request.read()) !== null;) chunks.push(chunk);
+    };
+    const patience = setTimeout(answer, PATIENCE);
+    request.on("readable", look);
+    return true;
+  };
 }
+
+const isRequest = (
+  event: string,
+  _args: readonly unknown[],
+): _args is readonly [IncomingMessage, ServerResponse] => event === "request";
 
 function serverOf(socket: unknown): Server | undefined {
   const { server }: { server?: Server } = Object(socket);
-  return typeof server?.prependListener === "function" ? server : undefined;
+  return typeof server?.emit === "function" ? server : undefined;
 }

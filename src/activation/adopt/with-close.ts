@@ -1,12 +1,6 @@
 import { derive } from "../bun.ts";
 import { withNodeClose } from "./node-http.ts";
-import type { Requests } from "./requests.ts";
-
-/**
- * How long a client may take for its first request, or for more of one, in milliseconds. If all
- * processors are busy, it may not get to run for some hundred.
- */
-export const PATIENCE = 500;
+import { PATIENCE, type Requests } from "./requests.ts";
 
 /** Which of the options answer. */
 type Handlers = {
