@@ -38,7 +38,7 @@ const precisely = test.concurrent.skipIf(EMULATED);
 
 for (const { name, flags, greeting } of SERVICES)
   activated.skipIf(EMULATED)(
-    `${name} drops a client five seconds after its greeting, though it sends`,
+    `${name} drops a client five seconds after its greeting, even if it keeps sending`,
     async () => {
       const port = freePort();
       await using service = await activate(name, { flags, listen: [port] });
@@ -67,15 +67,18 @@ activated.skipIf(EMULATED)(
   },
 );
 
-activated.skipIf(EMULATED)("socket-service drops clients after a time with none, too", async () => {
-  const port = freePort();
-  await using service = await activate(NAME, { listen: [port] });
-  await ask(port);
-  // Longer than any timer for the first one runs.
-  await Bun.sleep(5500);
-  await expectFiveSeconds(await stay(port));
-  expect(service.said).toBe("");
-});
+activated.skipIf(EMULATED)(
+  "socket-service drops a client after five seconds, also after a time without clients",
+  async () => {
+    const port = freePort();
+    await using service = await activate(NAME, { listen: [port] });
+    await ask(port);
+    // Longer than any timer for the first one runs.
+    await Bun.sleep(5500);
+    await expectFiveSeconds(await stay(port));
+    expect(service.said).toBe("");
+  },
+);
 
 precisely(
   "socket-service gives an open connection its five seconds at SIGTERM, and no more",
@@ -96,7 +99,7 @@ precisely(
   },
 );
 
-test.concurrent("socket-service ends when it had no connection for its idle timeout", async () => {
+test.concurrent("socket-service ends after its idle timeout without a connection", async () => {
   using directory = scratch();
   const receiver = new NotifyReceiver(join(directory.path, "notify"));
   const fd = sockets.listening(AF_INET, 5);
@@ -115,7 +118,7 @@ test.concurrent("socket-service ends when it had no connection for its idle time
 });
 
 test.concurrent(
-  "socket-service sleeps until its idle timeout, after 80 clients as after one",
+  "socket-service does not wake before its idle timeout, however many clients it had",
   async () => {
     const fd = sockets.listening(AF_INET, 5);
     const port = sockets.portOf(fd);
@@ -144,19 +147,22 @@ test.concurrent(
 
 // The one ends before the first second is over, the other after.
 for (const open of [500, 1500])
-  precisely(`socket-service is idle from the end of a connection of ${open} ms on`, async () => {
-    const fd = sockets.listening(AF_INET, 5);
-    await using service = execute(NAME, [fd], {}, ["--idle-timeout", "1"]);
-    const { client } = await stay(sockets.portOf(fd));
-    sockets.close(fd);
-    await Bun.sleep(open);
-    const closed = performance.now();
-    client.close();
-    expect(await service.status()).toBe(0);
-    expect(performance.now() - closed).toBeWithin(1000, 1000 + LATE);
-  });
+  precisely(
+    `socket-service counts its idle timeout from the end of a connection of ${open} ms`,
+    async () => {
+      const fd = sockets.listening(AF_INET, 5);
+      await using service = execute(NAME, [fd], {}, ["--idle-timeout", "1"]);
+      const { client } = await stay(sockets.portOf(fd));
+      sockets.close(fd);
+      await Bun.sleep(open);
+      const closed = performance.now();
+      client.close();
+      expect(await service.status()).toBe(0);
+      expect(performance.now() - closed).toBeWithin(1000, 1000 + LATE);
+    },
+  );
 
-test.concurrent("socket-service is never ready after it was told to stop", async () => {
+test.concurrent("socket-service sends no READY=1 after SIGTERM", async () => {
   using directory = scratch();
   const path = join(directory.path, "notify");
   const fd = sockets.listening(AF_INET, 5);
@@ -209,58 +215,64 @@ for (const [what, target, milliseconds, status] of [
     client.close();
   });
 
-activated("socket-service tells the number served at once, and then once a second", async () => {
-  using directory = scratch();
-  const receiver = new NotifyReceiver(join(directory.path, "notify"));
-  const port = freePort();
-  await using service = await activate(NAME, {
-    listen: [port],
-    env: { NOTIFY_SOCKET: receiver.address },
-  });
-  let asked = 0;
-  let asking = true;
-  const clients = (async () => {
-    for (; asking; asked++, await Bun.sleep(50)) expect(await ask(port)).toStartWith("This ");
-  })();
-  const next = async () => {
-    const { text } = await receiver.next();
-    return Number(/^STATUS=Socket accepted, connections served: (\d+)\n$/.exec(text)?.[1]);
-  };
-  expect((await receiver.next()).text).toStartWith("READY=1\n");
-  expect(await next()).toBeGreaterThan(0);
-  const began = performance.now();
-  for (let second = 0; second < 3; second++) expect(await next()).toBeGreaterThan(1);
-  expect(performance.now() - began).toBeWithin(3000 - LATE, 3000 + LATE);
-  asking = false;
-  await clients;
-  await ask(port);
-  // In the end it has told of all of them.
-  expect(await next()).toBe(asked + 1);
-  expect(service.said).toBe("");
-  receiver.close();
-});
-
-test.concurrent("socket-service tells of a client at once after a quiet time", async () => {
-  using directory = scratch();
-  const receiver = new NotifyReceiver(join(directory.path, "notify"));
-  const fd = sockets.listening(AF_INET, 5);
-  const port = sockets.portOf(fd);
-  await using service = execute(NAME, [fd], { NOTIFY_SOCKET: receiver.address });
-  sockets.close(fd);
-  expect((await receiver.next()).text).toStartWith("READY=1\n");
-  for (let served = 1; served <= 2; served++) {
-    // It would have told of more by then, if there were any.
-    await Bun.sleep(1500);
-    expect(receiver.poll()).toBeUndefined();
+activated(
+  "socket-service notifies of the number of clients served at once, then once a second",
+  async () => {
+    using directory = scratch();
+    const receiver = new NotifyReceiver(join(directory.path, "notify"));
+    const port = freePort();
+    await using service = await activate(NAME, {
+      listen: [port],
+      env: { NOTIFY_SOCKET: receiver.address },
+    });
+    let asked = 0;
+    let asking = true;
+    const clients = (async () => {
+      for (; asking; asked++, await Bun.sleep(50)) expect(await ask(port)).toStartWith("This ");
+    })();
+    const next = async () => {
+      const { text } = await receiver.next();
+      return Number(/^STATUS=Socket accepted, connections served: (\d+)\n$/.exec(text)?.[1]);
+    };
+    expect((await receiver.next()).text).toStartWith("READY=1\n");
+    expect(await next()).toBeGreaterThan(0);
     const began = performance.now();
+    for (let second = 0; second < 3; second++) expect(await next()).toBeGreaterThan(1);
+    expect(performance.now() - began).toBeWithin(3000 - LATE, 3000 + LATE);
+    asking = false;
+    await clients;
     await ask(port);
-    const { text } = await receiver.next();
-    expect(text).toBe(`STATUS=Socket accepted, connections served: ${served}\n`);
-    expect(performance.now() - began).toBeLessThan(LATE);
-  }
-  expect(service.stderr).toBe("");
-  receiver.close();
-});
+    // In the end it has told of all of them.
+    expect(await next()).toBe(asked + 1);
+    expect(service.said).toBe("");
+    receiver.close();
+  },
+);
+
+test.concurrent(
+  "socket-service notifies at once of the first client after a quiet time",
+  async () => {
+    using directory = scratch();
+    const receiver = new NotifyReceiver(join(directory.path, "notify"));
+    const fd = sockets.listening(AF_INET, 5);
+    const port = sockets.portOf(fd);
+    await using service = execute(NAME, [fd], { NOTIFY_SOCKET: receiver.address });
+    sockets.close(fd);
+    expect((await receiver.next()).text).toStartWith("READY=1\n");
+    for (let served = 1; served <= 2; served++) {
+      // It would have told of more by then, if there were any.
+      await Bun.sleep(1500);
+      expect(receiver.poll()).toBeUndefined();
+      const began = performance.now();
+      await ask(port);
+      const { text } = await receiver.next();
+      expect(text).toBe(`STATUS=Socket accepted, connections served: ${served}\n`);
+      expect(performance.now() - began).toBeLessThan(LATE);
+    }
+    expect(service.stderr).toBe("");
+    receiver.close();
+  },
+);
 
 test.concurrent("socket-service pings at half the watchdog's interval", async () => {
   using directory = scratch();

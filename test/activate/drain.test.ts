@@ -31,7 +31,7 @@ function program(source: string): { path: string } & Disposable {
 }
 
 test.skipIf(lacks("systemd-socket-activate")).each(["silent", "talking all the time"])(
-  "64 WebSockets, %s, are closed with 1001",
+  "drain closes 64 WebSockets, %s, with 1001",
   async (kind) => {
     using source = program(PROGRAM);
     const port = freePort();
@@ -103,7 +103,7 @@ test.each(["ask once more", "stay silent"])(
   },
 );
 
-test("under bun --hot, a server that an earlier evaluation has made is drained", async () => {
+test("under bun --hot, drain ends a server of an earlier evaluation", async () => {
   const serving = (version: number) => `
 import { drain, passedFd, serve } from "socket-service/activation";
 const server = serve({

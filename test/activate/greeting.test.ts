@@ -110,7 +110,7 @@ for (const { name, flags, greeting } of SERVICES)
 
     // qemu-user returns four bytes of TCP_INFO, which tells a connection that was reset.
     test.skipIf(EMULATED)(
-      "takes clients that reset, before the greeting and after, as normal",
+      "takes a reset of a client for normal, before the greeting and after it",
       async () => {
         const port = freePort();
         await using service = await start(port);
@@ -140,7 +140,7 @@ for (const { name, flags, greeting } of SERVICES)
     });
 
     if (flags.length > 0)
-      test("greets without the JIT, so where memory is not both written and run", async () => {
+      test("greets without the JIT, as under MemoryDenyWriteExecute=", async () => {
         using directory = scratch();
         const [port, path] = [freePort(), join(directory.path, "socket")];
         const env = { BUN_JSC_useJIT: "0" };

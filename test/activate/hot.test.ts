@@ -46,7 +46,7 @@ const get = async (port: number) =>
   await (await fetch(`http://127.0.0.1:${port}/`, { keepalive: false })).text();
 
 activated(
-  "under bun --hot, each of ten edits is what the next client gets, and nothing leaks",
+  "under bun --hot, the next client gets each of ten edits, and nothing leaks",
   async () => {
     using source = program();
     const ports = [freePort(), freePort(), freePort()];
@@ -261,7 +261,7 @@ activated("under bun --watch, the error after the first edit names --hot", async
   );
 });
 
-test("under bun --hot, it is not forgotten that notifications fail and how many log entries are lost", async () => {
+test("under bun --hot, the count of lost log entries and the failure of notifications outlast an edit", async () => {
   using source = program(`
 import { openSync } from "node:fs";
 import { log, LogLevel, notify } from "socket-service/activation";

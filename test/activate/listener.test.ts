@@ -77,7 +77,7 @@ describe.skipIf(EMULATED)("socket-service under load", () => {
     sockets.close(fd);
   });
 
-  test.each([22, 32])("greets with hardly any descriptors: %i", async (limit) => {
+  test.each([22, 32])("greets with a limit of %i descriptors", async (limit) => {
     const fds = [sockets.listening(AF_INET, 64), sockets.listening(AF_INET6, 64)];
     await using service = execute("../test/activate/limited.sh", fds, {}, [String(limit)]);
     const [ipv4 = 0, ipv6 = 0] = fds.map(sockets.portOf);
@@ -112,7 +112,7 @@ describe.skipIf(EMULATED)("socket-service under load", () => {
 });
 
 describe("socket-service tells the service manager", () => {
-  test("that it listens, when the client that waits is greeted; that it accepted; that it stops", async () => {
+  test("that it listens, after it greeted the client that waits; that it accepted; that it stops", async () => {
     using directory = scratch();
     const receiver = new NotifyReceiver(join(directory.path, "notify"));
     const fds = [sockets.listening(AF_INET, 5), sockets.listening(AF_INET6, 5)];
@@ -136,7 +136,7 @@ describe("socket-service tells the service manager", () => {
     fds.forEach(sockets.close);
   });
 
-  test("no more than systemd reads, however many sockets it has", async () => {
+  test("of its sockets in no more bytes than systemd reads", async () => {
     using directory = scratch();
     const receiver = new NotifyReceiver(join(directory.path, "notify"));
     const paths = Array.from({ length: 60 }, (_, n) => `@${"x".repeat(90)}-${process.pid}-${n}`);
@@ -150,7 +150,7 @@ describe("socket-service tells the service manager", () => {
     fds.forEach(sockets.close);
   });
 
-  test("nothing while nobody receives, warns once, serves, and is ready when somebody does", async () => {
+  test("that it is ready as soon as somebody receives, and until then warns once and serves", async () => {
     using directory = scratch();
     const path = join(directory.path, "notify");
     const fd = sockets.listening(AF_INET, 5);
@@ -172,7 +172,7 @@ describe("socket-service tells the service manager", () => {
     sockets.close(fd);
   });
 
-  test("never that it is ready once it stops, even if nobody received before", async () => {
+  test("never that it is ready after SIGTERM, even if nobody received before", async () => {
     using directory = scratch();
     const path = join(directory.path, "notify");
     const fd = sockets.listening(AF_INET, 5);

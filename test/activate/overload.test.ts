@@ -93,7 +93,7 @@ describe("socket-service, flooded by silent clients,", () => {
     [64, 1],
     [256, 2],
   ])(
-    "with %i descriptors and %i socket(s) stays calm, pings, and greets who is honest",
+    "with %i descriptors and %i socket(s) uses little processor, pings, and greets an honest client",
     async (limit, count) => {
       using directory = scratch();
       const receiver = new NotifyReceiver(join(directory.path, "notify"));
@@ -124,31 +124,35 @@ describe("socket-service, flooded by silent clients,", () => {
     },
   );
 
-  test.concurrent("is ready at once, and leaves the rest to the next at SIGTERM", async () => {
-    using directory = scratch();
-    const receiver = new NotifyReceiver(join(directory.path, "notify"));
-    const fd = sockets.listening(AF_INET, 4096);
-    const port = sockets.portOf(fd);
-    const silent: number[] = [];
-    for (let n = 0; n < 1500; n++) silent.push(sockets.connected({ family: AF_INET, port }) ?? -1);
-    const env = { NOTIFY_SOCKET: receiver.address };
-    const began = performance.now();
-    await using service = execute("../test/activate/limited.sh", [fd], env, ["64"]);
-    expect((await receiver.next()).text).toStartWith("READY=1\n");
-    expect(performance.now() - began).toBeLessThan(1000);
-    const honest = await Client.connect(port);
-    service.process.kill("SIGTERM");
-    for (let text = ""; text !== "STOPPING=1\n";) ({ text } = await receiver.next());
-    // Those that were open are given their time, and no other is accepted for them.
-    for (const client of silent) sockets.close(client);
-    expect(await service.status()).toBe(0);
-    await using _ = execute("socket-service", [fd]);
-    expect(await honest.received()).toBe(GREETING);
-    honest.close();
-    expect(service.stderr).toBe("");
-    sockets.close(fd);
-    receiver.close();
-  });
+  test.concurrent(
+    "is ready at once, and at SIGTERM leaves the queue to the next process",
+    async () => {
+      using directory = scratch();
+      const receiver = new NotifyReceiver(join(directory.path, "notify"));
+      const fd = sockets.listening(AF_INET, 4096);
+      const port = sockets.portOf(fd);
+      const silent: number[] = [];
+      for (let n = 0; n < 1500; n++)
+        silent.push(sockets.connected({ family: AF_INET, port }) ?? -1);
+      const env = { NOTIFY_SOCKET: receiver.address };
+      const began = performance.now();
+      await using service = execute("../test/activate/limited.sh", [fd], env, ["64"]);
+      expect((await receiver.next()).text).toStartWith("READY=1\n");
+      expect(performance.now() - began).toBeLessThan(1000);
+      const honest = await Client.connect(port);
+      service.process.kill("SIGTERM");
+      for (let text = ""; text !== "STOPPING=1\n";) ({ text } = await receiver.next());
+      // Those that were open are given their time, and no other is accepted for them.
+      for (const client of silent) sockets.close(client);
+      expect(await service.status()).toBe(0);
+      await using _ = execute("socket-service", [fd]);
+      expect(await honest.received()).toBe(GREETING);
+      honest.close();
+      expect(service.stderr).toBe("");
+      sockets.close(fd);
+      receiver.close();
+    },
+  );
 });
 
 describe("a program that does not bound its connections,", () => {
@@ -178,7 +182,7 @@ describe("a program that does not bound its connections,", () => {
     return execute("/bin/sh", fds, env, ["-c", script]);
   }
 
-  test.concurrent("flooded on serve, stays calm, pings, and serves again", async () => {
+  test.concurrent("flooded on serve, uses little processor, pings, and serves again", async () => {
     using directory = scratch();
     const receiver = new NotifyReceiver(join(directory.path, "notify"));
     const fd = sockets.listening(AF_INET, 4096);
@@ -202,55 +206,58 @@ describe("a program that does not bound its connections,", () => {
     receiver.close();
   });
 
-  test.concurrent("serves who waits for a descriptor, also after a pause and a stop", async () => {
-    using directory = scratch();
-    const fds = [sockets.listening(AF_INET, 64), sockets.listening(AF_INET, 64)];
-    const [bounded = 0, late = 0] = fds.map(sockets.portOf);
-    const source = `listen({ fd: 3, socket, maxConnections: 1 });
+  test.concurrent(
+    "serves a client that waits for a free descriptor, also after a pause and a stop",
+    async () => {
+      using directory = scratch();
+      const fds = [sockets.listening(AF_INET, 64), sockets.listening(AF_INET, 64)];
+      const [bounded = 0, late = 0] = fds.map(sockets.portOf);
+      const source = `listen({ fd: 3, socket, maxConnections: 1 });
       process.on("SIGHUP", () => { listen({ fd: 4, socket }); console.error("second"); });
       console.error("first");`;
-    await using service = limited(directory.path, fds, {}, HOARDS + source);
-    await service.says(/first\n/);
-    /** The service has closed the connection, too: its descriptor is free. */
-    const leave = async (client: Client) => {
-      client.finish();
-      await client.received();
-      client.close();
-    };
-    /** With no descriptor free a client waits, and is served when there are some. */
-    const servesWhoWaits = async (port: number) => {
-      const heard = service.stderr.length;
-      service.process.kill("SIGUSR1");
-      await until("its descriptors are gone", 10, () =>
-        service.stderr.slice(heard).includes("full"),
-      );
-      const waiting = await Client.connect(port);
-      await until("it has tried to accept", 10, () => isIdle(service.process.pid));
-      service.process.kill("SIGUSR2");
-      const began = performance.now();
-      await waiting.firstByte();
-      expect(performance.now() - began).toBeLessThan(1000);
-      await leave(waiting);
-    };
-    const first = await Client.connect(bounded);
-    await first.firstByte();
-    // At its bound it does not accept. It looks again every half a second, and finds none to watch.
-    await Bun.sleep(1200);
-    first.close();
-    // It accepts again.
-    const second = await Client.connect(bounded);
-    await second.firstByte();
-    await leave(second);
-    await servesWhoWaits(bounded);
-    // One that is opened later.
-    service.process.kill("SIGHUP");
-    await service.says(/second\n/);
-    await servesWhoWaits(late);
-    fds.forEach(sockets.close);
-  });
+      await using service = limited(directory.path, fds, {}, HOARDS + source);
+      await service.says(/first\n/);
+      /** The service has closed the connection, too: its descriptor is free. */
+      const leave = async (client: Client) => {
+        client.finish();
+        await client.received();
+        client.close();
+      };
+      /** With no descriptor free a client waits, and is served when there are some. */
+      const servesWhoWaits = async (port: number) => {
+        const heard = service.stderr.length;
+        service.process.kill("SIGUSR1");
+        await until("its descriptors are gone", 10, () =>
+          service.stderr.slice(heard).includes("full"),
+        );
+        const waiting = await Client.connect(port);
+        await until("it has tried to accept", 10, () => isIdle(service.process.pid));
+        service.process.kill("SIGUSR2");
+        const began = performance.now();
+        await waiting.firstByte();
+        expect(performance.now() - began).toBeLessThan(1000);
+        await leave(waiting);
+      };
+      const first = await Client.connect(bounded);
+      await first.firstByte();
+      // At its bound it does not accept. It looks again every half a second, and finds none to watch.
+      await Bun.sleep(1200);
+      first.close();
+      // It accepts again.
+      const second = await Client.connect(bounded);
+      await second.firstByte();
+      await leave(second);
+      await servesWhoWaits(bounded);
+      // One that is opened later.
+      service.process.kill("SIGHUP");
+      await service.says(/second\n/);
+      await servesWhoWaits(late);
+      fds.forEach(sockets.close);
+    },
+  );
 
   test.concurrent(
-    "stays calm on an address of its own, too, if it counts connections",
+    "uses little processor on an address of its own, too, if it counts connections",
     async () => {
       using directory = scratch();
       const source = `const at = { hostname: "127.0.0.1", port: 0 };
@@ -273,7 +280,7 @@ describe("a program that does not bound its connections,", () => {
     },
   );
 
-  test.concurrent("notifies, and serves who waits though nobody comes after", async () => {
+  test.concurrent("notifies, and serves a client that waits without a later one", async () => {
     using directory = scratch();
     const receiver = new NotifyReceiver(join(directory.path, "notify"));
     const fd = sockets.listening(AF_INET, 4096);

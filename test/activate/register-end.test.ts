@@ -102,7 +102,7 @@ describe.concurrent("SIGTERM", () => {
     expect((await it.stop()).status).toBe(0);
   });
 
-  test("reaches the handlers of a program as ever, however it asks for them", async () => {
+  test("reaches all handlers of a program, as without the preload", async () => {
     const { running } = await started(
       `${NODE}
       const first = () => console.error("first", process.listenerCount("SIGTERM"));
@@ -133,20 +133,23 @@ describe.concurrent("SIGTERM", () => {
     expect(await it.notified("STOPPING=1")).toEqual(["STOPPING=1\n"]);
   });
 
-  test.serial("a second time goes to the program at once, or ends it", async () => {
-    const stream = `const server = require("node:http").createServer((request, response) => response.write("a")).listen(3000);`;
-    for (const handler of [`process.on("SIGTERM", () => process.exit(5));`, ""]) {
-      const { it, running } = await started(stream + handler);
-      const open = await kept(it);
-      open.send("GET / HTTP/1.1");
-      await until("the stream begins", 10, () => open.received.includes("\r\n\r\n"));
-      running.process.kill("SIGTERM");
-      await it.notified("STOPPING=1");
-      const { status, milliseconds } = await it.stop();
-      expect(status).toBe(handler === "" ? 0 : 5);
-      expect(milliseconds).toBeLessThan(900);
-    }
-  });
+  test.serial(
+    "a second time reaches the handler of the program at once, or ends it without one",
+    async () => {
+      const stream = `const server = require("node:http").createServer((request, response) => response.write("a")).listen(3000);`;
+      for (const handler of [`process.on("SIGTERM", () => process.exit(5));`, ""]) {
+        const { it, running } = await started(stream + handler);
+        const open = await kept(it);
+        open.send("GET / HTTP/1.1");
+        await until("the stream begins", 10, () => open.received.includes("\r\n\r\n"));
+        running.process.kill("SIGTERM");
+        await it.notified("STOPPING=1");
+        const { status, milliseconds } = await it.stop();
+        expect(status).toBe(handler === "" ? 0 : 5);
+        expect(milliseconds).toBeLessThan(900);
+      }
+    },
+  );
 
   test.serial("has the WebSockets of Bun.serve closed with 1001", async () => {
     const { it } = await started(
@@ -160,7 +163,7 @@ describe.concurrent("SIGTERM", () => {
     expect((await closed).code).toBe(1001);
   });
 
-  test("lets an answer under way end, and cuts a stream that does not after ten seconds", async () => {
+  test("lets an answer under way end, and cuts an endless stream after ten seconds", async () => {
     const { it } = await started(
       `require("node:http").createServer((request, response) => {
         response.write("begun");
@@ -179,7 +182,7 @@ describe.concurrent("SIGTERM", () => {
     expect(milliseconds).toBeWithin(9500, 12_000);
   });
 
-  test("of a program that uses the module as well is as without the preload", async () => {
+  test("has a program that uses the module itself end as without the preload", async () => {
     const module = JSON.stringify(resolve(import.meta.dir, "../../src/activation/index.ts"));
     for (const source of [
       `${NODE} const { drain } = await import(${module});`,
@@ -336,7 +339,7 @@ describe.concurrent("IDLE_TIMEOUT", () => {
     },
   );
 
-  test("counts from the last open connection, kept or not", async () => {
+  test("counts from the end of the last connection, kept or not", async () => {
     for (const source of [BUN, NODE]) {
       const { it, running } = await started(source, { env });
       const open = await kept(it);

@@ -119,7 +119,7 @@ test("a socket on [::] is reported as Bun reports its own", async () => {
   expect(await answer.json()).toEqual([LOOPBACK6, to.port, LOOPBACK6, "VERSION"]);
 });
 
-test("a program of node:http has its own timeouts", async () => {
+test("a program of node:http keeps its own timeouts", async () => {
   const { it } = await started(`import { createServer } from "node:http";
     createServer({ headersTimeout: 500, connectionsCheckingInterval: 100 }).listen(3000);`);
   const client = await Client.connect(it.port);
@@ -197,7 +197,7 @@ describe("which socket", () => {
     return await (await fetch(`http://127.0.0.1:${to.port}/`, { keepalive: false })).text();
   };
 
-  test("names say which of several, and READY=1 comes with the last of them", async () => {
+  test("each of several sockets goes to the call that its name says, and READY=1 follows the last", async () => {
     const it = service({ name: "3000" }, { name: "9100" });
     const running = it.run(
       `Bun.serve({ port: 9100, ${answer("metrics")} });
@@ -212,7 +212,7 @@ describe("which socket", () => {
     expect(warnings(running)).toEqual([]);
   });
 
-  test("of two sockets with no names: a warning, at once, and no guess", async () => {
+  test("two sockets without names are a warning at once, and no call gets one", async () => {
     const it = service({}, {});
     const port = freePort();
     const running = it.run(`Bun.serve({ port: ${port}, ${answer("own")} });`);
@@ -236,7 +236,7 @@ describe("which socket", () => {
     expect(warnings(running)).toEqual([]);
   });
 
-  test("not for a server on any port, nor for who tests whether a port is free", async () => {
+  test("a server on port 0 and a test for a free port get no socket", async () => {
     const { it, running } = await started(
       `const { createServer } = require("node:net");
       const probe = (port) => new Promise((resolve, reject) => {
@@ -255,7 +255,7 @@ describe("which socket", () => {
     expect(warnings(running)).toEqual([]);
   });
 
-  test("a later call has the socket of a server that was stopped", async () => {
+  test("a later call gets the socket of a server that was stopped", async () => {
     const stop = {
       "Bun.serve": `const first = Bun.serve({ port: 3000, ${answer("first")} }); await first.stop();`,
       "node:http": `await new Promise((resolve) => {
@@ -286,7 +286,7 @@ describe("which socket", () => {
     expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe("metrics");
   });
 
-  test("an error of the program's own is as ever, and the socket is there for the next call", async () => {
+  test("after an error of the program's own options, the next call gets the socket", async () => {
     const { it } = await started(
       `try { Bun.serve({ port: 3000 }); } catch (error) { console.error(error.message); }
       Bun.serve({ port: 3000, ${answer("second")} });`,
@@ -294,7 +294,7 @@ describe("which socket", () => {
     expect(await it.get()).toBe("second");
   });
 
-  test("one that nobody takes is named after ten seconds, and a connection at once", async () => {
+  test("a warning names a socket that no call gets within ten seconds, and a connection at once", async () => {
     const it = service({ name: "8080" });
     const port = freePort();
     const running = it.run(`Bun.serve({ port: ${port}, ${answer("own")} });`);
@@ -316,7 +316,7 @@ describe("with no socket", () => {
     expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe("own");
   });
 
-  test("and nobody to notify, or in a Worker, nothing is replaced", async () => {
+  test("and no notification socket, or in a Worker, Bun keeps its own functions", async () => {
     const it = service();
     const source = `const native = Object.entries({ serve: Bun.serve, listen: Bun.listen, udpSocket: Bun.udpSocket })
       .every(([name, value]) => Function.prototype.toString.call(value).includes("[native code]"));
@@ -329,7 +329,7 @@ describe("with no socket", () => {
   });
 });
 
-test("what was passed wrong is one line and the exit status 78", async () => {
+test("wrong variables are an error of one line, with the exit status 78", async () => {
   const it = service({});
   const running = it.run("", { env: { LISTEN_FDS: "many" } });
   expect(await running.status()).toBe(78);

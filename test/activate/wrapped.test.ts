@@ -54,7 +54,7 @@ async function start(...[command = "", ...args]: string[]) {
 const notPassed = [null, []];
 
 describe.skipIf(lacks("systemd-socket-activate"))(
-  "a program that finds nothing because another was passed the sockets warns once",
+  "a program whose parent was passed the sockets finds none, and warns once",
   () => {
     test("under a shell", async () => {
       const run = '"$0" "$1" passedFd; :';
@@ -88,7 +88,7 @@ describe.skipIf(lacks("systemd-socket-activate"))(
       expect({ count: wrappers.length, results }).toEqual({ count: 1, results: notPassed });
     });
 
-    test.skipIf(lacksNpm())("under npm, whose shell is a process more", async () => {
+    test.skipIf(lacksNpm())("under npm, which starts a shell in between", async () => {
       const { wrappers, results } = await start(Bun.which("npm") ?? "npm", "run", "start");
       expect({ count: wrappers.length, results }).toEqual({ count: 1, results: notPassed });
     });
@@ -206,7 +206,7 @@ describe.skipIf(!noContainer.success)("in a container, where the sockets are for
     });
   });
 
-  test("what /proc hides is not named: process 1, or whoever is between", async () => {
+  test("a process that /proc hides is not named: process 1, or one between", async () => {
     // Covers /proc/PID of the shell by an empty directory.
     const hide = 'mkdir -p empty && mount --bind empty /proc/$$; "$0" "$1" passedFd; :';
     expect(await contained("/bin/sh", "-c", hide, BUN, program)).toEqual({

@@ -106,7 +106,7 @@ test.each(NAMES)("%s serves on the loopback's first address alone by itself", as
   expect(await get("127.0.0.2")).toBeUndefined();
 });
 
-test("they type-check", () => {
+test("the programs of frameworks type-check", () => {
   for (const name of ["bun-types", "@types", "typescript", "@typescript", "undici-types"])
     symlinkSync(join(ROOT, "node_modules", name), join(directory.path, "node_modules", name));
   const compilerOptions = {

@@ -166,7 +166,7 @@ console.log(typeof booted(), listenFds().length, await (await fetch(server.url))
 await server.stop();
 `;
 
-test.each(Object.entries(CONFIGURATIONS))("it type-checks with %s", (_, options) => {
+test.each(Object.entries(CONFIGURATIONS))("a project type-checks with %s", (_, options) => {
   // The README's programs, too, but for those that need a framework: see frameworks.test.ts.
   const sources = programs(join(project, "node_modules/socket-service/README.md"));
   for (const [name, source] of sources)

@@ -123,19 +123,22 @@ activated("http.ts ends when it is idle, with the lines of the recipe", async ()
   expect(service.said).toBe("");
 });
 
-activated("the same under bun --hot goes on while it is busy, and then ends", async () => {
-  const file = write("idle.ts", idleExit(1000));
-  const port = freePort();
-  const options = { listen: [port], args: ["--hot", file] };
-  await using service = await activate(process.execPath, options);
-  expect(await get(port)).toBe("Hello\n");
-  write("idle.ts", idleExit(1000).replaceAll("Hello", "Edited"));
-  await until("the new code answers", 10, async () => (await get(port)) === "Edited\n");
-  // For longer than the code before the edit would wait.
-  for (const begun = performance.now(); performance.now() - begun < 2000; await Bun.sleep(50))
-    expect(await get(port)).toBe("Edited\n");
-  expect(await service.status()).toBe(0);
-});
+activated(
+  "under bun --hot, too, http.ts ends when it is idle, and not while it is busy",
+  async () => {
+    const file = write("idle.ts", idleExit(1000));
+    const port = freePort();
+    const options = { listen: [port], args: ["--hot", file] };
+    await using service = await activate(process.execPath, options);
+    expect(await get(port)).toBe("Hello\n");
+    write("idle.ts", idleExit(1000).replaceAll("Hello", "Edited"));
+    await until("the new code answers", 10, async () => (await get(port)) === "Edited\n");
+    // For longer than the code before the edit would wait.
+    for (const begun = performance.now(); performance.now() - begun < 2000; await Bun.sleep(50))
+      expect(await get(port)).toBe("Edited\n");
+    expect(await service.status()).toBe(0);
+  },
+);
 
 /** How a connection to a port goes: "connected", or the error. */
 async function reach(port: number, host: string): Promise<string> {
@@ -411,7 +414,7 @@ test("every export is in the reference, under a heading of its own", async () =>
   expect(exported.filter((name) => !headings.includes(name))).toEqual([]);
 });
 
-test("every function that is exported is in the map", async () => {
+test("the map names every exported function", async () => {
   const [, map = ""] = /^## The map\n(.*?)^## /ms.exec(readFileSync(README, "utf8")) ?? [];
   const exported = Object.entries(await import("../../src/activation/index.ts"));
   // A class begins with a capital letter.

@@ -41,6 +41,6 @@ test("an older Bun gets a clear error from the import of the module", () => {
   ]);
 });
 
-test("package.json says the same", () => {
+test("package.json requires the same version of Bun", () => {
   expect(own).toMatchObject({ engines: { bun: ">=1.4.0" }, os: ["linux"], cpu: ["x64", "arm64"] });
 });

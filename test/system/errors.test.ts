@@ -55,7 +55,7 @@ describe.skipIf(cannotRun)("a service", () => {
     await systemctl("stop", "hello.socket", "hello.service");
   });
 
-  test("whose name has a backslash, too", async () => {
+  test("whose name has a backslash names it in quotes", async () => {
     const name = "a\\x2db@1";
     await write(`${name}.socket`, "[Socket]\nListenStream=127.0.0.1:4202\n");
     await write(`${name}.service`, `[Service]\nType=notify\nExecStart=${SERVICE}\n`);

@@ -116,7 +116,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     });
 
   for (const way of WAYS)
-    test(`two instances of ${way} share the clients, and restart in turn: none is lost`, async () => {
+    test(`two instances of ${way} share the clients, and lose none when they restart in turn`, async () => {
       {
         await using _ = await instances(machine, way, 2);
         const { answers } = await askAll(machine, [400, 400]);
@@ -154,7 +154,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
   const state = async (unit: string) =>
     `${await machine.show(unit, "ActiveState")} ${await machine.show(unit, "StatusText")}`;
 
-  test("tells an address of one link with the number of the link, but in a URL", async () => {
+  test("reports a link-local address with the number of its interface, except in a URL", async () => {
     const source = `
       import { notify, passedFd, serve } from "socket-service/activation";
       const server = serve({ fd: passedFd(), fetch: () => new Response("linked") });
@@ -169,7 +169,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     await machine.must("systemctl", "stop", "linked.socket", "linked.service");
   });
 
-  test("reloads", async () => {
+  test("reports a reload, and its end", async () => {
     const source = `
       import { notify } from "socket-service/activation";
       process.on("SIGHUP", () => notify({ reloading: true, status: "reading" }));
@@ -193,7 +193,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     }
   });
 
-  test("is spoken for by another process that names it, and by no other", async () => {
+  test("accepts the notifications of a child that names it, and no other of a child", async () => {
     // NotifyAccess=main, the default of Type=notify: what others send for themselves is dropped.
     const child = `
       import { notify } from "socket-service/activation";
@@ -215,7 +215,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     await machine.must("systemctl", "stop", "parent.service");
   });
 
-  test("knows after a barrier that what it told was handled", async () => {
+  test("knows after a barrier that systemd has handled its notifications", async () => {
     const source = `
       import { notify, notifyBarrier } from "socket-service/activation";
       const show = ["systemctl", "show", "--value", "--property=StatusText", "barrier.service"];

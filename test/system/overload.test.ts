@@ -20,7 +20,7 @@ describe.skipIf(cannotRun)("overload", () => {
     await nothingFailed(machine);
   });
 
-  test("5,000 silent clients a second: the watchdog is fed, and who comes after is greeted", async () => {
+  test("during 5,000 silent clients a second the watchdog is fed, and the next client is greeted", async () => {
     await using _ = await dropIn(machine, SERVICE, "WatchdogSec=2");
     await machine.must("systemctl", "restart", SERVICE);
     const seconds = Number(process.env["FLOOD_SECONDS"] ?? 8);
@@ -46,7 +46,7 @@ describe.skipIf(cannotRun)("overload", () => {
   });
 
   test.each([60, 200])(
-    "%i sockets with long names in one unit: ready, with a status",
+    "a unit with %i sockets with long names is ready, with a status",
     async (count) => {
       const paths = Array.from({ length: count }, (_, n) => `/run/${"x".repeat(80)}-${n}`);
       const lines = ["ListenStream=", ...paths.map((path) => `ListenStream=${path}`)];

@@ -366,14 +366,14 @@ describe.skipIf(cannotRun)("units", () => {
     return { id, names, descriptors: descriptors.split("\n") };
   }
 
-  test("socket-service-inet has its connection as standard input and output, not by number", async () => {
+  test("socket-service-inet has its connection as standard input and output, and no LISTEN_FDS", async () => {
     const { names, descriptors } = await greeted("socket-service-inet@.service", 4002);
     expect(descriptors[0]).toStartWith("socket:");
     expect(descriptors[1]).toBe(descriptors[0]);
     expect(names).not.toContain("LISTEN_FDS");
   });
 
-  test("an instance bears both addresses, from systemd 258 on after the connection's cookie", async () => {
+  test("the name of an instance has both addresses, from systemd 258 on after a cookie", async () => {
     const since258 = machine.systemd >= 258;
     for (const { name, unit, port } of SERVICES.slice(1)) {
       const { id, names } = await greeted(unit, port);
@@ -526,7 +526,7 @@ describe.skipIf(cannotRun)("units", () => {
     await machine.must("systemctl", "reset-failed");
   });
 
-  test("with PrivatePIDs= of systemd 257 and newer no socket is found", async () => {
+  test("with PrivatePIDs= of systemd 257 and newer the service finds no socket, and exits with 78", async () => {
     if (machine.systemd < 257) return;
     await machine.must("systemctl", "stop", SERVICE);
     await using _ = await dropIn(machine, SERVICE, "PrivatePIDs=yes", "RestartSec=1h");

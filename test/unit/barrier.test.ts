@@ -69,7 +69,7 @@ test("a barrier is false at once if nobody receives, with a warning", async () =
   expect(output).toMatch(/^cannot notify .* "\/nonexistent\/notify": .*\(ENOENT\)\n$/);
 });
 
-test("a barrier that is sent ends the silence about failures", async () => {
+test("after a barrier that was sent, the next failure is a warning again", async () => {
   const fail = () => {
     process.env["NOTIFY_SOCKET"] = "/nonexistent/notify";
     notify({ ready: true });

@@ -13,7 +13,7 @@ import * as sockets from "../support/sockets.ts";
 
 const MODULE = JSON.stringify(`${import.meta.dir}/../../src/activation/index.ts`);
 
-test("what was taken reaches no child by process.env, node:child_process or Bun.$, nor does a descriptor", async () => {
+test("no child inherits the variables or the descriptors, by process.env, node:child_process or Bun.$", async () => {
   const program = `
     import { execFileSync } from "node:child_process";
     import { listenFds, notifyEnabled, watchdogEnabled } from ${MODULE};

@@ -50,7 +50,7 @@ describe("a call gets", () => {
       [1, 0],
     ],
     [
-      "rather that than one bound to its port",
+      "the socket with its port as a name, not one that is bound to the port",
       [tcp(3000), tcp(80, "3000")],
       [stream(3000), stream(3000)],
       [1, 0],
@@ -64,26 +64,26 @@ describe("a call gets", () => {
     ["the socket bound to its port", [tcp(80), tcp(3000)], [stream(3000)], [1]],
     ["the socket bound to its path", [tcp(80), unix("/run/a")], [stream("/run/a")], [1]],
     [
-      "the one bound to its hostname too",
+      "of two sockets bound to its port, the one bound to its hostname",
       [tcp(80), tcp(80, "b", "::1")],
       [stream(80, "::1"), stream(80, "127.0.0.1")],
       [1, 0],
     ],
-    ["the only one", [tcp(80)], [stream(3000)], [0]],
-    ["the only one, with a path", [tcp(80)], [stream("/run/a")], [0]],
+    ["the only socket", [tcp(80)], [stream(3000)], [0]],
+    ["the only socket, also for a path", [tcp(80)], [stream("/run/a")], [0]],
     [
-      "the only one that no other has",
+      "the only socket that no other call has",
       [tcp(80), tcp(443, "8443")],
       [stream(8443), stream(3000)],
       [1, 0],
     ],
     [
-      "the only one whose name is no other port",
+      "the only socket whose name is not another port",
       [tcp(80), tcp(443, "8443")],
       [stream(3000), stream(8443)],
       [0, 1],
     ],
-    ["the only one of its type", [tcp(80), udp(53)], [datagram(5353), stream(3000)], [1, 0]],
+    ["the only socket of its type", [tcp(80), udp(53)], [datagram(5353), stream(3000)], [1, 0]],
   ])("%s", (_, sockets, wanted, got) => {
     expect(claims(sockets, ...wanted)).toEqual({ got, warnings: [] });
   });
@@ -135,7 +135,7 @@ describe("one warning says what to do if it is not clear which call gets which s
   });
 });
 
-test("a socket that is given back goes to a later call, and an old claim gives nothing back", () => {
+test("a later call gets a socket that was given back, and the old claim cannot give it back twice", () => {
   const all = new Claims([tcp(80)], (message) => expect.unreachable(message));
   const first = all.claim(stream(3000));
   if (first === undefined) expect.unreachable();
@@ -147,7 +147,7 @@ test("a socket that is given back goes to a later call, and an old claim gives n
   expect(all.left).toEqual([]);
 });
 
-test("a second evaluation gets what the first one has", () => {
+test("a second evaluation gets the sockets of the first", () => {
   const all = new Claims([tcp(80), tcp(81)], (message) => expect.unreachable(message));
   const first = all.claim(stream(81));
   expect(all.again(stream(80))).toBeUndefined();
@@ -157,7 +157,7 @@ test("a second evaluation gets what the first one has", () => {
   expect(all.left).toHaveLength(1);
 });
 
-test("what can be claimed are sockets that listen, and those for datagrams over IP", () => {
+test("a call can claim a socket that listens, or one for datagrams over IP", () => {
   const { socket } = tcp(80);
   const { socket: local } = unix("/run/a");
   expect([

@@ -46,7 +46,7 @@ describe.each([
       ? { port: Number(listener.port), host: "127.0.0.1" }
       : to;
 
-  test("accepts that many and no more, and the others as those close", async () => {
+  test("accepts that many, and the others as those close", async () => {
     using it = listening("IPv4", 64);
     const { seen, socket } = greeter();
     const listener = started(listen({ ...where(it), socket, maxConnections: 3 }));
@@ -224,7 +224,7 @@ test("a TLS handshake that fails, and clients that reset, leave the others their
   expect(seen.most).toBe(1);
 });
 
-test("handlers get what Bun gives them: the connection, its end, this", async () => {
+test("handlers get the arguments and the `this` of Bun", async () => {
   using it = listening("IPv4");
   const calls: unknown[] = [];
   const done = Promise.withResolvers<void>();
@@ -269,7 +269,7 @@ test("the close handler gets the error of a connection that was reset", async ()
   expect(ends).toEqual([undefined, expect.objectContaining({ code: "ECONNRESET" })]);
 });
 
-test("maxConnections leaves whoever waits in the queue to the next that listens", async () => {
+test("maxConnections leaves clients in the queue to the next listener", async () => {
   using it = listening("IPv4", 64);
   const { seen, socket } = greeter();
   const listener = listen({ fd: it.fd, socket, maxConnections: 1 });

@@ -47,7 +47,7 @@ describe("describe returns", () => {
     ]);
   });
 
-  test("a connection that its peer has reset: it has none any more", () => {
+  test("a connection that its peer has reset, as not connected", () => {
     const fd = sockets.listening(AF_INET, 1);
     const client = sockets.connected({ family: AF_INET, port: sockets.portOf(fd) }) ?? -1;
     const accepted = sockets.accept(fd);
@@ -103,7 +103,7 @@ describe("describe returns", () => {
     ]);
   });
 
-  test("what is no socket", () => {
+  test("the kind of a descriptor that is no socket", () => {
     const [reads, writes] = sockets.pipe();
     expect(told(reads)).toEqual([{ kind: "fifo" }, "a fifo", ""]);
     expect(told(writes)[0]).toEqual({ kind: "fifo" });

@@ -78,7 +78,7 @@ test("a WebSocket is open until the last request is answered", async () => {
   expect(open.received).toMatch(GOING_AWAY);
 });
 
-test("at timeout, WebSockets are closed with 1001 all the same", async () => {
+test("at timeout, too, WebSockets are closed with 1001", async () => {
   using it = listening("IPv4");
   const server = serve({
     fd: it.fd,
@@ -180,7 +180,7 @@ test("a stream ends itself when draining says so", async () => {
 });
 
 test.each(FAMILIES)(
-  "drain of a stopped server over %s is true at once, and harms no other",
+  "drain of a stopped server over %s is true at once, and ends no other server",
   async (family) => {
     using it = listening(family);
     using other = listening(family);
@@ -315,7 +315,7 @@ test("an aborted signal ends the grace as well", async () => {
   expect(performance.now() - begun).toBeLessThan(500);
 });
 
-test("what a stopped server still answers is waited for", async () => {
+test("drain of a stopped server waits for its requests under way", async () => {
   for (const [timeout, isAnswered] of [
     [5000, true],
     [50, false],
@@ -341,7 +341,7 @@ test("what a stopped server still answers is waited for", async () => {
   }
 });
 
-test("what a WebSocket has been sent arrives, however slowly, and then the close", async () => {
+test("a slow WebSocket gets all that was sent to it, and then the close", async () => {
   using it = listening("IPv4");
   const size = 20_000_000;
   const server = serve({
@@ -404,7 +404,7 @@ test.each(["IPv4", "Unix"] as const)(
   },
 );
 
-describe("the result says whether a client that is slow got all", () => {
+describe("the result says whether a slow client got all", () => {
   const size = 3e7;
   const directory = mkdtempSync(join(tmpdir(), "socket-service-"));
   const file = join(directory, "large");

@@ -15,7 +15,7 @@ import { until } from "../support/until.ts";
 
 cleansUp();
 
-test("one who was accepted last is answered, though the first request comes 100 ms later", async () => {
+test("a client that was accepted last is answered, even if its first request comes 100 ms later", async () => {
   using it = listening("IPv4");
   const server = serve({ fd: it.fd, fetch: () => new Response("answered") });
   const late = await Kept.to(it.to);
@@ -28,7 +28,7 @@ test("one who was accepted last is answered, though the first request comes 100 
   expect(await drained).toBe(true);
 });
 
-test("who connects just before grace is over has a moment for the first request", async () => {
+test("a client that connects just before grace is over has time for its first request", async () => {
   using it = listening("IPv4");
   const server = serve({ fd: it.fd, fetch: () => new Response("in time") });
   const drained = drain(server, { grace: 100 });
@@ -38,7 +38,7 @@ test("who connects just before grace is over has a moment for the first request"
   expect(await drained).toBe(true);
 });
 
-test("who connects just before a long grace is over has that moment, too", async () => {
+test("a client that connects just before a long grace is over has that time, too", async () => {
   using it = listening("IPv4");
   const server = serve({ fd: it.fd, fetch: () => new Response("in time") });
   const drained = drain(server, { grace: 500 });
@@ -49,7 +49,7 @@ test("who connects just before a long grace is over has that moment, too", async
   expect(await drained).toBe(true);
 });
 
-test("who connects when grace is over is the next one's, whenever the request comes", async () => {
+test("a client that connects after grace is the next process's, whenever its request comes", async () => {
   using it = listening("IPv4");
   const server = serve({ fd: it.fd, fetch: () => new Response("first") });
   // With one that brings nothing, the end takes its time.
@@ -64,7 +64,7 @@ test("who connects when grace is over is the next one's, whenever the request co
 });
 
 describe.each(FAMILIES)("no request is lost over %s", (family) => {
-  test("that is the first, and arrives just before the stop, while Bun does something else", async () => {
+  test("that is the first of a client, and arrives just before the stop, while Bun is busy", async () => {
     for (let delay = 0; delay < 12; delay++) {
       using it = listening(family);
       const server = serve({ fd: it.fd, fetch: () => new Response("answered") });
@@ -109,7 +109,7 @@ describe.each(FAMILIES)("no request is lost over %s", (family) => {
     expect(await drained).toBe(true);
   });
 
-  test("that is the first, and comes in pieces", async () => {
+  test("that is the first of a client, and comes in pieces", async () => {
     using it = listening(family);
     const server = serve({ fd: it.fd, fetch: () => new Response("answered") });
     const kept = await Kept.to(it.to);

@@ -16,7 +16,7 @@ import { until } from "../support/until.ts";
 cleansUp();
 
 describe.each(FAMILIES)("drain of a server on a socket over %s", (family) => {
-  test("answers with Connection: close from the call on, gives up, and leaves the rest to the next", async () => {
+  test("answers with Connection: close from the call on, and leaves later clients to the next process", async () => {
     using it = listening(family);
     const server = serve({ fd: it.fd, fetch: () => new Response("first") });
     const kept = await Kept.to(it.to);
@@ -61,7 +61,7 @@ describe.each(FAMILIES)("drain of a server on a socket over %s", (family) => {
   });
 });
 
-test("every kind of answer carries it: routes, files, streams, errors, what is not found", async () => {
+test("each kind of answer says Connection: close: routes, files, streams, errors, not found", async () => {
   using it = listening("IPv4");
   const directory = mkdtempSync(join(tmpdir(), "socket-service-"));
   const file = join(directory, "file.txt");
@@ -128,7 +128,7 @@ test.each([
   ["without", {}],
   // As a framework's build leaves them.
   ["with null for", JSON.parse(`{ "fetch": null, "error": null, "websocket": null }`)],
-])("%s fetch and error, what Bun answers itself carries it too", async (_, absent) => {
+])("%s fetch and error, the answers of Bun itself say Connection: close", async (_, absent) => {
   using it = listening("IPv4");
   const fails = () => {
     throw new Error("on purpose");
@@ -151,7 +151,7 @@ test.each([
   expect(await drained).toBe(true);
 });
 
-test("what is under way is finished: a slow answer, a stream out, a body in", async () => {
+test("requests under way are finished: a slow answer, a stream out, a body in", async () => {
   using it = listening("IPv4");
   const release = Promise.withResolvers<void>();
   const server = serve({
@@ -228,7 +228,7 @@ test("a client that pauses for less than grace after an answer under way meets n
   expect(await drained).toBe(true);
 });
 
-test("when grace is over newcomers wait for the next, while what is open is answered", async () => {
+test("after grace newcomers wait for the next process, and open connections are answered", async () => {
   using it = listening("IPv4");
   const release = Promise.withResolvers<void>();
   const server = serve({
@@ -253,7 +253,7 @@ test("when grace is over newcomers wait for the next, while what is open is answ
   expect((await newcomer.answer()).body).toBe("second");
 });
 
-test("what is left at timeout is cut off, and the result says so", async () => {
+test("at timeout open requests are cut off, and the result is false", async () => {
   using it = listening("IPv4");
   const server = serve({ fd: it.fd, fetch: () => new Promise<Response>(() => {}) });
   const stuck = await Kept.to(it.to);
@@ -301,7 +301,7 @@ test("grace ends at a shorter timeout", async () => {
   expect(performance.now() - begun).toBeWithin(190, 2000);
 });
 
-test("nobody is waited for beyond timeout, though a connection has brought nothing", async () => {
+test("a connection that has brought nothing is not waited for beyond timeout", async () => {
   let shortest = Infinity;
   // A busy machine makes it longer, and nothing makes it shorter.
   for (let n = 0; n < 5; n++) {
@@ -386,7 +386,7 @@ test("a reload that Bun refuses changes nothing, before the call and after", asy
   expect(await drained).toBe(true);
 });
 
-test("drains a server over TLS", async () => {
+test("drain ends a server over TLS", async () => {
   using it = listening("IPv4");
   const server = serve({ fd: it.fd, tls: CERTIFICATE, fetch: () => new Response("safe") });
   const socket = connectTLS({ ...it.to, rejectUnauthorized: false });
@@ -397,7 +397,7 @@ test("drains a server over TLS", async () => {
   expect(await drained).toBe(true);
 });
 
-test("drains a server that was not passed its socket, and closes it", async () => {
+test("drain closes the socket of a server that was not passed one", async () => {
   const server = serve({ hostname: "127.0.0.1", port: 0, fetch: () => new Response("mine") });
   const to = { host: "127.0.0.1", port: server.port ?? 0 };
   const drained = drain(server, { grace: 300 });
@@ -406,7 +406,7 @@ test("drains a server that was not passed its socket, and closes it", async () =
   expect(await client(to).catch(() => "refused")).toBe("refused");
 });
 
-test("this of a handler is the server, and its arguments are Bun's", async () => {
+test("a handler keeps the `this` and the arguments of Bun", async () => {
   using it = listening("IPv4");
   const server: Bun.Server<undefined> = serve({
     fd: it.fd,
@@ -419,7 +419,7 @@ test("this of a handler is the server, and its arguments are Bun's", async () =>
   await drained;
 });
 
-test("until the call Bun has the program's own handlers, so that a request costs nothing", async () => {
+test("before drain, Bun has the program's own handlers: a request costs nothing", async () => {
   const routes = { "/": () => new Response() };
   const options = { routes, fetch: () => new Response(), error: () => new Response() };
   const native = Bun.serve;
@@ -440,7 +440,7 @@ test("until the call Bun has the program's own handlers, so that a request costs
   }
 });
 
-test("refuses a server that serve did not make, and numbers that are none", async () => {
+test("drain refuses a server that serve did not make, and a grace or timeout that is no number", async () => {
   const server = started(Bun.serve({ port: 0, fetch: () => new Response() }));
   expect(thrown(() => drain(server))).toEqual(
     TypeError("drain got a server of Bun.serve, whose options it cannot know: use serve"),
@@ -463,7 +463,7 @@ test("a client that asks nothing does not hold the end up", async () => {
   expect(await text(silent)).toBe("");
 });
 
-test("the answers of static: end their connections too", async () => {
+test("the answers of `static` say Connection: close", async () => {
   using it = listening("IPv4");
   const options = {
     fd: it.fd,

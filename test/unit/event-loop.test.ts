@@ -29,7 +29,7 @@ function registration(fd: number): string | undefined {
   return undefined;
 }
 
-test("a socket is watched edge-triggered, and looked at again until its number is another's", async () => {
+test("a socket is watched edge-triggered, and looked at again until its number is reused", async () => {
   // An instance of the module that watches nothing yet.
   const path = "../../src/activation/adopt/event-loop.ts?fresh";
   const fresh: typeof import("../../src/activation/adopt/event-loop.ts") = await import(path);

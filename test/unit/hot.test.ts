@@ -27,7 +27,7 @@ const greet = (line: string) => ({
   socket: { open: (socket: Bun.Socket<undefined>) => void socket.end(line), data() {} },
 });
 
-test("what was passed is found again, and without the flag it is not", () => {
+test("a second evaluation finds the passed descriptors again, only with the flag", () => {
   Object.assign(process.env, { LISTEN_PID: String(process.pid), LISTEN_FDS: "2" });
   expect(takePassed()).toEqual({ count: 2, names: undefined });
   for (let i = 0; i < 2; i++)
@@ -50,7 +50,7 @@ test("after a restart by bun --watch, the error names --hot", () => {
   );
 });
 
-test("a listener takes the place of the former one, which leaves nothing open", async () => {
+test("a listener replaces that of the former evaluation, which leaves nothing open", async () => {
   using it = listening("IPv4");
   for (const line of ["one", "two", "three"]) {
     listen({ fd: it.fd, ...greet(line) });
@@ -82,7 +82,7 @@ test("without the flag, a number that is used again stops no other server", asyn
   await Promise.all([first.stop(true), second.stop(true)]);
 });
 
-test("a listener takes the place of a server, which gets no client any more", async () => {
+test("a listener replaces a server, which gets no client any more", async () => {
   using it = listening("IPv4");
   serve({ fd: it.fd, fetch: () => new Response("of the server") });
   for (const line of ["one", "two"]) {
@@ -98,7 +98,7 @@ test("a listener takes the place of a server, which gets no client any more", as
   close(it.fd);
 });
 
-test("an error leaves the passed descriptor, and what was on it, and opens nothing", async () => {
+test("an error leaves the passed descriptor and its former server, and opens nothing", async () => {
   using it = listening("IPv4");
   const listener = listen({ fd: it.fd, ...greet("former") });
   const open = descriptors();
@@ -141,7 +141,7 @@ test("the id that the program gives its server stays", async () => {
   close(it.fd);
 });
 
-test("a datagram socket takes the place of the former one, and no error closes the passed one", async () => {
+test("a datagram socket replaces the former one, and no error closes the passed one", async () => {
   const fd = bound(AF_INET, SOCK_DGRAM);
   const first = await udpSocket({ fd });
   const second = await udpSocket({ fd });

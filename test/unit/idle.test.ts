@@ -41,7 +41,7 @@ describe.each(FAMILIES)("whenIdle of a server over %s", (family) => {
   });
 });
 
-test("each request counts, though nobody has a connection when it looks, and after a reload", async () => {
+test("each request counts, also a short one between two looks, and after a reload", async () => {
   using it = listening("IPv4");
   const route = () => new Response("route");
   const fails = () => {
@@ -74,7 +74,7 @@ test("a server that was passed no socket is never idle", async () => {
   expect(await within(500, whenIdle(server, { timeout: 100 }))).toBe(false);
 });
 
-test("its promise resolves before the event loop accepts anybody", async () => {
+test("its promise resolves before the event loop accepts the next client", async () => {
   using it = listening("IPv4");
   const server = started(serve({ fd: it.fd, fetch: () => new Response("first") }));
   await whenIdle(server, { timeout: 50 });
@@ -86,7 +86,7 @@ test("its promise resolves before the event loop accepts anybody", async () => {
   late.destroy();
 });
 
-test("what is no timeout is a RangeError, and what is no server a TypeError", () => {
+test("a wrong timeout is a RangeError, and a wrong server a TypeError", () => {
   using it = listening("IPv4");
   const server = started(serve({ fd: it.fd, fetch: () => new Response() }));
   for (const timeout of [0, -1, Number.NaN])

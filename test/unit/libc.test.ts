@@ -14,7 +14,7 @@ const { symbols: reference } = dlopen("libc.so.6", {
   syscall: { args: ["i64", "i32", "u32"], returns: "i64" },
 });
 
-test("without FFI each call says why and what to do, and what can do without does", async () => {
+test("without FFI each call says why and what to do, and optional calls return undefined", async () => {
   // An instance of the module that has opened no library yet.
   const path = "../../src/activation/linux/libc.ts?without-ffi";
   const fresh: typeof libc = await import(path);
@@ -34,7 +34,7 @@ test("without FFI each call says why and what to do, and what can do without doe
   expect(opening).toHaveBeenCalledTimes(1);
 });
 
-test("a call that fails says which and why, by the number of an error that has no name", () => {
+test("an error names the call and its errno, by number if it has no name", () => {
   expect(thrown(() => libc.close(-1))).toEqual(
     refusal(71, /^close failed, bad file descriptor \(EBADF\)$/, "EBADF"),
   );
@@ -97,13 +97,13 @@ test("setNonBlocking sets that flag and leaves the others", () => {
   close(fd);
 });
 
-test("a file in memory is no child's", () => {
+test("no child inherits a file in memory", () => {
   const fd = libc.memoryFile("it");
   expect(closesOnExec(fd)).toBe(true);
   close(fd);
 });
 
-test("sockets are told apart by their inodes, and the one for datagrams is no child's", () => {
+test("sockets are told apart by their inodes, and no child inherits one for datagrams", () => {
   const [one, other] = [libc.datagramSocket(), libc.datagramSocket()];
   expect(closesOnExec(one)).toBe(true);
   expect(libc.identity(one)).toMatch(/^socket:\[\d+\]$/);
@@ -137,7 +137,7 @@ test("freeDescriptors counts down from the limit, and leaves nothing open", asyn
   close(fd);
 });
 
-test("a call that something denies says what, but not if the kernel itself does", () => {
+test("the error of a denied call names the setting that denies it, unless the kernel itself does", () => {
   expect(remedyForCall("bind", "EPERM")).toBe(": allow bind (SystemCallFilter=)");
   // For the process of another user.
   expect(remedyForCall("sendmsg", "EPERM")).toBe("");

@@ -268,7 +268,7 @@ test("describe returns what sd_is_*(3) say of a descriptor", () => {
   for (const count of Object.values(answers)) expect(count).toBeGreaterThan(100);
 });
 
-test("NOTIFY_SOCKET reaches whom sd_notify(3) reaches, and fails where it fails", async () => {
+test("notify reaches the same addresses as sd_notify(3), and fails for the others", async () => {
   using scratched = scratch();
   const directory = scratched.path;
   const path = join(directory, "manager");

@@ -50,7 +50,7 @@ test("listenFds returns numbers from 3 on with their names, once", async () => {
   ]);
 });
 
-test("requireListenFds returns the same, a name that was not sent being unknown", async () => {
+test("requireListenFds returns the same; without names, each is unknown", async () => {
   const expected = [
     { fd: 3, name: "unknown" },
     { fd: 4, name: "unknown" },
@@ -69,7 +69,7 @@ test("every descriptor closes on exec, and no variable is left for a child", asy
   expect(await printed(2, variables, program)).toEqual([[true, true], []]);
 });
 
-test("without LISTEN_PID there are none, and requireListenFds says why", () => {
+test("without LISTEN_PID listenFds returns none, and requireListenFds says why", () => {
   expect(listenFds()).toEqual([]);
   expect(thrown(requireListenFds)).toEqual(
     refusal(78, /^no socket was passed, LISTEN_PID is not set: start it from a socket unit or /),

@@ -63,7 +63,7 @@ describe("outside of the journal", () => {
     expect(written("a\n<0>b\x1b[0m\r\n\tc\x7f")).toBe("a <0>b [0m c \n");
   });
 
-  test("nothing in it reaches a terminal that the terminal acts on", () => {
+  test("no character that a terminal acts on reaches it", () => {
     // Both ends of each range, and what is beside them.
     const acting = "\0\x1f\x7f\x80\x85\x9b\x9f\u2028\u2029\u202a\u202e\u2066\u2069";
     for (const character of acting) {
@@ -259,7 +259,7 @@ test("where libc cannot be called, the journal gets the line with the level befo
   expect(await run(program, asJournal)).toEqual({ out: "true\n", err: "<5>two lines N=1\n" });
 });
 
-test("a stdout that is the journal makes no journal of stderr", () => {
+test("only stderr counts, not a stdout that is the journal", () => {
   const journal = "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/$$/fd/1)";
   const script = `import { stderrIsJournal } from "${MODULE}"; console.log(stderrIsJournal())`;
   const command = ["/bin/sh", "-c", `${journal}; exec "$0" -e "$1"`, process.execPath, script];
@@ -267,7 +267,7 @@ test("a stdout that is the journal makes no journal of stderr", () => {
   expect(stdout.toString()).toBe("false\n");
 });
 
-test("a name that the journal does not allow, a value of no kind and a level of none are errors", () => {
+test("a wrong name of a field, a wrong value and a wrong level are errors", () => {
   const names = ["", "a", "_PID", "1A", "A-B", "A B", "Ä", "A=", "A\n", "A".repeat(65)];
   for (const name of [...names, "MESSAGE", "PRIORITY"]) {
     const fields = Object.fromEntries([[name, "x"]]);

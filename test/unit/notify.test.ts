@@ -71,7 +71,7 @@ test("without libc nothing is sent, and one line says what to do", async () => {
   );
 });
 
-test("a reload that nobody is told of needs no libc", async () => {
+test("a reload without a manager needs no libc", async () => {
   const program = "console.log(notify({ reloading: true }))";
   expect(await printed({ BUN_JSC_useJIT: "0" }, program)).toBe("false");
 });
@@ -250,7 +250,7 @@ test("all notifications are sent from one socket", () => {
   expect(descriptors()).toEqual(before);
 });
 
-test("more than 253 descriptors, and what is no process id, are refused", () => {
+test("more than 253 descriptors, and a wrong process id, are refused", () => {
   const fds = Array<number>(254).fill(0);
   const many = /^cannot send 254 descriptors at once: give at most 253$/;
   expect(thrown(() => notify({ fdStore: true }, { fds }))).toEqual(misuse("RangeError", many));
@@ -287,7 +287,7 @@ test("the longest addresses are reached, and the shortest is tried", async () =>
   }
 });
 
-test("there is nothing to wait for if nobody receives", async () => {
+test("notify does not wait if nobody receives", async () => {
   const sleep = spyOn(Bun, "sleepSync");
   manager("/nonexistent/notify");
   const message =
@@ -308,7 +308,7 @@ test("a descriptor that is not open is the caller's mistake, whatever else is wr
   expect(receiver.poll()).toBeUndefined();
 });
 
-test("a mistake of the caller is one if nobody is notified, too", async () => {
+test("a caller's mistake throws also without a manager", async () => {
   const program = `
     const mistakes = [{}, { status: "a\\nb" }, { errno: -1 }, { status: "x".repeat(4096) }, { fdStore: true }];
     const kind = (call) => { try { return call(); } catch ({ name }) { return name; } };

@@ -52,7 +52,7 @@ describe("pick", () => {
   test.each([
     ["connection", /^descriptor 3 is named "connection": set Accept=no in its socket unit$/],
     ["stored", /^descriptor 3 is named "stored": store it with fdName http or admin$/],
-  ])("names the setting that is at fault for the name %s", (name, message) => {
+  ])("names the setting that is wrong for a descriptor named %s", (name, message) => {
     const wanted = { http: "any", admin: "any" } as const;
     expect(thrown(() => pick([{ fd: 3, name }], wanted))).toEqual(refusal(78, message));
     // A socket of that name may be wanted.
@@ -117,7 +117,7 @@ describe("if nothing was passed, pick says why, unless nothing is needed", () =>
   });
 });
 
-test("pick returns what has a name that every object has", () => {
+test("pick returns descriptors whose names are properties of every object", () => {
   const wanted = Object.fromEntries([
     ["__proto__", "one"],
     ["toString", "some"],

@@ -34,7 +34,7 @@ const LOOPBACK_ADDRESSES = lacksIPv6() ? ["127.0.0.1"] : ["127.0.0.1", "::1"];
 const answer = (text: string) => ({ fetch: () => new Response(text) });
 
 describe.each(FAMILIES)("serve on a listening socket over %s", (family) => {
-  test("answers who was queued before and who comes later, from a route and from fetch", async () => {
+  test("answers a client that was queued before and one that comes later, from a route and from fetch", async () => {
     using it = listening(family);
     const early = await client(it.to);
     early.write("GET /route/7 HTTP/1.1\r\nHost: example\r\nConnection: close\r\n\r\n");
@@ -233,7 +233,7 @@ test.each([1, 37, 511, 4096])("serve keeps a backlog of %i", (backlog) => {
   expect(backlogOf(it.kept)).toBe(backlog);
 });
 
-test("requestIP is the client over IP, and nobody over AF_UNIX or if only that is allowed", async () => {
+test("requestIP is the client over IP, and null over AF_UNIX or where only AF_UNIX is allowed", async () => {
   const options = {
     fetch: (request: Request, server: Bun.Server<undefined>) =>
       Response.json(server.requestIP(request)?.address ?? null),
@@ -302,7 +302,7 @@ test("a development server answers to its own name, to localhost and to addresse
   rmSync(`${page}.html`);
 });
 
-test("serve asks once for an address over IP, and for a Unix socket never", async () => {
+test("serve looks up an address over IP once, and none for a Unix socket", async () => {
   for (const [family, asked] of [
     ["Unix", 0],
     ["IPv6", 1],
@@ -380,7 +380,7 @@ test("serve leaves the id that the program gives its server, and gives none itse
   }
 });
 
-test("a number that a second socket has leaves the server of the first alone", async () => {
+test("a second server on the same descriptor number leaves the first one alone", async () => {
   using it = listening("IPv4");
   using other = listening("IPv6");
   using third = listening("Unix");

@@ -116,7 +116,7 @@ describe("passedFd", () => {
     expect(await printed(stdin, listed, variables, [passed])).toEqual([1, null]);
   });
 
-  test("returns it if what was passed is for another process", async () => {
+  test("returns standard input if the variables are for another process", async () => {
     const variables = { LISTEN_PID: "2147483647", LISTEN_FDS: "1" };
     expect(await printed(sockets.listening(AF_INET, 5), TWICE, variables)).toEqual([0, null]);
   });
@@ -132,7 +132,7 @@ describe("passedFd", () => {
   });
 });
 
-test("the errors of the others say that the socket is standard input", async () => {
+test("requireListenFds and acceptedFd say that the socket is standard input", async () => {
   const calls = "print(failed(requireListenFds), failed(acceptedFd));";
   const says = (needed: string) =>
     `no ${needed} was passed, LISTEN_PID is not set: a socket is standard input, leave out StandardInput=socket to have it as 3`;
