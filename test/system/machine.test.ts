@@ -100,7 +100,7 @@ describe.skipIf(cannotRun)("a machine", () => {
     const bin = await mkdtemp(join(tmpdir(), "socket-service-"));
     const hangs = "#!/bin/sh\necho Operation not permitted >&2\nexec sleep 600\n";
     await writeFile(join(bin, "systemd-nspawn"), hangs, { mode: 0o755 });
-    const ask = `import { Machine } from "${join(import.meta.dir, "machine.ts")}";
+    const ask = `import { Machine } from "${join(import.meta.dir, "../support/machine.ts")}";
       console.log(await Machine.obstacle({ seconds: 1 }));`;
     const began = performance.now();
     const env = { ...process.env, PATH: `${bin}:${process.env["PATH"]}` };
