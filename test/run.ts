@@ -64,7 +64,8 @@ for (const call of calls()) {
   }
   if ((await runner.exited) !== 0) status = 1;
   for (const what of COUNTED)
-    sums[what] += Number(RegExp(`^ *(\\d+) ${what}$`, "m").exec(said)?.[1] ?? 0);
+    // The last one: before it, a failure may quote the report of another run.
+    sums[what] += Number([...said.matchAll(RegExp(`^ *(\\d+) ${what}$`, "gm"))].at(-1)?.[1] ?? 0);
 }
 // Those that cannot run under an emulator are marked so, and are none that somebody could run here.
 if (EMULATED) sums.skip = 0;
