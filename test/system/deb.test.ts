@@ -110,8 +110,9 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
   });
 
   test("an upgrade under a load of 64 clients restarts the service, and loses none", async () => {
-    await using all = new Clients(machine, "load", 4000, 64);
-    await using each = new Clients(machine, "load", 4001, 4);
+    // With pauses, so that they leave the processors to dpkg.
+    await using all = new Clients(machine, "pulse", 4000, 64, 20);
+    await using each = new Clients(machine, "pulse", 4001, 4, 100);
     const goesOn = async () => {
       const { begun } = await all.tally();
       await until("the load goes on", 20, async () => (await all.tally()).begun > begun + 200);
@@ -149,7 +150,7 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
       await machine.must("systemctl", "disable", "socket-service.socket");
       await machine.must("systemctl", "disable", "--now", "socket-service-inet.socket");
       const before = await since();
-      const clients = new Clients(machine, "load", 4001, 2);
+      await using clients = new Clients(machine, "pulse", 4001, 2, 100);
       await install(name, "--allow-downgrades");
       expect(await answer(to)).toBe("This is a test");
       expect(await machine.must("ss", "-Hltn", `sport = ${from}`)).toBe("");

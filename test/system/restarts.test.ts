@@ -45,7 +45,7 @@ describe.skipIf(cannotRun)("restarts by systemd", () => {
     test.skipIf(nginx && noNginx)(
       `lose no request of ${connections} clients over ${kind} that never pause, of ${body} bytes each`,
       async () => {
-        const load = { end: "drain", grace: 400, pause: 0, restarts: 3, requests: 0 } as const;
+        const load = { end: "drain", grace: 200, pause: 0, restarts: 3, requests: 0 } as const;
         const tally = await restarts(machine, { ...load, connections, body, ...where });
         expect(tally).toMatchObject({ lost: {}, answers: { "Hello\n": tally.answered } });
         expect(tally.answered).toBeGreaterThan(2 * connections);
