@@ -5,7 +5,7 @@ import { connect as connectTls } from "node:tls";
 import { listen } from "../../src/activation/index.ts";
 import { close, duplicate, isOpen, pipe, queueOf } from "../support/sockets.ts";
 import { cleansUp, started } from "../support/started.ts";
-import { until } from "../support/until.ts";
+import { EMULATED, until } from "../support/until.ts";
 import { descriptors, nothingLeft, thrown } from "../support/checks.ts";
 import { CERTIFICATE, client, FAMILIES, listening, text } from "../support/listening.ts";
 
@@ -282,26 +282,30 @@ test("maxConnections leaves clients in the queue to the next listener", async ()
   expect(await Promise.all(clients.map(text))).toEqual(["hello", "hello"]);
 });
 
-test("maxConnections counts connections in their TLS handshake, before open is called", async () => {
-  using it = listening("IPv4", 64);
-  using other = listening("IPv4");
-  const { seen, socket } = greeter();
-  started(listen({ fd: it.fd, socket, maxConnections: 1, tls: CERTIFICATE }));
-  started(listen({ fd: other.fd, socket: greeter().socket }));
-  const silent = await client(it.to);
-  await until("the silent one is accepted", 5, () => queueOf(it.kept) === 0);
-  const next = connectTls({ ...it.to, rejectUnauthorized: false });
-  // The event loop has come round, and would have accepted it.
-  const probe = await client(other.to);
-  await once(probe, "data");
-  probe.destroy();
-  expect(queueOf(it.kept)).toBe(1);
-  expect(seen.accepted).toBe(0);
-  silent.destroy();
-  const [greeting] = await once(next, "data");
-  expect(String(greeting)).toBe("hello");
-  next.destroy();
-});
+// qemu-user returns four bytes of TCP_INFO.
+test.skipIf(EMULATED)(
+  "maxConnections counts connections in their TLS handshake, before open is called",
+  async () => {
+    using it = listening("IPv4", 64);
+    using other = listening("IPv4");
+    const { seen, socket } = greeter();
+    started(listen({ fd: it.fd, socket, maxConnections: 1, tls: CERTIFICATE }));
+    started(listen({ fd: other.fd, socket: greeter().socket }));
+    const silent = await client(it.to);
+    await until("the silent one is accepted", 5, () => queueOf(it.kept) === 0);
+    const next = connectTls({ ...it.to, rejectUnauthorized: false });
+    // The event loop has come round, and would have accepted it.
+    const probe = await client(other.to);
+    await once(probe, "data");
+    probe.destroy();
+    expect(queueOf(it.kept)).toBe(1);
+    expect(seen.accepted).toBe(0);
+    silent.destroy();
+    const [greeting] = await once(next, "data");
+    expect(String(greeting)).toBe("hello");
+    next.destroy();
+  },
+);
 
 test("maxConnections holds after the handlers were reloaded", async () => {
   using it = listening("IPv4", 64);
