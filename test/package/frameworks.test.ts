@@ -7,6 +7,7 @@ import { activate, freePort, Running, scratch } from "../support/daemon.ts";
 import { lacks } from "../support/needs.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
 import { linkModule, must } from "../support/project.ts";
+import { echoed } from "../support/unchanged.ts";
 import { until } from "../support/until.ts";
 import { activation, programs, README, ROOT } from "../support/pages.ts";
 
@@ -53,25 +54,13 @@ async function run(cwd: string, program: string, port: number) {
   };
 }
 
-/** What comes back on a WebSocket. */
-async function echoed(port: number): Promise<unknown> {
-  const socket = new WebSocket(`ws://127.0.0.1:${port}/echo`);
-  socket.addEventListener("open", () => socket.send("echo"));
-  const { data } = await new Promise<MessageEvent>((resolve, reject) => {
-    socket.addEventListener("message", resolve);
-    socket.addEventListener("close", reject);
-  });
-  socket.close();
-  return data;
-}
-
 activated.each(Object.entries(ANSWERS))(
   "%s serves on a passed socket, and tells systemd that it is ready",
   async (name, [answer, echoes]) => {
     const port = freePort();
     await using it = await run(directory.path, name, port);
     expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe(answer);
-    if (echoes) expect(await echoed(port)).toBe("echo");
+    if (echoes) expect(await echoed(`ws://127.0.0.1:${port}/echo`)).toBe("echo");
     expect(await it.ready()).toBe("READY=1\n");
     expect(it.service.stderr).not.toContain("error");
   },

@@ -3,7 +3,7 @@ import { afterEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 
 import { must } from "../support/project.ts";
-import { Service } from "../support/unchanged.ts";
+import { echoed, Service } from "../support/unchanged.ts";
 import { HELLO, type Row, ROWS } from "./rows.ts";
 
 setDefaultTimeout(180_000);
@@ -29,17 +29,6 @@ function build(it: Service, { packages = [], builds = [], files }: Row): void {
   if (packages.length > 0) bun(cwd, "add", "--ignore-scripts", "--silent", ...packages);
   for (const [name = "", ...args] of builds)
     bun(cwd, "--bun", join("node_modules/.bin", name), ...args);
-}
-
-async function echoed(url: string): Promise<unknown> {
-  const socket = new WebSocket(url);
-  socket.addEventListener("open", () => socket.send("echo"));
-  const { data } = await new Promise<MessageEvent>((resolve, reject) => {
-    socket.addEventListener("message", resolve);
-    socket.addEventListener("close", reject);
-  });
-  socket.close();
-  return data;
 }
 
 let it: Service;

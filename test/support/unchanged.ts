@@ -184,3 +184,15 @@ export class Service implements AsyncDisposable {
     this.directory[Symbol.dispose]();
   }
 }
+
+/** Returns the echo of a WebSocket. */
+export async function echoed(url: string): Promise<unknown> {
+  const socket = new WebSocket(url);
+  socket.addEventListener("open", () => socket.send("echo"));
+  const { data } = await new Promise<MessageEvent>((resolve, reject) => {
+    socket.addEventListener("message", resolve);
+    socket.addEventListener("close", reject);
+  });
+  socket.close();
+  return data;
+}

@@ -15,6 +15,16 @@ import { until } from "../support/until.ts";
 
 cleansUp();
 
+/** A handler that answers a request for /slow when it is released, and others at once. */
+function holding(text: string) {
+  const release = Promise.withResolvers<void>();
+  const fetch = async ({ url }: Request) => {
+    if (url.endsWith("/slow")) await release.promise;
+    return new Response(text);
+  };
+  return { release, fetch };
+}
+
 describe.each(FAMILIES)("drain of a server on a socket over %s", (family) => {
   test("answers with Connection: close from the call on, and leaves later clients to the next process", async () => {
     using it = listening(family);
@@ -208,14 +218,8 @@ test("requests under way are finished: a slow answer, a stream out, a body in", 
 
 test("a client that pauses for less than grace after an answer under way meets no close", async () => {
   using it = listening("IPv4");
-  const release = Promise.withResolvers<void>();
-  const server = serve({
-    fd: it.fd,
-    async fetch({ url }) {
-      if (url.endsWith("/slow")) await release.promise;
-      return new Response("answered");
-    },
-  });
+  const { release, fetch } = holding("answered");
+  const server = serve({ fd: it.fd, fetch });
   const kept = await Kept.to(it.to);
   kept.send("/slow");
   await underWay(server);
@@ -230,14 +234,8 @@ test("a client that pauses for less than grace after an answer under way meets n
 
 test("after grace newcomers wait for the next process, and open connections are answered", async () => {
   using it = listening("IPv4");
-  const release = Promise.withResolvers<void>();
-  const server = serve({
-    fd: it.fd,
-    async fetch({ url }) {
-      if (url.endsWith("/slow")) await release.promise;
-      return new Response("first");
-    },
-  });
+  const { release, fetch } = holding("first");
+  const server = serve({ fd: it.fd, fetch });
   const drained = drain(server, { grace: 100 });
   const slow = await Kept.to(it.to);
   slow.send("/slow");
@@ -322,14 +320,11 @@ test.each(["throws", "rejects"])(
   "newcomers are served while a request is under way, though the handler of one %s",
   async (how) => {
     using it = listening("IPv4");
-    const release = Promise.withResolvers<void>();
+    const { release, fetch } = holding("answered");
     const server = serve({
       fd: it.fd,
       development: false,
-      async fetch({ url }) {
-        if (url.endsWith("/slow")) await release.promise;
-        return new Response("answered");
-      },
+      fetch,
       routes: {
         "/fails": () => {
           const error = new Error("on purpose");
