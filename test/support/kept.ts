@@ -1,5 +1,6 @@
 import type { Socket } from "node:net";
 
+import { drain } from "../../src/activation/adopt/drain.ts";
 import { client, type Listening } from "./listening.ts";
 import { atEnd } from "./started.ts";
 import { until } from "./until.ts";
@@ -67,4 +68,14 @@ export const GOING_AWAY = /\x88.\x03\xe9/s;
 /** Waits until so many requests of a server are under way. */
 export async function underWay(server: { pendingRequests: number }, count = 1): Promise<void> {
   await until("requests are under way", 10, () => server.pendingRequests === count);
+}
+
+/** Begins a drain whose grace lasts until the returned function is called, which returns the result. */
+export function drainUntil(server: Bun.Server<undefined>): () => Promise<boolean> {
+  const end = new AbortController();
+  const drained = drain(server, { grace: 20_000, timeout: 30_000, signal: end.signal });
+  return () => {
+    end.abort();
+    return drained;
+  };
 }

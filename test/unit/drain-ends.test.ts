@@ -8,7 +8,7 @@ import { join } from "node:path";
 
 import { drain, draining } from "../../src/activation/adopt/drain.ts";
 import { serve } from "../../src/activation/adopt/serve.ts";
-import { GOING_AWAY, Kept, underWay, UPGRADE } from "../support/kept.ts";
+import { drainUntil, GOING_AWAY, Kept, underWay, UPGRADE } from "../support/kept.ts";
 import { client, FAMILIES, listening } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
 import { atEnd, cleansUp, started } from "../support/started.ts";
@@ -109,7 +109,7 @@ test("an upgrade is refused however it is spelled, in a route too", async () => 
     fetch: upgrade,
     websocket: { message() {} },
   });
-  const drained = drain(server, { grace: 200 });
+  const end = drainUntil(server);
   for (const target of ["/", "/route", "/method"])
     for (const word of ["websocket", "WebSocket", "WEBSOCKET"]) {
       const headers = UPGRADE.replace("websocket", word);
@@ -122,7 +122,7 @@ test("an upgrade is refused however it is spelled, in a route too", async () => 
   // Another protocol is the handler's own.
   const other = UPGRADE.replace("websocket", "h2c");
   expect(await (await Kept.to(it.to)).ask("/", other)).toMatchObject({ status: 200, closes: true });
-  expect(await drained).toBe(true);
+  expect(await end()).toBe(true);
 });
 
 test("a WebSocket that a reload brought is closed with 1001, and one that closed is left alone", async () => {

@@ -7,7 +7,7 @@ import { connect as connectTLS } from "node:tls";
 import { drain } from "../../src/activation/adopt/drain.ts";
 import { serve } from "../../src/activation/adopt/serve.ts";
 import { thrown } from "../support/checks.ts";
-import { GOING_AWAY, Kept, underWay, UPGRADE } from "../support/kept.ts";
+import { drainUntil, GOING_AWAY, Kept, underWay, UPGRADE } from "../support/kept.ts";
 import { CERTIFICATE, client, FAMILIES, listening, text } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
 import { atEnd, cleansUp, started } from "../support/started.ts";
@@ -120,7 +120,7 @@ test("each kind of answer says Connection: close: routes, files, streams, errors
     expect(answer.body).toBe(body);
     answers.set(target, answer);
   }
-  const drained = drain(server, { grace: 500 });
+  const end = drainUntil(server);
   for (const [target, answer] of answers)
     expect([target, await ask(target)]).toEqual([target, { ...answer, closes: true }]);
   // Bun has no way to add a header to these.
@@ -129,7 +129,7 @@ test("each kind of answer says Connection: close: routes, files, streams, errors
     body: "in a file",
     closes: false,
   });
-  await drained;
+  await end();
   expect(shared.headers.has("Connection")).toBe(false);
   rmSync(directory, { recursive: true });
 });
@@ -144,7 +144,7 @@ test.each([
     throw new Error("on purpose");
   };
   const server = serve({ ...absent, fd: it.fd, development: false, routes: { "/fails": fails } });
-  const drained = drain(server, { grace: 400 });
+  const end = drainUntil(server);
   using printed = spyOn(console, "error");
   printed.mockImplementation(() => {});
   expect(await (await Kept.to(it.to)).ask("/none")).toEqual({
@@ -158,7 +158,7 @@ test.each([
     closes: true,
   });
   expect(printed.mock.calls).toEqual([[new Error("on purpose")]]);
-  expect(await drained).toBe(true);
+  expect(await end()).toBe(true);
 });
 
 test("requests under way are finished: a slow answer, a stream out, a body in", async () => {
@@ -361,11 +361,11 @@ test("the handlers of a reload count, before the call and after", async () => {
   using it = listening("IPv4");
   const server = serve({ fd: it.fd, fetch: () => new Response("one") });
   server.reload({ fetch: () => new Response("two") });
-  const drained = drain(server, { grace: 200 });
+  const end = drainUntil(server);
   expect(await (await Kept.to(it.to)).ask("/")).toEqual({ status: 200, body: "two", closes: true });
   server.reload({ routes: { "/": new Response("three") } });
   expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "three", closes: true });
-  expect(await drained).toBe(true);
+  expect(await end()).toBe(true);
 });
 
 test("a reload that Bun refuses changes nothing, before the call and after", async () => {
@@ -374,11 +374,11 @@ test("a reload that Bun refuses changes nothing, before the call and after", asy
   const wrong = JSON.parse(`{ "fetch": 1 }`);
   expect(thrown(() => server.reload(wrong))).toBeInstanceOf(TypeError);
   expect((await (await Kept.to(it.to)).ask("/")).body).toBe("one");
-  const drained = drain(server, { grace: 200 });
+  const end = drainUntil(server);
   expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "one", closes: true });
   expect(thrown(() => server.reload(JSON.parse(`{ "websocket": 1 }`)))).toBeInstanceOf(Error);
   expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "one", closes: true });
-  expect(await drained).toBe(true);
+  expect(await end()).toBe(true);
 });
 
 test("drain ends a server over TLS", async () => {
@@ -387,17 +387,17 @@ test("drain ends a server over TLS", async () => {
   const socket = connectTLS({ ...it.to, rejectUnauthorized: false });
   const kept = new Kept(socket);
   expect(await kept.ask("/")).toMatchObject({ body: "safe", closes: false });
-  const drained = drain(server, { grace: 300 });
+  const end = drainUntil(server);
   expect(await kept.ask("/")).toMatchObject({ body: "safe", closes: true });
-  expect(await drained).toBe(true);
+  expect(await end()).toBe(true);
 });
 
 test("drain closes the socket of a server that was not passed one", async () => {
   const server = serve({ hostname: "127.0.0.1", port: 0, fetch: () => new Response("mine") });
   const to = { host: "127.0.0.1", port: server.port ?? 0 };
-  const drained = drain(server, { grace: 300 });
+  const end = drainUntil(server);
   expect(await (await Kept.to(to)).ask("/")).toMatchObject({ body: "mine", closes: true });
-  expect(await drained).toBe(true);
+  expect(await end()).toBe(true);
   expect(await client(to).catch(() => "refused")).toBe("refused");
 });
 
@@ -409,9 +409,9 @@ test("a handler keeps the `this` and the arguments of Bun", async () => {
       return Response.json([this === server, given === server, given.requestIP(request)?.family]);
     },
   });
-  const drained = drain(server, { grace: 300 });
+  const end = drainUntil(server);
   expect((await (await Kept.to(it.to)).ask("/")).body).toBe('[true,true,"IPv4"]');
-  await drained;
+  await end();
 });
 
 test("before drain, Bun has the program's own handlers: a request costs nothing", async () => {
@@ -465,10 +465,10 @@ test("the answers of `static` say Connection: close", async () => {
     static: { "/": new Response("static") },
     fetch: () => new Response("other"),
   };
-  const drained = drain(serve(options), { grace: 300 });
+  const end = drainUntil(serve(options));
   const { body, closes } = await (await Kept.to(it.to)).ask("/");
   expect([body, closes]).toEqual(["static", true]);
-  expect(await drained).toBe(true);
+  expect(await end()).toBe(true);
 });
 
 test("options with a routes that is an array, as a Hono app has, are taken as Bun.serve takes them", async () => {
@@ -476,7 +476,7 @@ test("options with a routes that is an array, as a Hono app has, are taken as Bu
   const options = { fd: it.fd, fetch: () => new Response("app") };
   const server = serve(Object.assign(options, JSON.parse(`{ "routes": [{ "path": "/" }] }`)));
   expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "app", closes: false });
-  const drained = drain(server, { grace: 300 });
+  const end = drainUntil(server);
   expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "app", closes: true });
-  expect(await drained).toBe(true);
+  expect(await end()).toBe(true);
 });
