@@ -12,12 +12,14 @@ import { addSkipped, report } from "./support/needs.ts";
 import { EMULATED } from "./support/until.ts";
 
 /*
- * The first tests wait more than they compute, and some have limits on time. The others load the
- * machine: they boot systemd, build, and have clients that never pause.
+ * The first tests mostly wait, and some have limits on time. `inside` passes them twice more, in a machine.
+ * The others load this one: they boot systemd, build, and have clients that never pause.
  */
+const INSIDE = "test/system/inside";
 const GROUPS = [
-  { folders: ["test/unit", "test/activate"], atOnce: 6 },
-  { folders: ["test/package", "test/system", "test/bench"], atOnce: 3 },
+  { paths: ["test/unit", "test/activate"], atOnce: 6 },
+  { paths: [INSIDE], atOnce: 1 },
+  { paths: ["test/package", "test/system", "test/bench"], atOnce: 3 },
 ];
 
 /* Under an emulator: the services, and the files of the module that call libc. */
@@ -32,7 +34,7 @@ function unit(name: string): string {
   return `test/unit/${name}.test.ts`;
 }
 
-const args = process.argv.slice(2);
+const args = process.argv.slice(2).map((arg) => arg.replace(/\/$/, ""));
 const isFolder = (path: string) => statSync(path, { throwIfNoEntry: false })?.isDirectory();
 const given = args.length > 0 ? args : process.env["ROOT"] ? ["test/system"] : undefined;
 
@@ -40,14 +42,17 @@ const given = args.length > 0 ? args : process.env["ROOT"] ? ["test/system"] : u
 function calls(): string[][] {
   if (given?.every(isFolder) === false) return [given];
   if (EMULATED) return [["--parallel=3", "--no-isolate", "--timeout=30000", ...EMULATED_FILES]];
-  return GROUPS.flatMap(({ folders, atOnce }) => {
-    const chosen = folders.filter((folder) => given?.includes(folder) ?? true);
+  const isChosen = (path: string) => given?.some((folder) => path.startsWith(folder)) ?? true;
+  const groups = GROUPS.flatMap(({ paths, atOnce }) => {
+    const chosen = paths.filter(isChosen);
     if (chosen.length === 0) return [];
+    const options = [`--parallel=${atOnce}`, "--no-isolate", "--timeout=30000"];
     // Only the module's own tests call it in their own process.
-    const coverage = given === undefined && chosen.includes("test/unit");
-    const options = [`--parallel=${atOnce}`, "--no-isolate", ...(coverage ? ["--coverage"] : [])];
+    if (given === undefined && chosen.includes("test/unit")) options.push("--coverage");
+    if (!chosen.includes(INSIDE)) options.push(`--path-ignore-patterns=${INSIDE}*`);
     return [[...options, ...chosen]];
   });
+  return groups.length > 0 ? groups : [given ?? []];
 }
 
 using directory = scratch();
