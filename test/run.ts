@@ -17,7 +17,9 @@ import { EMULATED } from "./support/until.ts";
  */
 const INSIDE = "test/system/inside";
 const GROUPS = [
-  { paths: ["test/unit", "test/activate"], atOnce: 6 },
+  // Apart from others: they check that nothing is left open in their process.
+  { paths: ["test/unit"], atOnce: 6 },
+  { paths: ["test/activate"], atOnce: 6 },
   { paths: [INSIDE], atOnce: 1 },
   { paths: ["test/package", "test/system", "test/bench"], atOnce: 3 },
 ];
