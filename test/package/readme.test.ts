@@ -52,6 +52,8 @@ function write(name: string, source = PROGRAMS.get(name)): string {
 
 const activated = test.skipIf(lacks("systemd-socket-activate"));
 
+const HELLO = programs(join(ROOT, "README.md")).get("hello.ts");
+
 interface RunOptions {
   readonly env?: Readonly<Record<string, string>>;
   /** Options of Bun. */
@@ -70,7 +72,7 @@ const get = async (port: number, path = "/"): Promise<string> =>
   await (await fetch(`http://127.0.0.1:${port}${path}`, { keepalive: false })).text();
 
 activated("the README's hello.ts serves as it stands, and compiled to one executable", async () => {
-  const source = write("hello.ts", programs(join(ROOT, "README.md")).get("hello.ts"));
+  const source = write("hello.ts", HELLO);
   const executable = join(directory.path, "hello");
   const build = [process.execPath, "build", "--compile", source, "--outfile", executable];
   expect(Bun.spawnSync(build, { cwd: directory.path }).exitCode).toBe(0);
@@ -88,10 +90,23 @@ activated("the README's hello.ts serves as it stands, and compiled to one execut
 });
 
 test("the README's hello.ts says in one line that nothing was passed, and opens no port", async () => {
-  const source = write("hello.ts", programs(join(ROOT, "README.md")).get("hello.ts"));
+  const source = write("hello.ts", HELLO);
   await using service = execute(process.execPath, [], { LISTEN_PID: undefined }, [source]);
   expect(await service.status()).toBe(78);
   expect(service.stderr).toMatch(/^no socket was passed, .*\n$/);
+});
+
+activated("the README's hello.ts answers its watchdog, and ends when it is idle", async () => {
+  const source = write("hello.ts", HELLO?.replace("60_000", "500"));
+  const [port, receiver] = [freePort(), new NotifyReceiver(join(directory.path, "watched"))];
+  const env = { NOTIFY_SOCKET: receiver.address, WATCHDOG_USEC: "200000" };
+  const options = { listen: [`127.0.0.1:${port}`], args: [source], env };
+  await using service = await activate(process.execPath, options);
+  expect(await get(port)).toBe("Hello\n");
+  expect((await receiver.next()).text).toBe(`READY=1\nSTATUS=Serving http://127.0.0.1:${port}/\n`);
+  expect((await receiver.next()).text).toBe("WATCHDOG=1\n");
+  expect(await service.status()).toBe(0);
+  receiver.close();
 });
 
 activated("http.ts serves, reports readiness, and ends at SIGTERM", async () => {

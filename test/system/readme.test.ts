@@ -2,6 +2,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { skipped } from "../support/needs.ts";
 import { ROOT } from "../support/pages.ts";
 import { until } from "../support/until.ts";
 import { cannotRun, lacksInside, nothingFailed } from "./harness.ts";
@@ -17,6 +18,7 @@ const PROJECT = "/root/hello";
 
 /** Commands that run elsewhere. */
 const ELSEWHERE: Record<string, string> = {
+  "git clone URL socket-service && cd socket-service": "the machine has the checkout",
   "make test": "runs this file",
   "make test ROOT=dist/roots/trixie": "the same",
   "make unit": "a part of it",
@@ -32,9 +34,10 @@ const ELSEWHERE: Record<string, string> = {
 const sections = new Map<string, string[][]>();
 /** The files that a fenced block shows, by the name in its first line. */
 const files = new Map<string, string>();
-for (const section of readFileSync(join(ROOT, "README.md"), "utf8").split(/^## /m)) {
+const readme = readFileSync(join(ROOT, "README.md"), "utf8");
+for (const section of readme.split(/^## /m)) {
   const [title = ""] = section.split("\n");
-  const blocks = section.matchAll(/(?:^ {4}.*\n)+/gm);
+  const blocks = section.replace(/^```[^]*?^```/gm, "").matchAll(/(?:^ {4}.*\n)+/gm);
   sections.set(
     title,
     [...blocks].map(([block]) => block.match(/(?<=^ {4}).*?(?=\s*(#.*)?$)/gm) ?? []),
@@ -111,7 +114,7 @@ describe.skipIf(cannotRun)("the README", () => {
   });
 
   test("installs, upgrades, shows and removes the services", async () => {
-    const [install, , upgrade, sockets, remove, observe] = blocks("Install", 6);
+    const [install, , upgrade, sockets, observe, remove] = blocks("Install the demo services", 6);
     const served = async () => {
       for (const [i, { port }] of SERVICES.entries())
         expect(await shell(`nc 127.0.0.1 ${port} </dev/null`)).toBe(GREETINGS[i] ?? "");
@@ -126,16 +129,20 @@ describe.skipIf(cannotRun)("the README", () => {
     expect(await machine.must(...found)).toBe("");
   });
 
-  const [get, start, [activate = ""] = [], install, change] = blocks("Your own service", 5);
+  const [get, start, [activate = ""] = [], install, newCode, change, watch, remove, nginx = []] =
+    blocks("Your own service", 9);
   const curl = (port: number) => `curl --silent --show-error http://127.0.0.1:${port}`;
-  /** Has `hello.socket` listen on another port, as an editor does. */
-  const edit = (port: number, path = "/etc/systemd/system/hello.socket") =>
-    machine.must("sed", "--in-place", `s/^ListenStream=.*/ListenStream=127.0.0.1:${port}/`, path);
+  const SOCKET = "/etc/systemd/system/hello.socket";
+  /** Has `hello.socket` listen elsewhere, as an editor does. */
+  async function edit(lines: string): Promise<void> {
+    const text = files.get("hello.socket") ?? "";
+    await machine.write(SOCKET, text.replace(/^ListenStream=.*$/m, lines));
+  }
 
   /** Restarts a service three times under clients that keep their connections. */
-  async function restartedUnderLoad(service: string): Promise<void> {
+  async function restartedUnderLoad(service: string, port = 3000): Promise<void> {
     // Port, requests at least, connections, and the longest pause in milliseconds.
-    const args = ["3000", "1000", "32", "50"];
+    const args = [`${port}`, "1000", "32", "50"];
     const client = machine.client(join(import.meta.dir, "../support/http.ts"), ...args);
     const output = client.stdout.text();
     for (let i = 0; i < 3; i++) await machine.must("systemctl", "restart", service);
@@ -167,8 +174,17 @@ describe.skipIf(cannotRun)("the README", () => {
   test("has it restarted with no client turned away and no request lost", () =>
     restartedUnderLoad("hello.service"));
 
+  test("has its new code running", async () => {
+    const source = files.get("hello.ts") ?? "";
+    for (const text of ["Edited", "Hello"]) {
+      await machine.write(`${PROJECT}/hello.ts`, source.replace("Hello", text));
+      await run(newCode, PROJECT);
+      expect(await shell(curl(3000))).toBe(text);
+    }
+  });
+
   test("has it on another port after a change of the socket", async () => {
-    await edit(3001);
+    await edit("ListenStream=127.0.0.1:3001");
     await run(change);
     expect(await shell(curl(3001))).toBe("Hello");
     expect((await machine.run("sh", "-c", curl(3000))).stderr).toContain("connect");
@@ -178,7 +194,7 @@ describe.skipIf(cannotRun)("the README", () => {
   });
 
   test("has it say what is wrong if only the service is restarted", async () => {
-    await edit(3002);
+    await edit("ListenStream=127.0.0.1:3002");
     await machine.must("systemctl", "daemon-reload");
     const { status, stderr } = await machine.run("systemctl", "restart", "hello.service");
     expect(status).toBe(1);
@@ -189,6 +205,29 @@ describe.skipIf(cannotRun)("the README", () => {
     expect(listening.match(/\S+:300\d(?= )/g)).toBeNull();
     await run(change);
     expect(await shell(curl(3002))).toBe("Hello");
+    await run(watch);
+  });
+
+  test("has it on a Unix socket, which only nginx can reach, and restarted with no answer lost", async () => {
+    const [lines = ""] = readme.match(/^ListenStream=\/(.*\n)+?(?=```)/m) ?? [];
+    await edit(lines.trimEnd());
+    // Debian's own, if it is there.
+    const hasNginx = (await machine.run("test", "-e", "/usr/sbin/nginx")).status === 0;
+    if (hasNginx) await machine.must("systemctl", "start", "nginx.service");
+    else skipped("the README's nginx", "it is tried where nginx is installed");
+    for (const command of nginx)
+      if (hasNginx || !command.includes("nginx")) await shell(command, PROJECT);
+      else ran.add(command);
+    const unix = ["curl", "--silent", "--unix-socket", "/run/hello.sock", "http://hello/"];
+    expect(await machine.must(...unix)).toBe("Hello");
+    expect(await machine.must("stat", "--format=%G %a", "/run/hello.sock")).toBe("www-data 660");
+    const other = ["setpriv", "--reuid=nobody", "--clear-groups", ...unix];
+    // With the exit status of curl: it could not connect.
+    expect((await machine.run(...other)).status).toBe(7);
+    if (!hasNginx) return;
+    expect(await shell(curl(8080))).toBe("Hello");
+    await restartedUnderLoad("hello.service", 8080);
+    await machine.must("systemctl", "stop", "nginx.service");
   });
 
   test.skipIf(lacksInside("pam_systemd.so", "dbus.socket"))(
@@ -216,6 +255,12 @@ describe.skipIf(cannotRun)("the README", () => {
       await machine.must("systemctl", "stop", `user@${id}.service`);
     },
   );
+
+  test("has it removed", async () => {
+    await run(remove);
+    const found = ["find", "/etc/systemd", "/usr/local", "/run", "-name", "hello*"];
+    expect(await machine.must(...found)).toBe("");
+  });
 
   test("says how to work on it", async () => {
     for (const command of ["make format", "make check"]) await shell(command);
