@@ -14,13 +14,12 @@ import { activation, programs, README, ROOT } from "../support/pages.ts";
 setDefaultTimeout(120_000);
 
 /** Installed for these tests, into a directory of their own. */
-const FRAMEWORKS = ["hono@4.13.19", "srvx@1.0.8"];
+const FRAMEWORKS = ["hono@4.13.19"];
 
 const PROGRAMS = programs(README);
 /** What each answers, and whether it echoes on a WebSocket. */
 const ANSWERS = {
   "hono.ts": ["Hello from Hono\n", true],
-  "srvx.ts": ["Hello from srvx\n", false],
 } as const;
 const NAMES = Object.keys(ANSWERS);
 

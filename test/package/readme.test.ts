@@ -22,7 +22,15 @@ import { project } from "../support/project.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, SOCK_DGRAM } from "../support/sockets.ts";
 import { until } from "../support/until.ts";
-import { activation, programs, README, REFERENCE, ROOT, units } from "../support/pages.ts";
+import {
+  activation,
+  furtherLines,
+  programs,
+  README,
+  REFERENCE,
+  ROOT,
+  units,
+} from "../support/pages.ts";
 import { withReference } from "./reference.ts";
 
 setDefaultTimeout(60_000);
@@ -124,9 +132,9 @@ activated("http.ts serves, reports readiness, and ends at SIGTERM", async () => 
 
 /** http.ts with the lines of the recipe for idle exit, but for another time. */
 function idleExit(milliseconds: number): string {
-  const [, lines] = /```ts\n(whenIdle\(.*?)```/s.exec(readFileSync(README, "utf8")) ?? [];
+  const lines = linesFor("whenIdle(");
   const source = PROGRAMS.get("http.ts")?.replace("{ drain,", "{ whenIdle, drain,");
-  return `${source}${lines?.replace("30_000", String(milliseconds))}`;
+  return `${source}${lines.replace("30_000", String(milliseconds))}`;
 }
 
 activated("http.ts ends when it is idle, with the lines of the recipe", async () => {
@@ -154,6 +162,40 @@ activated(
     expect(await service.status()).toBe(0);
   },
 );
+
+/** Lines of the module's page for http.ts: the block that begins with these. */
+function linesFor(begin: string): string {
+  const blocks = [...readFileSync(README, "utf8").matchAll(/```ts\n(.*?)```/gs)];
+  const found = blocks.find(([, lines = ""]) => lines.startsWith(begin));
+  return found?.[1] ?? expect.unreachable();
+}
+
+activated("http.ts reloads at SIGHUP, with the lines of the page", async () => {
+  const text = join(directory.path, "hello");
+  const lines = linesFor(`process.on("SIGHUP"`).replace("/etc/hello", text);
+  const file = write("reload.ts", PROGRAMS.get("http.ts")?.replace("notify({ ready", `${lines}$&`));
+  const receiver = new NotifyReceiver(join(directory.path, "reloads"));
+  const port = freePort();
+  const options = { listen: [port], args: [file], env: { NOTIFY_SOCKET: receiver.address } };
+  await using service = await activate(process.execPath, options);
+  expect(await get(port)).toBe("Hello\n");
+  expect((await receiver.next()).text).toStartWith("READY=1\n");
+  writeFileSync(text, "Reloaded\n");
+  service.process.kill("SIGHUP");
+  expect((await receiver.next()).text).toMatch(/^RELOADING=1\nMONOTONIC_USEC=\d+\n$/);
+  expect((await receiver.next()).text).toBe("READY=1\n");
+  expect(await get(port)).toBe("Reloaded\n");
+  receiver.close();
+});
+
+activated("http.ts logs with fields, with the line of the page", async () => {
+  const source = PROGRAMS.get("http.ts")?.replace("{ drain,", "{ log, LogLevel, drain,");
+  const file = write("log.ts", `${source}${linesFor("log(")}`);
+  const port = freePort();
+  await using service = await activate(process.execPath, { listen: [port], args: [file] });
+  expect(await get(port)).toBe("Hello\n");
+  expect(service.said).toBe("payment refused ORDER_ID=4711 REASON=limit REASON=country\n");
+});
 
 /** How a connection to a port goes: "connected", or the error. */
 async function reach(port: number, host: string): Promise<string> {
@@ -324,7 +366,8 @@ test("every program is started by a command, or by a unit", () => {
   const started = [...units(README).values()].map((unit) =>
     /^ExecStart=bun \/srv\/(.*)$/m.exec(unit),
   );
-  const names = started.map((found) => found?.[1]);
+  const varied = [...furtherLines(README).keys()].map((unit) => unit.replace(".service", ".ts"));
+  const names = [...started.map((found) => found?.[1]), ...varied];
   const left = OWN.filter((name) => {
     const { listen } = activation(README, name, [1, 2]);
     return listen.length === 0 && !names.includes(name);
@@ -344,7 +387,7 @@ test.each(PAGES)("no example of %s listens on all addresses", (page) => {
   const text = readFileSync(join(ROOT, page), "utf8");
   const given = [
     ...text.matchAll(/systemd-socket-activate .*?(?<=-l )(\S+)(?: -l (\S+))?/g),
-    ...text.matchAll(/^ListenStream=(.*)()$/gm),
+    ...text.matchAll(/^ListenStream=(.+)()$/gm),
   ].flatMap(([, first = "", second = ""]) => [first, second].filter(Boolean));
   expect(given.filter((address) => !/^(127\.0\.0\.1:\d+|\/.*)$/.test(address))).toEqual([]);
   // Programs, and the examples of the reference.
@@ -393,8 +436,8 @@ test.each(EXAMPLES)(
 test("both pages have units to look at", () => {
   expect(EXAMPLES.map(([name]) => name)).toEqual([
     ...["app.socket", "app.service", "hello.socket", "hello.service"],
-    ...["app.socket", "app.service", "counter.socket", "counter.service"],
-    ...["tls.socket", "tls.service", "web.socket", "web@.service", "web@.socket"],
+    ...["app.socket", "app.service", "http.socket", "http.service"],
+    ...["web.socket", "web@.service", "web@.socket"],
   ]);
 });
 

@@ -23,6 +23,14 @@ export function units(readme: string): Map<string, string> {
   return new Map([...found].map(([, name = "", text = ""]) => [name, text.trimEnd()]));
 }
 
+/** The further lines that a README has for a unit, by its name. */
+export function furtherLines(readme: string): Map<string, string> {
+  const found = readFileSync(readme, "utf8").matchAll(
+    /^# (\S+), further lines\n(.*?)(?=^# |^```)/gms,
+  );
+  return new Map([...found].map(([, name = "", text = ""]) => [name, text.trimEnd()]));
+}
+
 /** How a README has systemd-socket-activate start a program, on these ports. */
 export function activation(
   readme: string,

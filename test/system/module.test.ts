@@ -4,7 +4,7 @@ import { join } from "node:path";
 
 import { ask as askAll, closing, instances, roll, WAYS } from "../support/instances.ts";
 import { restarts } from "../support/restarts.ts";
-import { programs, README, units } from "../support/pages.ts";
+import { furtherLines, programs, README, units } from "../support/pages.ts";
 import { CERTIFICATE } from "../support/listening.ts";
 import { cannotRun, nothingFailed } from "./harness.ts";
 import type { Tally } from "../support/http.ts";
@@ -42,13 +42,26 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     if (socket.length > 0) await machine.must("systemctl", "start", `${name}.socket`);
   }
 
-  /** Installs a service of the module's README, as it stands there, and starts its socket. */
-  async function copy(name: string) {
+  /**
+   * Installs a service of the module's README: the units of http.ts with another name, and the further
+   * lines that the page has for them. Starts its sockets.
+   */
+  async function copy(name: string, ...sockets: string[]) {
+    const further = furtherLines(README);
     await machine.write(`/srv/${name}.ts`, programs(README).get(`${name}.ts`) ?? "");
-    for (const unit of [`${name}.socket`, `${name}.service`])
-      await machine.write(`/etc/systemd/system/${unit}`, units(README).get(unit) ?? "");
+    for (const unit of [`${name}.service`, `${name}.socket`, ...sockets]) {
+      const [stem, suffix] = unit.split(".");
+      const text =
+        units(README)
+          .get(`http.${suffix}`)
+          ?.replace(/\bhttp\b/g, `${stem}`) ?? "";
+      await machine.write(`/etc/systemd/system/${unit}`, text);
+      const lines = further.get(unit);
+      if (lines !== undefined)
+        await machine.write(`/etc/systemd/system/${unit}.d/further.conf`, lines);
+    }
     await machine.must("systemctl", "daemon-reload");
-    await machine.must("systemctl", "enable", "--now", `${name}.socket`);
+    await machine.must("systemctl", "enable", "--now", `${name}.socket`, ...sockets);
   }
 
   async function ask(port: number): Promise<Tally> {
@@ -87,6 +100,25 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     await machine.write(key, CERTIFICATE.key);
     expect(await machine.must(...curl)).toBe("Hello");
     await machine.must("systemctl", "stop", "tls.socket", "tls.service");
+  });
+
+  test("has two sockets by their names", async () => {
+    await copy("named", "admin.socket");
+    expect((await ask(4000)).last).toBe("Hello\n");
+    const admin = ["nc", "127.0.0.1", "4001"];
+    expect(await machine.must(...admin)).toBe("1 requests on 127.0.0.1:4000");
+    expect(await machine.show("named.service", "SubState")).toBe("running");
+    await machine.must("systemctl", "stop", "named.socket", "admin.socket", "named.service");
+  });
+
+  test("has a Unix socket for one group", async () => {
+    await copy("http");
+    const unix = ["curl", "--silent", "--show-error", "--unix-socket", "/run/http.sock"];
+    expect(await machine.must(...unix, "http://http/hello/you")).toBe("Hello you");
+    expect(await machine.must("stat", "--format=%G %a", "/run/http.sock")).toBe("www-data 660");
+    expect(await machine.show("http.service", "StatusText")).toContain("/run/http.sock");
+    await machine.must("systemctl", "stop", "http.socket", "http.service");
+    expect((await machine.run("stat", "/run/http.sock")).status).toBe(1);
   });
 
   for (const [name, sandbox] of [

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { skipped } from "../support/needs.ts";
-import { ROOT } from "../support/pages.ts";
+import { furtherLines, README as MODULE, ROOT } from "../support/pages.ts";
 import { until } from "../support/until.ts";
 import { cannotRun, lacksInside, nothingFailed } from "./harness.ts";
 import { SERVICES } from "../support/services.ts";
@@ -161,7 +161,42 @@ describe.skipIf(cannotRun)("the README", () => {
     expect(await shell(curl(3000))).toBe("Hello");
     expect(await machine.show("app.service", "StatusText")).toBe("Listening on 127.0.0.1:3000");
     await restartedUnderLoad("app.service");
-    await machine.must("systemctl", "disable", "--now", "app.socket");
+  });
+
+  test("has it asleep, not failed, if it exits with 143 at SIGTERM", async () => {
+    const program = `export default { fetch: () => new Response("Hello") };
+      process.on("SIGTERM", () => process.exit(143));`;
+    await machine.write(`${PROJECT}/index.ts`, program);
+    await machine.must("systemctl", "restart", "app.service");
+    expect(await shell(curl(3000))).toBe("Hello");
+    await machine.must("systemctl", "kill", "--kill-whom=main", "app.service");
+    await until("it has ended", 10, async () => {
+      return (await machine.show("app.service", "ActiveState")) === "inactive";
+    });
+    expect(await machine.show("app.service", "Result")).toBe("success");
+    expect(await machine.show("app.service", "NRestarts")).toBe("0");
+  });
+
+  test("has it on two sockets, with the further lines of the module's page", async () => {
+    await machine.must("systemctl", "stop", "app.socket", "app.service");
+    const program = ["9100", "3000"].map(
+      (port) => `Bun.serve({ port: ${port}, fetch: () => new Response("${port}") });`,
+    );
+    await machine.write(`${PROJECT}/index.ts`, program.join("\n"));
+    const units = "/etc/systemd/system";
+    const further = furtherLines(MODULE);
+    const text = files
+      .get("app.socket")
+      ?.replace(/^ListenStream=.*$/m, "ListenStream=127.0.0.1:81");
+    await machine.write(`${units}/metrics.socket`, text ?? "");
+    for (const unit of ["app.socket", "metrics.socket"])
+      await machine.write(`${units}/${unit}.d/further.conf`, further.get(unit) ?? "");
+    await machine.must("systemctl", "daemon-reload");
+    await machine.must("systemctl", "start", "app.socket", "metrics.socket");
+    expect(await shell(curl(3000))).toBe("3000");
+    expect(await shell(curl(81))).toBe("9100");
+    await machine.must("systemctl", "disable", "--now", "app.socket", "metrics.socket");
+    await machine.must("systemctl", "stop", "app.service");
   });
 
   test("has a service of the reader's own running", async () => {
