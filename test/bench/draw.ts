@@ -8,7 +8,6 @@ import { join } from "node:path";
 
 import { between } from "../support/between.ts";
 import { WAYS } from "../support/instances.ts";
-import { README } from "../support/pages.ts";
 import { bunFloor, ours, services } from "./contenders.ts";
 import { type Figure, findIn, median, percentile, ratio } from "./figures.ts";
 import { NONE, sandboxGroup } from "./hardening.ts";
@@ -351,17 +350,14 @@ export function withTables(page: string, results: Results): string {
   }, page);
 }
 
-/** The pages that have one. */
-export const PAGES = [join(import.meta.dir, "README.md"), README];
+/** The page that has them all. */
+export const PAGE = join(import.meta.dir, "README.md");
 
 if (import.meta.main) {
   const file = process.argv[2];
   if (file === undefined) throw new Error("which results? bun test/bench/draw.ts FILE");
   const results: Results = await Bun.file(file).json();
-  const pages = await Promise.all(
-    PAGES.map(async (path) => [path, withTables(await Bun.file(path).text(), results)] as const),
-  );
-  for (const [path, page] of pages) await Bun.write(path, page);
+  await Bun.write(PAGE, withTables(await Bun.file(PAGE).text(), results));
   for (const [name, picture] of draw(results))
     await Bun.write(join(import.meta.dir, name), picture);
 }
