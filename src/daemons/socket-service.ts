@@ -30,7 +30,7 @@ await run({
   name: NAME,
   about: "Greets every connection to the listening sockets that the service manager passes.",
   options: {
-    "idle-timeout": `SECONDS  exit after so long without a connection; infinity: never [${IDLE_TIMEOUT}]`,
+    "idle-timeout": `SECONDS  exit after this time without a connection (default ${IDLE_TIMEOUT}; infinity: never)`,
   },
   run: ({ "idle-timeout": seconds }) =>
     serve(seconds === undefined ? IDLE_TIMEOUT * 1000 : parseTimeout(String(seconds))),

@@ -300,6 +300,8 @@ describe("options:", () => {
 
   test("socket-service --help names the default of --idle-timeout, 30 seconds", async () => {
     await using service = execute(NAME, [], {}, ["--help"]);
-    expect(await service.process.stdout.text()).toMatch(/^  --idle-timeout=SECONDS .* \[30\]$/m);
+    expect(await service.process.stdout.text()).toMatch(
+      /^  --idle-timeout=SECONDS .* \(default 30; infinity: never\)$/m,
+    );
   });
 });

@@ -216,7 +216,7 @@ describe("which socket", () => {
     const it = service({}, {});
     const port = freePort();
     const running = it.run(`Bun.serve({ port: ${port}, ${answer("own")} });`);
-    await running.says(/set FileDescriptorName=\d+ in the socket unit/);
+    await running.says(/set FileDescriptorName=\d+ in one of the socket units/);
     // The warning comes before the port is open.
     const ask = async () => await (await fetch(`http://127.0.0.1:${port}/`)).text();
     expect(await until("it serves", 5, () => ask().catch(() => undefined))).toBe("own");
@@ -300,7 +300,7 @@ describe("which socket", () => {
     const running = it.run(`Bun.serve({ port: ${port}, ${answer("own")} });`);
     expect(await until("the warning", 15, () => warnings(running)[0])).toBe(
       `socket-service/register: nothing listens on 127.0.0.1:${it.port} yet: set FileDescriptorName= in ` +
-        "the socket unit to the port or path that the program listens on, or pass no such socket",
+        "the socket unit to the port or path that the program listens on, or do not pass this socket",
     );
   });
 });

@@ -107,8 +107,8 @@ describe("one warning says what to do if it is not clear which call gets which s
     expect(claims(sockets, stream(3000), stream(3001))).toEqual({
       got: [undefined, undefined],
       warnings: [
-        '127.0.0.1:80 ("a.socket") and 127.0.0.1:81 ("b.socket") were passed, and none is for port 3000, ' +
-          "which is opened as without systemd: set FileDescriptorName=3000 in the socket unit that it is to have",
+        '127.0.0.1:80 ("a.socket") and 127.0.0.1:81 ("b.socket") were passed, but none is for port 3000, ' +
+          "so the program opens its own: set FileDescriptorName=3000 in one of the socket units",
       ],
     });
   });
@@ -117,8 +117,8 @@ describe("one warning says what to do if it is not clear which call gets which s
     expect(claims([tcp(80)], stream(9100), stream(3000), stream(3001))).toEqual({
       got: [0, undefined, undefined],
       warnings: [
-        'port 9100 got 127.0.0.1:80 ("app.socket") because it asked first, and port 3000 is opened as ' +
-          "without systemd: set FileDescriptorName=9100 or 3000 in the socket unit",
+        'port 9100 asked first and got 127.0.0.1:80 ("app.socket"), so the program opens port 3000 itself: ' +
+          "set FileDescriptorName=9100 or 3000 in the socket unit",
       ],
     });
   });
@@ -128,8 +128,8 @@ describe("one warning says what to do if it is not clear which call gets which s
     expect(claims(sockets, stream(80))).toEqual({
       got: [0],
       warnings: [
-        '127.0.0.1:80 ("app.socket") and [::1]:80 ("app.socket") are for port 80, and a call gets one: ' +
-          "pass one, such as [::]:PORT, which is for IPv4 as well, or give the calls hostnames",
+        '127.0.0.1:80 ("app.socket") and [::1]:80 ("app.socket") are for port 80, but one call gets one socket: ' +
+          "pass one socket, such as [::]:PORT, which also serves IPv4, or give each call a hostname",
       ],
     });
   });

@@ -102,7 +102,7 @@ describe("adoptConnection", () => {
       [987_654, "not open"],
       // The number of the epoll instance with 2^32 more, which libc would cut off.
       ...[2 ** 32 + epoll, -1, 2 ** 53, 0.5, Number.NaN].map((fd) => [fd, "not open"] as const),
-      [epoll, "an anonymous file, as Bun opens if nothing was passed"],
+      [epoll, "an anonymous file, such as Bun opens for itself"],
     ] as const)
       expect(await adoptConnection(fd, { data() {} }).catch((error: unknown) => error)).toEqual(
         refusal(78, RegExp(`^descriptor ${fd} is ${is}: pass a connection on it$`)),

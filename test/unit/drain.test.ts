@@ -438,7 +438,7 @@ test("before drain, Bun has the program's own handlers: a request costs nothing"
 test("drain refuses a server that serve did not make, and a grace or timeout that is no number", async () => {
   const server = started(Bun.serve({ port: 0, fetch: () => new Response() }));
   expect(thrown(() => drain(server))).toEqual(
-    TypeError("drain got a server of Bun.serve, whose options it cannot know: use serve"),
+    TypeError("drain got a server that serve did not make: use serve instead of Bun.serve"),
   );
   const own = started(serve({ port: 0, fetch: () => new Response() }));
   expect(thrown(() => drain(own, { grace: -1 }))).toEqual(

@@ -105,7 +105,7 @@ test("passedFd refuses several", () => {
   expect(thrown(passedFd)).toEqual(
     refusal(
       78,
-      /^LISTEN_FDS is 2, but this takes one descriptor: leave one in the socket units, or use listenFds$/,
+      /^LISTEN_FDS is 2, but passedFd takes one descriptor: leave one address in the socket units, or use listenFds$/,
     ),
   );
 });
@@ -125,7 +125,10 @@ describe("acceptedFd", () => {
   test("refuses several", () => {
     pass("2");
     expect(thrown(acceptedFd)).toEqual(
-      refusal(78, /^LISTEN_FDS is 2, but this takes one connection: set Accept=yes in its socket/),
+      refusal(
+        78,
+        /^LISTEN_FDS is 2, but the program takes one connection: set Accept=yes in its socket/,
+      ),
     );
   });
 });

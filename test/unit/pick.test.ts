@@ -29,20 +29,17 @@ describe("pick", () => {
   test.each([
     [
       { http: "some", admin: "one", state: "one" },
-      /^0 descriptors are named "state", where one is wanted: start the socket units of this service with FileDescriptorName=state$/,
+      /^0 descriptors are named "state", but one is wanted: start the socket units of this service with FileDescriptorName=state$/,
     ],
     [
       { http: "any", admin: "any", more: "some" },
-      /^0 descriptors .* "more", where at least one is wanted: start .*=more$/,
+      /^0 descriptors .* "more", but at least one is wanted: start .*=more$/,
     ],
     [
       { http: "one", admin: "one" },
-      /^2 descriptors are named "http", where one is wanted: leave one address in the socket units of this service with FileDescriptorName=http$/,
+      /^2 descriptors are named "http", but one is wanted: leave one address in the socket units of this service with FileDescriptorName=http$/,
     ],
-    [
-      { http: "optional", admin: "one" },
-      /^2 .* where at most one is wanted: leave one address in /,
-    ],
+    [{ http: "optional", admin: "one" }, /^2 .* but at most one is wanted: leave one address in /],
     [{ http: "any", stream: "any" }, /^descriptor 4 is named "admin": .*Name= to http or stream$/],
     [{}, /^descriptor 3 is named "http": pass none$/],
   ] as const)("refuses %j", (wanted, message) => {

@@ -66,7 +66,7 @@ async function isSocket(fd: number): Promise<boolean> {
   // The first descriptors that Bun opens have no type, such as an epoll instance.
   if (((await Bun.file(fd).stat()).mode & S_IFMT) === 0)
     throw misconfigured(
-      `descriptor ${fd} is an anonymous file, as Bun opens if nothing was passed: pass a connection on it`,
+      `descriptor ${fd} is an anonymous file, such as Bun opens for itself: pass a connection on it`,
     );
   return false;
 }

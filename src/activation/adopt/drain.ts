@@ -125,7 +125,7 @@ function requireServed(given: Server<unknown> | HttpServer): Found {
     const served = typeof server === "object" && server !== null && servedBy(server);
     if (served) return { server, served };
   }
-  throw new TypeError("drain got a server of Bun.serve, whose options it cannot know: use serve");
+  throw new TypeError("drain got a server that serve did not make: use serve instead of Bun.serve");
 }
 
 function drainingOf(served: Served): AbortController {

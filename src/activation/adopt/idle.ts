@@ -73,7 +73,9 @@ export class Idle {
     const served = servedBy(server);
     const watch = served === undefined ? watchOfListener(server) : served.watch;
     if (served === undefined && watch === undefined && !("getsockname" in server))
-      throw new TypeError("whenIdle got what is no server of serve or listen: give it one");
+      throw new TypeError(
+        "whenIdle got something that serve or listen did not make: give it a server of one of them",
+      );
     served?.change((options) => noticing(options, this.mark));
     this.watch(watch);
   }

@@ -34,7 +34,7 @@ export function listFields(fields: LogFields): Field[] {
     // The journal drops a field of another name, and says nothing.
     if (!/^[A-Z][A-Z0-9_]{0,63}$/.test(name))
       throw new TypeError(
-        `cannot log the field ${quote(name)}: name it with A-Z, 0-9 and _, a letter first, at most 64 of them`,
+        `cannot log the field ${quote(name)}: name it with at most 64 of A-Z, 0-9 and _, the first one a letter`,
       );
     if (name === "MESSAGE" || name === "PRIORITY")
       throw new TypeError(`cannot log the field ${name}: give it as an argument of its own`);

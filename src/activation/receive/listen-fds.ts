@@ -82,7 +82,7 @@ export function passedFd(): number | undefined {
   const passed = listenFds();
   if (passed.length > 1)
     throw misconfigured(
-      `LISTEN_FDS is ${passed.length}, but this takes one descriptor: leave one in the socket units, or use listenFds`,
+      `LISTEN_FDS is ${passed.length}, but passedFd takes one descriptor: leave one address in the socket units, or use listenFds`,
     );
   return passed[0]?.fd ?? stdinFd();
 }
@@ -109,7 +109,7 @@ export function acceptedFd(): number {
   const { count } = requirePassed("connection");
   if (count !== 1)
     throw misconfigured(
-      `LISTEN_FDS is ${count}, but this takes one connection: set Accept=yes in its socket unit`,
+      `LISTEN_FDS is ${count}, but the program takes one connection: set Accept=yes in its socket unit`,
     );
   return LISTEN_FDS_START;
 }
@@ -158,7 +158,7 @@ function readPassed(): Passed | NotPassed {
   const list = names?.split(":");
   if (names !== undefined && list?.length !== count)
     throw misconfigured(
-      `LISTEN_FDNAMES ${quote(names)} holds ${list?.length} name(s) where LISTEN_FDS is ${count}: ${LEAVE}`,
+      `LISTEN_FDNAMES ${quote(names)} holds ${list?.length} name(s), but LISTEN_FDS is ${count}: ${LEAVE}`,
     );
   for (const name of list ?? [])
     if (!isName(name))
@@ -187,8 +187,8 @@ function inherit({ count, names, again }: Passed): [PassedDescriptor, ...PassedD
       throw misconfigured(
         `descriptor ${fd} is not open, though LISTEN_FDS is ${count}: ${
           process.execArgv.includes("--watch")
-            ? "bun --watch closes what was passed when it starts anew after an edit, use bun --hot"
-            : "start the program directly, nothing in between may close what was passed"
+            ? "bun --watch closes the passed descriptors at each edit, use bun --hot"
+            : "start the program directly, a program in between closes the passed descriptors"
         }`,
       );
     setCloseOnExec(fd);

@@ -71,7 +71,7 @@ export function pick(
     if (isNeeded && passed.length === 0) throwIfNothingPassed();
     if (fds.length === 0 ? isNeeded : isSingle && fds.length > 1)
       throw misconfigured(
-        `${fds.length} descriptors are named ${quote(name)}, where ${QUANTITIES[quantity]} is wanted: ${
+        `${fds.length} descriptors are named ${quote(name)}, but ${QUANTITIES[quantity]} is wanted: ${
           fds.length === 0 ? "start" : "leave one address in"
         } the socket units of this service with FileDescriptorName=${name}`,
       );

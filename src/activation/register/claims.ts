@@ -62,8 +62,8 @@ export class Claims {
       const exact = [first, ...others].find(({ socket }) => hasAddress(socket, wanted.hostname));
       if (exact === undefined && others.length > 0)
         this.#warn(
-          `${list([first, ...others])} are for ${nameWanted(wanted)}, and a call gets one: ` +
-            `pass one, such as [::]:PORT, which is for IPv4 as well, or give the calls hostnames`,
+          `${list([first, ...others])} are for ${nameWanted(wanted)}, but one call gets one socket: ` +
+            `pass one socket, such as [::]:PORT, which also serves IPv4, or give each call a hostname`,
         );
       return this.#take(exact ?? first, wanted, false);
     }
@@ -71,8 +71,8 @@ export class Claims {
     if (only !== undefined && more.length === 0) return this.#take(only, wanted, true);
     if (more.length > 0)
       this.#warn(
-        `${list(unnamed)} were passed, and none is for ${nameWanted(wanted)}, which is opened as without ` +
-          `systemd: set FileDescriptorName=${wanted.at} in the socket unit that it is to have`,
+        `${list(unnamed)} were passed, but none is for ${nameWanted(wanted)}, so the program opens its own: ` +
+          `set FileDescriptorName=${wanted.at} in one of the socket units`,
       );
     else this.#warnOfGuess(wanted);
     return undefined;
@@ -104,8 +104,8 @@ export class Claims {
     if (guess === undefined) return;
     const socket = list(this.sockets.filter(({ fd }) => fd === guess.fd));
     this.#warn(
-      `${nameWanted(guess.wanted)} got ${socket} because it asked first, and ${nameWanted(wanted)} is opened as ` +
-        `without systemd: set FileDescriptorName=${guess.wanted.at} or ${wanted.at} in the socket unit`,
+      `${nameWanted(guess.wanted)} asked first and got ${socket}, so the program opens ${nameWanted(wanted)} itself: ` +
+        `set FileDescriptorName=${guess.wanted.at} or ${wanted.at} in the socket unit`,
     );
   }
 

@@ -53,7 +53,8 @@ export function holdSigterm(before: () => Promise<void>, otherwise: () => void):
 
   for (const [name, { isFirst, isOnce }] of Object.entries(ADD))
     replace(name, (call: unknown) => {
-      if (typeof call !== "function") throw new TypeError("a handler of SIGTERM is a function");
+      if (typeof call !== "function")
+        throw new TypeError("a handler of SIGTERM must be a function");
       held.splice(isFirst ? 0 : held.length, 0, { call, isOnce });
       return process;
     });

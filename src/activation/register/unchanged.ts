@@ -65,7 +65,7 @@ export function register(): void {
     if (isClaimable(socket)) sockets.push({ fd, name, socket });
     else if ("family" in socket)
       warn(
-        `descriptor ${fd} is ${formatDescriptor(socket)}, which no call can have: pass one (Accept=no)`,
+        `descriptor ${fd} is ${formatDescriptor(socket)}, which no server can use: pass a listening socket (Accept=no)`,
       );
   }
   const claims = new Claims(sockets, warn);
@@ -319,7 +319,7 @@ function onceHandled({ server, event }: Probe, then: () => void): () => void {
 
 function unclaimed(left: readonly Claimable[]): string {
   const ports = "the port or path that the program listens on";
-  return `nothing listens on ${listClaimable(left)} yet: set FileDescriptorName= in the socket unit to ${ports}, or pass no such socket`;
+  return `nothing listens on ${listClaimable(left)} yet: set FileDescriptorName= in the socket unit to ${ports}, or do not pass this socket`;
 }
 
 /** The socket to hand to Bun, which closes it: the passed one is needed when it is given back. */
