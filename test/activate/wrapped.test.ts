@@ -12,7 +12,7 @@ setDefaultTimeout(30_000);
 const BUN = process.execPath;
 const MODULE = join(import.meta.dir, "../../src/activation/index.ts");
 const WARNING =
-  /^the passed sockets are for process \d+ \((.*)\), which started this one, \d+, and are not taken: make ExecStart= the program itself, or put exec before it in the shell$/gm;
+  /^the sockets were passed to process \d+ \((.*)\), which started this process, \d+, so this process gets none: make ExecStart= the program itself, or put exec before it in the shell$/gm;
 
 let directory: ReturnType<typeof scratch>;
 let program: string;
@@ -158,7 +158,7 @@ describe.skipIf(!noContainer.success)("in a container, where the sockets are for
     return { warnings, results, rest: running.stderr.replaceAll(CONTAINED, "").trim() };
   }
   const CONTAINED =
-    /^the passed sockets are for process 1 \((.*)\), which started this one, \d+, and are not taken: make the command of the container the program itself, or put exec before it in the shell$/gm;
+    /^the sockets were passed to process 1 \((.*)\), which started this process, \d+, so this process gets none: make the command of the container the program itself, or put exec before it in the shell$/gm;
 
   test("a shell that is process 1 is named", async () => {
     const run = '"$0" "$1" passedFd; :';
@@ -230,7 +230,7 @@ describe.skipIf(!noContainer.success)("in a container, where the sockets are for
       program,
     );
     expect(rest).toMatch(
-      /^the passed sockets are for process \d+, which started this one, \d+, and /,
+      /^the sockets were passed to process \d+, which started this process, \d+, so /,
     );
   });
 });

@@ -204,7 +204,7 @@ describe.skipIf(cannotRun)("a service", () => {
       await systemctl("start", "stdin.service");
       await says(
         "stdin.service",
-        /LISTEN_PID is not set: a socket is standard input, leave out Stand/,
+        /LISTEN_PID is not set: standard input is a socket, remove Stand/,
       );
       await stop();
     });

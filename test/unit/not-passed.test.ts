@@ -124,7 +124,10 @@ describe("an error for a program that was passed nothing", () => {
     using _ = asStdin(passed);
     expect(stdinSocket()).toMatchObject({ kind: "socket", family: "IPv4", listening: true });
     expect(notPassed({ reason }, "socket")).toEqual(
-      refusal(78, /: a socket is standard input, leave out StandardInput=socket to have it as 3$/),
+      refusal(
+        78,
+        /: standard input is a socket, remove StandardInput=socket to get it as descriptor 3$/,
+      ),
     );
     close(passed);
   });

@@ -135,7 +135,7 @@ describe("passedFd", () => {
 test("requireListenFds and acceptedFd say that the socket is standard input", async () => {
   const calls = "print(failed(requireListenFds), failed(acceptedFd));";
   const says = (needed: string) =>
-    `no ${needed} was passed, LISTEN_PID is not set: a socket is standard input, leave out StandardInput=socket to have it as 3`;
+    `no ${needed} was passed, LISTEN_PID is not set: standard input is a socket, remove StandardInput=socket to get it as descriptor 3`;
   for (const stdin of [sockets.listening(AF_INET, 5), tcp(AF_INET).accepted])
     expect(await printed(stdin, calls)).toEqual([says("socket"), says("connection")]);
   const by = (needed: string) =>

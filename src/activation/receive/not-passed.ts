@@ -18,7 +18,9 @@ export function notPassed({ reason, remedy }: NotPassed, needed: Needed): Activa
     misconfigured(`no ${needed} was passed${to}, ${reason}: ${advice}`);
   if (remedy !== undefined) return error(remedy);
   if (stdinSocket() !== undefined)
-    return error("a socket is standard input, leave out StandardInput=socket to have it as 3");
+    return error(
+      "standard input is a socket, remove StandardInput=socket to get it as descriptor 3",
+    );
   if (process.env["SYSTEMD_EXEC_PID"] !== String(process.pid))
     return error(
       needed === "connection"

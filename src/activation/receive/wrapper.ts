@@ -19,7 +19,7 @@ export function warnIfWrapped(pid: number): string | undefined {
   const remedy = `make ${place} the program itself, or put exec before it in the shell`;
   log(
     LogLevel.warning,
-    `the passed sockets are for process ${pid}${name && ` (${name})`}, which started this one, ${process.pid}, and are not taken: ${remedy}`,
+    `the sockets were passed to process ${pid}${name && ` (${name})`}, which started this process, ${process.pid}, so this process gets none: ${remedy}`,
   );
   return remedy;
 }
