@@ -65,11 +65,11 @@ ifdef EMBEDDED
 EMULATE := test/emulate.sh run $(EMBEDDED)
 endif
 
-unit: node_modules/.installed ## Pass the module's unit tests, which start no executable (ARGS="-t NAME")
+unit: node_modules/.installed ## Run the module's unit tests, which start no executable (ARGS="-t NAME")
 	@$(BUN) test/run.ts test/unit $(ARGS)
 
 # test/system boots a systemd, from ROOT if it is set.
-test: all ## Pass every test (ARGS="-t NAME" or a path; ROOT=DIR for another systemd; ARCH=arm64)
+test: all ## Run every test (ARGS="-t NAME" or a path; ROOT=DIR for another systemd; ARCH=arm64)
 	@$(or $(EMULATE),$(BUN)) test/run.ts $(ARGS)
 
 # Another Debian for the tests that boot a systemd: `make test ROOT=dist/roots/trixie`.
@@ -80,10 +80,10 @@ dist/roots/%: test/setup.sh | $(if $(SET_UP),set-up)
 	@test/debian-root.sh $* $@
 
 # `make test` has the quick ones of these.
-test-frameworks: node_modules/.installed ## Pass the tests of all frameworks, unchanged (ARGS="-t NAME")
+test-frameworks: node_modules/.installed ## Run the tests of all frameworks, unchanged (ARGS="-t NAME")
 	@FRAMEWORKS=all $(BUN) test test/package/unchanged $(ARGS)
 
-test-bun: node_modules/.installed ## Pass the module's tests on the oldest and the newest Bun (or VERSION=1.4.2)
+test-bun: node_modules/.installed ## Run the module's tests on the oldest and the newest Bun (or VERSION=1.4.2)
 	@test/versions.sh $(BUN) "$(VERSION)" $(ARGS)
 
 bench: all ## Measure the services and their peers (ARGS="--quick", "--json FILE"; ROOT=DIR for another systemd as well)
