@@ -34,8 +34,6 @@ export interface Contender {
   readonly name: string;
   /** The program and its arguments, with an absolute path. */
   readonly command: (style: Style) => string[];
-  /** Does less than the job: a floor to measure from, not a peer. */
-  readonly floor: boolean;
   /** What it can be passed. */
   readonly styles: readonly Style[];
 }
@@ -105,13 +103,8 @@ export function assemble(directory: string): Field {
   };
   const contenders: Contender[] = [];
   const missing: string[] = [];
-  const add = (
-    name: string,
-    command: (style: Style) => string[],
-    floor = false,
-    can = styles,
-  ): void => {
-    contenders.push({ name, command, floor, styles: can });
+  const add = (name: string, command: (style: Style) => string[], can = styles): void => {
+    contenders.push({ name, command, styles: can });
   };
   /** An installed program, or undefined and a line about its Debian package. */
   const installed = (name: string, program: string, hint: string): string | undefined => {
@@ -124,22 +117,15 @@ export function assemble(directory: string): Field {
   add(ours, (style) => [join(directory, services[style])]);
 
   const bun = build(join(peers, "floor.ts"), join(directory, "bun-floor"));
-  add(bunFloor, (style) => [bun, style], true);
+  add(bunFloor, (style) => [bun, style]);
 
   const c = compileC(join(peers, "peer.c"), "peer-c");
   add("C", (style) => [c, style]);
-  add("C write-only", (style) => [c, style, "floor"], true);
 
   const proxyd = installed(proxied, PROXYD, "systemd");
   if (proxyd !== undefined) {
     const behind = compileC(join(peers, "behind.c"), "behind");
-    add(proxied, () => [behind, proxyd, bun, "unix"], false, ["listen"]);
-  }
-  const rustc = installed("Rust", "rustc", "rustc");
-  if (rustc !== undefined) {
-    const path = join(directory, "peer-rust");
-    run([rustc, "-O", "-o", path, join(peers, "peer.rs")]);
-    add("Rust", (style) => [path, style]);
+    add(proxied, () => [behind, proxyd, bun, "unix"], ["listen"]);
   }
   const go = installed("Go", "go", "golang-go");
   if (go !== undefined) {
@@ -149,27 +135,10 @@ export function assemble(directory: string): Field {
     add("Go", (style) => [path, style]);
   }
   const node = installed("Node", "node", "nodejs");
-  if (node !== undefined) {
-    const program = join(peers, "peer.cjs");
-    add("Node", (style) => [node, program, style]);
-    const snapshot = ["--snapshot-blob", join(directory, "node.blob")];
-    run([node, ...snapshot, "--build-snapshot", program]);
-    add("Node, snapshot", (style) => [node, ...snapshot, program, style]);
-  }
-  const python = installed("Python", "python3", "python3");
-  if (python !== undefined) add("Python", (style) => [python, join(peers, "peer.py"), style]);
-
-  const gjs = installed("GJS", "gjs", "gjs");
-  if (gjs !== undefined) add("GJS", (style) => [gjs, "-m", join(peers, "peer.gjs"), style]);
-
-  const quickjs = installed("QuickJS", "qjs", "quickjs, from Debian 13 on");
-  if (quickjs !== undefined) {
-    const command = (style: Style): string[] => [quickjs, join(peers, "peer.qjs"), style];
-    add("QuickJS write-only", command, true, ["accepted", "inet"]);
-  }
+  if (node !== undefined) add("Node", (style) => [node, join(peers, "peer.cjs"), style]);
 
   const files = contenders.flatMap(({ command, styles }) =>
-    // The program, and what follows it: a program behind another, a snapshot.
+    // The program, and a program behind it.
     styles.flatMap((style) => command(style).filter((word) => word.startsWith("/"))),
   );
   return {

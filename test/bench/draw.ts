@@ -1,6 +1,6 @@
 /**
- * Puts the results of a run where they are read: the pictures of the README, and the tables of the
- * benchmarks' page, so that nobody copies a figure by hand.
+ * Puts the results of a run into the pages: the tables, and the picture of the restarts. So nobody
+ * copies a figure by hand.
  *
  *   bun test/bench/draw.ts dist/bench/results.json
  */
@@ -27,41 +27,27 @@ export interface Results {
   readonly figures: readonly Figure[];
 }
 
-interface Picture {
-  readonly title: string;
-  /** Bars side by side, each column with a scale of its own. */
-  readonly columns: readonly { readonly metric: string; readonly title?: string }[];
-  /** Bars one below the other. */
-  readonly blocks: readonly { readonly group: string; readonly title?: string }[];
-}
+/** The file of the picture. */
+export const PICTURE = "restarts.svg";
 
-const PICTURES: Record<string, Picture> = {
-  "start.svg": {
-    title: "Start: milliseconds from connect to first byte",
-    columns: [{ metric: "first byte ms" }],
-    blocks: [{ group: `cold, ${services.listen}` }],
-  },
-  "restarts.svg": {
-    title: "12 restarts of an HTTP server, 64 connections",
-    columns: [
-      { metric: "requests lost", title: "requests lost" },
-      { metric: "longest wait ms", title: "longest wait, ms" },
-    ],
-    blocks: [
-      { group: restartsGroup(64, 0), title: "no pause between requests" },
-      { group: restartsGroup(64, 200), title: "pauses of up to 200 ms" },
-    ],
-  },
-};
+const TITLE = "12 restarts of an HTTP server, 64 connections";
+/** Bars side by side, each column with its own scale. */
+const COLUMNS = [
+  { metric: "requests lost", title: "requests lost" },
+  { metric: "longest wait ms", title: "longest wait, ms" },
+] as const;
+/** Bars one below the other. */
+const BLOCKS = [
+  { group: restartsGroup(64, 0), title: "no pause between requests" },
+  { group: restartsGroup(64, 200), title: "pauses of up to 200 ms" },
+] as const;
 
 /** For somebody who has read nothing else. */
 const NAMES: Record<string, string> = {
   [ours]: services.listen,
   [bunFloor]: "smallest Bun program",
 };
-const HIGHLIGHTED = new Set([ours, "drain"]);
-/** It does not do the job: a floor for those who read the tables. */
-const LEFT_OUT = "C write-only";
+const HIGHLIGHTED = "drain";
 
 // One picture is for light pages and dark ones, because an <img> does not follow the page everywhere:
 // both colours have a contrast of 4.5 on white and on black.
@@ -84,77 +70,60 @@ const day = (date: string): string =>
 const widthOf = (text: string): number => text.length * TEXT * 0.62;
 const round = (coordinate: number): number => Number(coordinate.toFixed(1));
 
-/** SVG by the name of its file, of each picture for which there are figures. */
-export function draw(results: Results): Map<string, string> {
-  const drawn = new Map<string, string>();
-  for (const [file, picture] of Object.entries(PICTURES)) {
-    const figures = results.figures.filter(
-      ({ group, metric, who }) =>
-        picture.blocks.some((block) => block.group === group) &&
-        picture.columns.some((column) => column.metric === metric) &&
-        who !== LEFT_OUT,
-    );
-    if (figures.length > 0) drawn.set(file, svg(picture, figures, results));
-  }
-  return drawn;
-}
+/** The picture as SVG, or undefined if the run has no figures for it. */
+export function draw({ figures, date, machine }: Results): string | undefined {
+  const valueOf = (group: string, metric: string, who: string): number | undefined =>
+    findIn(figures, group, metric, who)?.samples[0];
+  const ends = ENDS_OF_ALL.filter((end) =>
+    BLOCKS.some(({ group }) => valueOf(group, COLUMNS[0].metric, end) !== undefined),
+  );
+  if (ends.length === 0) return undefined;
 
-function svg({ title, columns, blocks }: Picture, figures: Figure[], results: Results): string {
-  const find = (group = "", metric = "", who: string): Figure | undefined =>
-    findIn(figures, group, metric, who);
-
-  // The best of the first bars comes first, everywhere.
-  const rank = (who: string): number =>
-    median(find(blocks[0]?.group, columns[0]?.metric, who)?.samples ?? [Infinity]);
-  const everybody = [...new Set(figures.map(({ who }) => who))].sort((a, b) => rank(a) - rank(b));
-  const left = Math.max(...everybody.map((who) => widthOf(nameOf(who)))) + 2 * GAP;
-  const width = (WIDTH - left) / columns.length;
-  const axes = columns.map(({ metric, title = "" }, i) => {
-    const all = figures.filter((figure) => figure.metric === metric);
-    const room = Math.max(...all.map(({ samples }) => widthOf(label(median(samples))))) + 3 * GAP;
-    const longest = Math.max(...all.map(({ samples }) => percentile(samples, 0.9)));
-    return { metric, title, x: round(left + i * width), scale: (width - room) / (longest || 1) };
+  const left = Math.max(...ends.map(widthOf)) + 2 * GAP;
+  const width = (WIDTH - left) / COLUMNS.length;
+  const axes = COLUMNS.map(({ metric, title }, i) => {
+    const all = BLOCKS.flatMap(({ group }) => ends.map((end) => valueOf(group, metric, end) ?? 0));
+    const room = Math.max(...all.map((value) => widthOf(label(value)))) + 3 * GAP;
+    const scale = (width - room) / (Math.max(...all) || 1);
+    return { metric, title, x: round(left + i * width), scale };
   });
 
-  const shapes = [text(0, TEXT, title, BOLD)];
+  const shapes = [text(0, TEXT, TITLE, BOLD)];
   const descriptions: string[] = [];
   let y = TEXT + 2 * GAP;
-  for (const block of blocks) {
-    if (block.title !== undefined) {
-      shapes.push(text(0, (y += ROW), block.title));
-      y += SMALL + GAP;
-      shapes.push(...axes.map(({ x, title }) => text(x, y, title, SMALLER)));
-      y += GAP;
-    }
+  for (const { group, title } of BLOCKS) {
+    shapes.push(text(0, (y += ROW), title));
+    y += SMALL + GAP;
+    shapes.push(...axes.map((axis) => text(axis.x, y, axis.title, SMALLER)));
+    y += GAP;
     const top = y;
     const described: string[] = [];
-    for (const who of everybody) {
-      const highlighted = HIGHLIGHTED.has(who);
-      const style = highlighted ? ` fill="${BLUE}"${BOLD}` : "";
+    for (const end of ends) {
+      const colour = end === HIGHLIGHTED ? BLUE : GREY;
+      const style = end === HIGHLIGHTED ? ` fill="${BLUE}"${BOLD}` : "";
       const baseline = y + 24;
-      shapes.push(text(left - GAP, baseline, nameOf(who), ` text-anchor="end"${style}`));
+      shapes.push(text(left - GAP, baseline, end, ` text-anchor="end"${style}`));
       const values = axes.map(({ metric, x, scale }) => {
-        const samples = find(block.group, metric, who)?.samples;
-        if (samples === undefined) return "-";
-        const at = (p: number): number => round(x + scale * percentile(samples, p));
-        const value = label(median(samples));
-        shapes.push(bar(x, y, [at(0.1), at(0.5), at(0.9)], highlighted ? BLUE : GREY));
-        shapes.push(text(at(0.9) + GAP, baseline, value, style));
-        return value;
+        const value = valueOf(group, metric, end);
+        if (value === undefined) return "-";
+        const length = round(scale * value);
+        const place = `x="${x}" y="${y + (ROW - BAR) / 2}" width="${length}" height="${BAR}"`;
+        shapes.push(`<rect ${place} fill="${colour}" fill-opacity="0.5"/>`);
+        shapes.push(text(x + length + GAP, baseline, label(value), style));
+        return label(value);
       });
-      described.push(`${nameOf(who)} ${values.join(" and ")}`);
+      described.push(`${end} ${values.join(" and ")}`);
       y += ROW;
     }
     shapes.push(...axes.map(({ x }) => `<path d="M${x} ${top}V${y}" stroke="${GREY}"/>`));
-    descriptions.push(`${block.title ?? ""} ${described.join(", ")}.`.trim());
+    descriptions.push(`${title}: ${described.join(", ")}.`);
   }
-  y += GAP;
-  for (const line of source(figures, results)) shapes.push(text(0, (y += 26), line, SMALLER));
+  shapes.push(text(0, (y += GAP + 26), `${day(date)}, ${machine}.`, SMALLER));
   const height = y + GAP;
   return `<svg xmlns="http://www.w3.org/2000/svg" role="img"
   width="${WIDTH}" height="${height}" viewBox="0 0 ${WIDTH} ${height}"
   font-family="system-ui, sans-serif" font-size="${TEXT}" fill="${GREY}" stroke-width="2">
-<title>${Bun.escapeHTML(title)}</title>
+<title>${Bun.escapeHTML(TITLE)}</title>
 <desc>${Bun.escapeHTML(descriptions.join(" "))}</desc>
 ${shapes.join("\n")}
 </svg>
@@ -163,23 +132,6 @@ ${shapes.join("\n")}
 
 const text = (x: number, y: number, content: string, more = ""): string =>
   `<text x="${round(x)}" y="${y}"${more}>${Bun.escapeHTML(content)}</text>`;
-
-/** A bar that ends at the median, and over it the spread, if there is one. */
-function bar(x: number, y: number, [low, middle, high]: [number, number, number], colour: string) {
-  const place = `x="${x}" y="${y + (ROW - BAR) / 2}" width="${round(middle - x)}" height="${BAR}"`;
-  const rectangle = `<rect ${place} fill="${colour}" fill-opacity="0.5"/>`;
-  const spread = `<path d="M${low} ${y + 12}v10m0-5H${high}m0-5v10" stroke="${colour}"/>`;
-  return high > low ? `${rectangle}${spread}` : rectangle;
-}
-
-/** The lines below a picture. */
-function source(figures: readonly Figure[], { date, machine }: Results): string[] {
-  const runs = Math.max(...figures.map(({ samples }) => samples.length));
-  const bars = `Bars: median of ${runs}; lines: from the 10th to the 90th percentile.`;
-  const sentences = [...(runs > 1 ? [bars] : []), `${day(date)}, ${machine}.`];
-  // As many characters as fit.
-  return sentences.flatMap((sentence) => sentence.match(/\S.{0,85}(?= |$)/g) ?? []);
-}
 
 /** The columns of the page's second table: title, group and metric. */
 const MEDIANS: readonly (readonly [title: string, group: string, metric: string])[] = [
@@ -358,6 +310,6 @@ if (import.meta.main) {
   if (file === undefined) throw new Error("which results? bun test/bench/draw.ts FILE");
   const results: Results = await Bun.file(file).json();
   await Bun.write(PAGE, withTables(await Bun.file(PAGE).text(), results));
-  for (const [name, picture] of draw(results))
-    await Bun.write(join(import.meta.dir, name), picture);
+  const picture = draw(results);
+  if (picture !== undefined) await Bun.write(join(import.meta.dir, PICTURE), picture);
 }

@@ -96,28 +96,3 @@ function table(figures: Figures, group: string): string {
     ...rows.map((who) => [`  ${who}`, ...metrics.map((metric) => cell(who, metric))]),
   ]);
 }
-
-/** A line for each contender on one logarithmic axis: the darker, the more of its samples there. */
-export function plot(figures: Figures, group: string, metric: string): string {
-  const WIDTH = 72;
-  const here = figures.all.filter((f) => f.group === group && f.metric === metric);
-  const every = here.flatMap((figure) => figure.samples);
-  const [low, high] = [Math.min(...every), Math.max(...every)];
-  const at = (value: number): number =>
-    Math.floor((Math.log(value / low) / Math.log(high / low || 2)) * (WIDTH - 1));
-  const axis = Array<string>(WIDTH + 8).fill(" ");
-  for (let decade = 0.01; decade < high; decade *= 10)
-    for (const tick of [1, 2, 5].map((step) => step * decade))
-      if (tick >= low && tick <= high)
-        [...`|${Number(tick.toPrecision(1))}`].forEach((c, i) => (axis[at(tick) + i] = c));
-  const shades = " .:-=+*#%@";
-  const line = ({ who, samples }: Figure): string => {
-    const bins = Array<number>(WIDTH).fill(0);
-    for (const sample of samples) bins[at(sample)] = (bins[at(sample)] ?? 0) + 1;
-    const fullest = Math.max(...bins);
-    const shade = (n: number): string => shades[Math.ceil((n / fullest) * 9)] ?? " ";
-    return `  ${who.padEnd(13)}${bins.map(shade).join("")}`.trimEnd();
-  };
-  const title = `${group}: ${metric}, logarithmic`;
-  return [title, ...here.map(line), `  ${" ".repeat(13)}${axis.join("").trimEnd()}`].join("\n");
-}

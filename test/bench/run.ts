@@ -4,7 +4,7 @@
  *
  *   bun test/bench/run.ts [--quick] [--only 1,3] [--json FILE]
  *
- * Every sample is in FILE (dist/bench/results.json) afterwards, and the pictures are beside it.
+ * Every sample is in FILE (dist/bench/results.json) afterwards.
  *
  * Parts: 1 cold activation, 2 the same through a booted systemd, 3 warm throughput, 4 a process per
  * connection, 5 memory, 6 size and build time, 7 HTTP, 8 HTTP under restarts, 9 several processes,
@@ -13,7 +13,7 @@
  */
 import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
 import { cpus, release, totalmem } from "node:os";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { parseArgs } from "node:util";
 
 import {
@@ -34,8 +34,8 @@ import {
   styles,
 } from "./contenders.ts";
 import { lines } from "../support/lines.ts";
-import { draw, type Results } from "./draw.ts";
-import { columns, Figures, plot, ratio, show, tables } from "./figures.ts";
+import type { Results } from "./draw.ts";
+import { columns, Figures, ratio, show, tables } from "./figures.ts";
 import {
   assembleHttp,
   buildGoHttp,
@@ -261,8 +261,7 @@ function memory(pid: number): Memory {
 
 /** 5. Private and shared memory of the listener in four states, and of a hundred processes. */
 async function memories(activator: Activator, field: Field): Promise<void> {
-  const contenders = field.contenders.filter(({ floor, name }) => !floor || name === bunFloor);
-  const servers = await serve(activator, { ...field, contenders });
+  const servers = await serve(activator, field);
   const settle = pick(10_000, 1_000);
   const record = (state: string, { name, pids }: Server): void => {
     const all = pids.map(memory);
@@ -298,7 +297,7 @@ async function memories(activator: Activator, field: Field): Promise<void> {
   await activator.ask("stop");
 
   const group = "memory, 100 of socket-service-accepted at once";
-  for (const { name, command } of able(contenders, "accepted")) {
+  for (const { name, command } of able(field.contenders, "accepted")) {
     const pids = numbers(await activator.ask("hold", "accepted", 100, ...command("accepted")));
     const all = pids.map(memory);
     figures.record(group, "private MiB, each", name, sum(all, "own") / pids.length);
@@ -433,15 +432,14 @@ function claims(): string[][] {
 
   for (const style of styles)
     for (const [metric, aims] of [
-      ["first byte", { Node: 0.25, Python: 0.45, Go: 2 }],
+      ["first byte", { Node: 0.25, Go: 2 }],
       ["end of file", {}],
     ] as const) {
       const of: [string, string] = [`cold, ${services[style]}`, `${metric} ms`];
       const what = `cold, ${metric}: ${services[style]}`;
       claim(what, of, ours, bunFloor, style === "listen" ? 1.15 : 1.05);
       for (const [over, bound] of Object.entries(aims)) claim(what, of, ours, over, bound);
-      for (const over of [proxied, "Rust", "Node, snapshot", "GJS", "QuickJS write-only"])
-        if (metric === "first byte") claim(what, of, ours, over);
+      if (metric === "first byte") claim(what, of, ours, proxied);
     }
   for (const version of versions)
     for (const style of styles)
@@ -455,8 +453,6 @@ function claims(): string[][] {
     ["Go", 1.05],
     ["Node", 1.8],
     [proxied, undefined],
-    ["Rust", undefined],
-    ["GJS", undefined],
   ] as const)
     claim("warm, 64 clients, connections/s", [busy, "connections/s"], ours, over, bound, true);
   for (const [over, bound] of [
@@ -561,12 +557,7 @@ for (const note of notes) console.log(`not measured: ${note}`);
 const rows = claims();
 console.log(`\n${columns([["ratio", "", "middle half", "runs", "wanted", "met"], ...rows])}`);
 console.log(`\nfigures: median (10th - 99th percentile)\n\n${tables(figures)}`);
-for (const style of styles)
-  if (figures.all.some(({ group }) => group === `cold, ${services[style]}`))
-    console.log(`\n${plot(figures, `cold, ${services[style]}`, "first byte ms")}`);
 const date = new Date().toISOString();
 const results: Results = { date, machine, seconds, notes, ratios: rows, figures: figures.all };
 await Bun.write(options.json, `${JSON.stringify(results, undefined, 2)}\n`);
-const pictures = draw(results);
-for (const [name, picture] of pictures) await Bun.write(join(dirname(options.json), name), picture);
-console.log(`\nwritten: ${[options.json, ...pictures.keys()].join(", ")}`);
+console.log(`\nwritten: ${options.json}`);

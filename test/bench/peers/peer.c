@@ -1,7 +1,4 @@
-// The greeting in C with libc only:  peer listen|accepted|inet [floor]
-//
-// With `floor` it only writes and closes. That is no correct server (a client that speaks first is
-// reset); it is the least a client can be made to see, and what the load generator is held against.
+// The greeting in C with libc only:  peer listen|accepted|inet
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <signal.h>
@@ -60,20 +57,15 @@ static void serveMany(int listening) {
   }
 }
 
-static void writeMany(int listening) {
-  for (int fd; (fd = accept4(listening, NULL, NULL, SOCK_CLOEXEC)) >= 0; close(fd))
-    send(fd, greeting, sizeof greeting - 1, MSG_NOSIGNAL);
-}
-
 static void timeUp(int signal) {
   (void)signal;
   _exit(0);
 }
 
-static void serveOne(int in, int out, const char *line, int drain) {
+static void serveOne(int in, int out, const char *line) {
   char rest[65536];
   signal(SIGPIPE, SIG_IGN);
-  if (write(out, line, strlen(line)) < 0 || !drain) return;
+  if (write(out, line, strlen(line)) < 0) return;
   shutdown(out, SHUT_WR);
   signal(SIGALRM, timeUp);
   alarm(DEADLINE);
@@ -83,14 +75,11 @@ static void serveOne(int in, int out, const char *line, int drain) {
 
 int main(int argc, char **argv) {
   const char *style = argc > 1 ? argv[1] : "listen";
-  int drain = argc < 3;
   if (!strcmp(style, "accepted"))
-    serveOne(3, 3, "This socket was already accepted\n", drain);
+    serveOne(3, 3, "This socket was already accepted\n");
   else if (!strcmp(style, "inet"))
-    serveOne(0, 1, "This socket was passed on stdin/stdout\n", drain);
-  else if (drain)
-    serveMany(3);
+    serveOne(0, 1, "This socket was passed on stdin/stdout\n");
   else
-    writeMany(3);
+    serveMany(3);
   return 0;
 }

@@ -1,6 +1,5 @@
 // The greeting in Node with its `net`:  peer.cjs listen|accepted|inet
 const net = require("node:net");
-const { startupSnapshot } = require("node:v8");
 
 const deadline = 5000;
 
@@ -13,21 +12,15 @@ function serve(socket, line) {
 }
 
 const allowHalfOpen = true;
-function main() {
-  switch (process.argv[2]) {
-    case "accepted":
-      serve(new net.Socket({ fd: 3, allowHalfOpen }), "This socket was already accepted\n");
-      break;
-    case "inet":
-      serve(new net.Socket({ fd: 0, allowHalfOpen }), "This socket was passed on stdin/stdout\n");
-      break;
-    default:
-      net
-        .createServer({ allowHalfOpen }, (socket) => serve(socket, "This is a test\n"))
-        .listen({ fd: 3 });
-  }
+switch (process.argv[2]) {
+  case "accepted":
+    serve(new net.Socket({ fd: 3, allowHalfOpen }), "This socket was already accepted\n");
+    break;
+  case "inet":
+    serve(new net.Socket({ fd: 0, allowHalfOpen }), "This socket was passed on stdin/stdout\n");
+    break;
+  default:
+    net
+      .createServer({ allowHalfOpen }, (socket) => serve(socket, "This is a test\n"))
+      .listen({ fd: 3 });
 }
-
-// With --build-snapshot, all up to here is in the snapshot.
-if (startupSnapshot.isBuildingSnapshot()) startupSnapshot.setDeserializeMainFunction(main);
-else main();
