@@ -86,7 +86,7 @@ test-frameworks: node_modules/.installed ## Run the tests of all frameworks, unc
 test-bun: node_modules/.installed ## Run the module's tests on the oldest and the newest Bun (or VERSION=1.4.2)
 	@test/versions.sh $(BUN) "$(VERSION)" $(ARGS)
 
-bench: all ## Measure the services and their peers (ARGS="--quick", "--json FILE"; ROOT=DIR for another systemd as well)
+bench: all dist/register.js ## Measure the services and their peers (ARGS="--quick", "--json FILE"; ROOT=DIR for another systemd as well)
 	@$(BUN) test/bench/run.ts $(ARGS)
 
 check: node_modules/.installed ## Check types, formatting, shell scripts, and the order of the layers

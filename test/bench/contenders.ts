@@ -131,7 +131,7 @@ export function assemble(directory: string): Field {
   if (go !== undefined) {
     const path = join(directory, "peer-go");
     const env = { ...process.env, GO111MODULE: "off", CGO_ENABLED: "0", GOFLAGS: "" };
-    run([go, "build", "-o", path, join(peers, "peer.go")], env);
+    run([go, "build", "-o", path, join(peers, "peer.go")], { env });
     add("Go", (style) => [path, style]);
   }
   const node = installed("Node", "node", "nodejs");
@@ -156,11 +156,15 @@ export function build(source: string, outfile: string): string {
   return outfile;
 }
 
-/** @throws {Error} with what the command printed when it fails. */
+/** @throws {Error} if the command fails, with its output on stderr. */
 export function run(
   command: string[],
-  env: Record<string, string | undefined> = process.env,
+  options: { cwd?: string; env?: Record<string, string | undefined> } = {},
 ): void {
-  const { exitCode, stderr } = Bun.spawnSync(command, { env, stdout: "ignore", stderr: "pipe" });
+  const { exitCode, stderr } = Bun.spawnSync(command, {
+    ...options,
+    stdout: "ignore",
+    stderr: "pipe",
+  });
   if (exitCode !== 0) throw new Error(`${command.join(" ")} failed:\n${stderr.toString()}`);
 }

@@ -1,34 +1,62 @@
-/** HTTP: `serve` on a passed socket beside `Bun.serve` on a port of its own, and beside others. */
-import { readdirSync, readFileSync } from "node:fs";
+/**
+ * HTTP: `serve` on a passed socket beside `Bun.serve` on its own port, programs that are run unchanged by
+ * the preload beside the same programs on their own ports, and peers.
+ */
+import { copyFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join, relative, resolve } from "node:path";
 
 import { CHECKOUT, type Machine } from "../support/machine.ts";
 import { build, find, ours, PROXYD, proxied, run, turns } from "./contenders.ts";
 import { Stopwatch } from "./stopwatch.ts";
 
-export const plain = "Bun.serve";
+/** Programs that know nothing of systemd, each on its own port. */
+export const UNCHANGED = ["Bun.serve", "node:http in Bun", "Express in Bun"] as const;
+export const plain = UNCHANGED[0];
+/** A program with `serve` that is not compiled, as those with the preload are not. */
+export const source = "serve, not compiled";
+/** The name of such a program that the preload has given the passed socket. */
+export const preloaded = (program: string): string => `${program}, preload`;
 
 export interface HttpContender {
   readonly name: string;
   readonly command: readonly string[];
-  /** It opens a port of its own and prints it, for it can be passed none. */
-  readonly own?: true;
+  /** Whether it opens its own port and prints it, instead of taking the passed socket. */
+  readonly own?: boolean;
 }
 
-/** Builds into `directory` what this machine can run, where assemble() has put the rest. */
+/**
+ * Builds into `directory`, in which assemble() has put the rest, everything that this machine can run.
+ *
+ * @throws {Error} if Express cannot be installed, or a program does not build.
+ */
 export function assembleHttp(directory: string): HttpContender[] {
   const peers = join(import.meta.dir, "peers/http");
-  const bun = (name: string): string =>
-    build(join(peers, `${name}.ts`), join(directory, `http-${name}`));
-  const own = bun("plain");
+  const express = join(directory, "express");
+  mkdirSync(express);
+  writeFileSync(join(express, "package.json"), "{}");
+  copyFileSync(join(peers, "express.mjs"), join(express, "express.mjs"));
+  const add = ["add", "--ignore-scripts", "--silent", "express@5.3.0"];
+  run([process.execPath, ...add], { cwd: express });
+
+  const register = join(import.meta.dir, "../../dist/register.js");
+  const preload = [process.execPath, "--no-install", "--preload", register];
+  const unchanged = (name: string, program: string): HttpContender[] => [
+    { name, command: [process.execPath, program], own: true },
+    // Any port but 0 is the passed socket's.
+    { name: preloaded(name), command: [...preload, program, "3000"] },
+  ];
   const contenders: HttpContender[] = [
-    { name: ours, command: [bun("ours")] },
-    { name: plain, command: [own], own: true },
-    { name: "node:http in Bun", command: [bun("node")] },
+    { name: ours, command: [build(join(peers, "ours.ts"), join(directory, "http-ours"))] },
+    { name: source, command: [process.execPath, join(peers, "ours.ts")] },
+    ...unchanged(plain, join(peers, "plain.ts")),
+    ...unchanged(UNCHANGED[1], join(peers, "node.ts")),
+    ...unchanged(UNCHANGED[2], join(express, "express.mjs")),
   ];
   const proxyd = find(PROXYD);
-  if (proxyd !== undefined)
+  if (proxyd !== undefined) {
+    const own = build(join(peers, "plain.ts"), join(directory, "http-plain"));
     contenders.push({ name: proxied, command: [join(directory, "behind"), proxyd, own] });
+  }
   const node = find("node");
   if (node !== undefined)
     contenders.push({ name: "Node", command: [node, join(peers, "node.cjs")] });
@@ -43,7 +71,7 @@ export function buildGoHttp(directory: string): string | undefined {
   if (go === undefined) return undefined;
   const path = join(directory, "peer-http-go");
   const env = { ...process.env, GO111MODULE: "off", CGO_ENABLED: "0", GOFLAGS: "" };
-  run([go, "build", "-o", path, join(import.meta.dir, "peers/http/http.go")], env);
+  run([go, "build", "-o", path, join(import.meta.dir, "peers/http/http.go")], { env });
   return path;
 }
 
@@ -99,7 +127,7 @@ export async function httpThroughSystemd(
   const inside = `${CHECKOUT}/${relative(resolve(import.meta.dir, "../.."), directory)}`;
   const peers = resolve(import.meta.dir, "../..");
   const units = contenders
-    .filter(({ own }) => own === undefined)
+    .filter(({ own = false }) => !own)
     .map(({ name, command }, i) => {
       const program = command.join(" ").replaceAll(directory, inside).replaceAll(peers, CHECKOUT);
       return { name, program, unit: `bench-http-${i}`, port: 6000 + i };

@@ -1,6 +1,8 @@
-// node:http in Bun, which ignores a descriptor: node:net takes it.
-import { createServer as createHttpServer } from "node:http";
-import { createServer } from "node:net";
+// On the port that is its argument. It prints its port.
+import { createServer } from "node:http";
 
-const http = createHttpServer((_, response) => response.end("Hello\n"));
-createServer((socket) => void http.emit("connection", socket)).listen({ fd: 3 });
+const server = createServer((_, response) => void response.end("Hello\n"));
+server.listen(Number(process.argv[2] ?? 0), () => {
+  const address = server.address();
+  if (typeof address === "object") console.log(address?.port);
+});

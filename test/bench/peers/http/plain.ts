@@ -1,5 +1,5 @@
-// A port of its own, which it prints, or the Unix socket that is its argument.
+// On the port or the Unix socket that is its argument. It prints its port.
 const fetch = (): Response => new Response("Hello\n");
-const unix = process.argv[2];
-const server = unix === undefined ? Bun.serve({ port: 0, fetch }) : Bun.serve({ unix, fetch });
-console.log(server.port ?? unix);
+const [at = "0"] = process.argv.slice(2);
+const server = at.startsWith("/") ? Bun.serve({ unix: at, fetch }) : Bun.serve({ port: at, fetch });
+console.log(server.port ?? at);
