@@ -50,7 +50,7 @@ export { freeDescriptors } from "./linux/libc.ts";
 export { adoptConnection } from "./adopt/connection.ts";
 
 // Telling the service manager
-export { notify, type Notification, type NotifyOptions, notifyEnabled } from "./notify/notify.ts";
+export { notify, type Assignments, type NotifyOptions, notifyEnabled } from "./notify/notify.ts";
 export { notifyBarrier } from "./notify/barrier.ts";
 export { watchdogEnabled, startWatchdog } from "./notify/watchdog.ts";
 export { booted } from "./environment.ts";

@@ -2,7 +2,7 @@ import { afterEach, beforeEach, describe, expect, mock, spyOn, test } from "bun:
 import { randomUUID } from "node:crypto";
 import { fstatSync, readFileSync, rmSync } from "node:fs";
 
-import { type Notification, notify, notifyEnabled } from "../../src/activation/index.ts";
+import { type Assignments, notify, notifyEnabled } from "../../src/activation/index.ts";
 import { monotonicMicroseconds } from "../../src/activation/linux/libc.ts";
 import { descriptors, logged, misuse, nothingLeft, thrown } from "../support/checks.ts";
 import { execute } from "../support/daemon.ts";
@@ -105,7 +105,7 @@ test("the first call takes NOTIFY_SOCKET out of the environment, and keeps it", 
   expect(sent({ ready: true })).toBe("READY=1\n");
 });
 
-const ASSIGNMENTS: [Notification, string][] = [
+const ASSIGNMENTS: [Assignments, string][] = [
   [{ ready: true }, "READY=1"],
   [{ stopping: true }, "STOPPING=1"],
   [{ status: "50 % of ü" }, "STATUS=50 % of ü"],
@@ -194,7 +194,7 @@ test.skipIf(EMULATED)(
   },
 );
 
-const REFUSED: [Notification, RegExp, "TypeError" | "RangeError"][] = [
+const REFUSED: [Assignments, RegExp, "TypeError" | "RangeError"][] = [
   [
     { status: "one\nREADY=1" },
     /^cannot notify STATUS="one\\nREADY=1": give one line of text$/,

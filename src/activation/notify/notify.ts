@@ -6,7 +6,7 @@ import * as libc from "../linux/libc.ts";
 import { log, LogLevel } from "../journal/log.ts";
 
 /** The assignments of sd_notify(3), sent in one datagram. */
-export interface Notification {
+export interface Assignments {
   /** `READY=1`: start-up, or a reload, is finished. */
   readonly ready?: true;
   /** `RELOADING=1`, with `MONOTONIC_USEC=` of this moment, as `Type=notify-reload` wants it. */
@@ -120,7 +120,7 @@ export function keepNotifySocket(): void {
  * notify({ ready: true, status: "Listening on 127.0.0.1:4000" });
  * ```
  */
-export function notify(notification: Notification, options: NotifyOptions = {}): boolean {
+export function notify(notification: Assignments, options: NotifyOptions = {}): boolean {
   const { fds = [], pid } = options;
   if (notification.fdStore && fds.length === 0)
     throw new TypeError("cannot notify FDSTORE=1 with no descriptor: give some as fds");
@@ -186,7 +186,7 @@ export function send(state: string, { fds = [], pid }: NotifyOptions): boolean {
 }
 
 /** Returns the datagram for a notification: assignments, each on a line of its own. */
-function serialize(notification: Notification): string {
+function serialize(notification: Assignments): string {
   let text = "";
   const add = (
     name: string,
