@@ -51,10 +51,13 @@ $(OUT)/%: src/daemons/%.ts $(SOURCES) node_modules/.installed | $(EMBEDDED)
 	@echo "build  $@"
 	@$(BUN) build $(COMPILE) $< --outfile $@ >/dev/null
 
-# The preload for other programs: units name this file, so it is one, at a place of its own.
+# The preload for other programs: the file that units name, and what it loads if there is something to do, with
+# bytecode, which another Bun ignores. A bundler cannot read that file, so programs import the source.
 dist/register.js: $(SOURCES) node_modules/.installed
 	@echo "build  $@"
-	@$(BUN) build --target=bun --minify src/activation/register.ts --outfile $@ >/dev/null
+	@$(BUN) build --target=bun --minify --format=cjs --bytecode src/activation/register/main.ts \
+	  --outdir dist/register >/dev/null
+	@$(BUN) build --no-bundle --minify src/activation/register.ts --outfile $@ >/dev/null
 
 demo: all ## Start each service under systemd-socket-activate and be its client
 	@$(BUN) test/demo.ts

@@ -3,17 +3,14 @@
  *
  *     ExecStart=/usr/local/bin/bun --no-install --preload /srv/app/node_modules/socket-service/register.js index.ts
  *
+ * With nothing to do, it loads nothing else: see Start in src/README.md.
+ *
  * @module
  */
-import { messageOf, ActivationError, ExitStatus } from "./error.ts";
-import { LogLevel, logLine } from "./journal/log.ts";
-import { register } from "./register/unchanged.ts";
+import type * as Main from "./register/main.ts";
 
 const { LISTEN_PID, NOTIFY_SOCKET } = process.env;
-if (Bun.isMainThread && (LISTEN_PID !== undefined || NOTIFY_SOCKET !== undefined))
-  try {
-    register();
-  } catch (error) {
-    logLine(LogLevel.error, `socket-service/register: ${messageOf(error)}`);
-    process.exit(error instanceof ActivationError ? error.status : ExitStatus.systemCall);
-  }
+if (Bun.isMainThread && (LISTEN_PID !== undefined || NOTIFY_SOCKET !== undefined)) {
+  const main: typeof Main = require("./register/main.js");
+  main.run();
+}

@@ -1,7 +1,7 @@
 /* Programs that know nothing of systemd, with the preload, on sockets that they are passed. */
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { createSocket } from "node:dgram";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 
 import { Client, freePort, type Running } from "../support/daemon.ts";
 import { CERTIFICATE, client, text } from "../support/listening.ts";
@@ -171,7 +171,9 @@ test("programs of node:dgram and Bun.udpSocket serve, and their clients take no 
 
 test("a compiled program serves, with the import as its first line, or a preload in its environment", async () => {
   const it = service({});
-  it.write("imported.ts", `import ${JSON.stringify(REGISTER)};\n${HTTP["node:http"]}`);
+  // As the package exports it.
+  const source = resolve(import.meta.dir, "../../src/activation/register.ts");
+  it.write("imported.ts", `import ${JSON.stringify(source)};\n${HTTP["node:http"]}`);
   it.write("plain.ts", HTTP["Bun.serve"]);
   for (const name of ["imported", "plain"])
     Bun.spawnSync([process.execPath, "build", "--compile", `${name}.ts`, "--outfile", name], {

@@ -15,7 +15,7 @@ mv dist/declarations/src/activation dist/package/types
 rm -r dist/declarations
 cp -r src/activation dist/package/src
 mv dist/package/src/activation/README.md dist/package/src/activation/REFERENCE.md dist/package
-cp package.json LICENSE dist/register.js dist/package
+cp -r package.json LICENSE dist/register.js dist/register dist/package
 chmod -R u=rwX,go=rX dist/package
 cd dist/package
 "../../$bun" pm pkg delete private scripts devDependencies

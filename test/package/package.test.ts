@@ -43,6 +43,7 @@ test("the tarball holds the sources, a declaration for each, and the module's ow
   const sources = all.filter((name) => name.endsWith(".ts"));
   const packed = [
     ...["LICENSE", "README.md", "REFERENCE.md", "package.json", "register.js"],
+    ...["register/main.js", "register/main.js.jsc"],
     ...sources.map((name) => `src/activation/${name}`),
     ...sources.map((name) => `types/${name.replace(/ts$/, "d.ts")}`),
   ];
@@ -56,10 +57,14 @@ test("the tarball holds the sources, a declaration for each, and the module's ow
   expect(JSON.parse(installed("package.json"))).toEqual(Object.fromEntries(published));
 });
 
-test("the preload is one file, at the package's root, and the import of a compiled program", () => {
+test("the preload is at the package's root, and loads one file if there is something to do", () => {
   const register = installed("register.js");
-  expect(register).not.toMatch(/\bfrom *"\.|require\("\./);
-  expect(register.length).toBeLessThan(64 * 1024);
+  expect(register.match(/"\.[^"]*"/g)).toEqual(['"./register/main.js"']);
+  // A byte more is parsed at each start, with nothing to do too.
+  expect(register.length).toBeLessThan(256);
+  const main = installed("register/main.js");
+  expect(main).not.toMatch(/\bfrom *"\.|require\("\./);
+  expect(main.length).toBeLessThan(64 * 1024);
   writeFileSync(
     join(project, "program.ts"),
     `import "socket-service/register"; console.log("runs");`,
