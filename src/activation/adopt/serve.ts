@@ -73,7 +73,7 @@ function keepOrRenew<Data>(
   const known = servedBy(server);
   if (known === undefined) return keep(server, { options, sockets, watch });
   for (const socket of known.sockets) sockets.add(socket);
-  Object.assign(known, { options, sockets });
+  known.renew({ options, sockets });
   return server;
 }
 

@@ -17,6 +17,8 @@ export interface Served {
   sockets: Set<Closable>;
   /** Gives Bun the options anew, and those of each `reload` from then on, as `change` returns them. */
   readonly change: (change: (options: object) => object) => void;
+  /** Takes what another evaluation gave to `serve`, under `bun --hot`. A change stays in force. */
+  readonly renew: (of: Pick<Served, "options" | "sockets">) => void;
   /** Aborted when the server begins to drain. */
   draining?: AbortController;
 }
@@ -38,9 +40,9 @@ export function keep<Data>(
   start: Pick<Served, "options" | "watch" | "sockets">,
 ): Server<Data> {
   const native = server.reload;
-  let adapt = (options: object) => options;
+  let adapt: ((options: object) => object) | undefined;
   const reload = (options: object) => {
-    Reflect.apply(native, server, [recordSockets(adapt(options), served.sockets)]);
+    Reflect.apply(native, server, [recordSockets(adapt?.(options) ?? options, served.sockets)]);
     served.options = options;
     return server;
   };
@@ -49,6 +51,11 @@ export function keep<Data>(
     change(change) {
       adapt = change;
       reload(served.options);
+    },
+    renew({ options, sockets }) {
+      Object.assign(served, { options, sockets });
+      // Bun has the handlers of the new evaluation already.
+      if (adapt !== undefined) reload(options);
     },
   };
   servers.set(server, served);
