@@ -91,7 +91,7 @@ describe("an error for a program that was passed nothing", () => {
     expect(notPassed({ reason }, "socket")).toEqual(
       refusal(
         78,
-        / by systemd to .*: .* was changed or stopped .*, run systemctl( --user)? restart /,
+        / by systemd to .*: .* was changed or stopped .*, run systemctl( --user)? stop .* start /,
       ),
     );
     expect(notPassed({ reason }, "connection")).toEqual(
@@ -108,7 +108,7 @@ describe("an error for a program that was passed nothing", () => {
     expect(notPassed({ reason }, "socket")).toEqual(
       refusal(
         78,
-        / to this service, .*: its socket unit was changed .*, run systemctl restart its /,
+        / to this service, .*: its socket unit was changed .*, run systemctl stop its .* && systemctl start its /,
       ),
     );
   });

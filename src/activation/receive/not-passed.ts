@@ -28,14 +28,19 @@ export function notPassed({ reason, remedy }: NotPassed, needed: Needed): Activa
         : "start it from a socket unit or with systemd-socket-activate",
     );
   const { service, socket, systemctl } = unitsOf(controlGroups(), needed);
-  // The name of a unit may hold a backslash.
-  const restart = `run ${systemctl} restart ${socket.includes("\\") ? `'${socket}'` : socket}`;
+  // Not restart: some versions of systemd then say "Address already in use".
+  const again = `run ${systemctl} stop ${quoted(socket)} && ${systemctl} start ${quoted(socket)}`;
   return error(
     needed === "connection"
-      ? `a client's connection starts the service, ${restart} and connect`
-      : `${socket} was changed or stopped while the service ran, or the service was started without it (Requires= prevents that), ${restart}`,
+      ? `a client's connection starts the service, ${again} and connect`
+      : `${socket} was changed or stopped while the service ran, or the service was started without it (Requires= prevents that), ${again}`,
     ` by systemd to ${service}`,
   );
+}
+
+/** The name of a unit for a shell: it may hold a backslash. */
+function quoted(unit: string): string {
+  return unit.includes("\\") ? `'${unit}'` : unit;
 }
 
 /**
