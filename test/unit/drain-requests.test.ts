@@ -5,12 +5,12 @@ import { connect as connectTLS } from "node:tls";
 import { connectionsAt } from "../../src/activation/adopt/connections.ts";
 import { drain } from "../../src/activation/adopt/drain.ts";
 import { serve } from "../../src/activation/adopt/serve.ts";
-import { socketName } from "../../src/activation/linux/libc.ts";
+import { socketName, talk } from "../../src/activation/linux/libc.ts";
 import { far } from "../support/far.ts";
 import { drainUntil, Kept } from "../support/kept.ts";
-import { CERTIFICATE, FAMILIES, listening } from "../support/listening.ts";
+import { CERTIFICATE, client, FAMILIES, listening } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
-import { cleansUp, started } from "../support/started.ts";
+import { atEnd, cleansUp, started } from "../support/started.ts";
 import { until } from "../support/until.ts";
 
 cleansUp();
@@ -209,6 +209,37 @@ test.each([20, 70, 170, 700])(
     expect(await drained).toBe(true);
   },
 );
+
+test("a TLS handshake that never ends is cut off after two seconds, and the result is false", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, tls: CERTIFICATE, fetch: () => new Response("never") });
+  const slow = await client(it.to);
+  // The head of a record of 512 bytes, and then one byte of it after the other.
+  slow.write(Uint8Array.of(22, 3, 1, 2, 0, 1));
+  const drip = setInterval(() => slow.write("\0"), 100);
+  atEnd(() => clearInterval(drip));
+  await until("it is accepted", 10, () => connectionsAt(socketName(it.kept)).length === 1);
+  const begun = performance.now();
+  expect(await drain(server, { grace: 1 })).toBe(false);
+  expect(performance.now() - begun).toBeWithin(1900, 4000);
+  slow.destroy();
+});
+
+test("a client whose TLS handshake has ended, and who asks nothing, is not waited for", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, tls: CERTIFICATE, fetch: () => new Response("never") });
+  const to = "port" in it.to ? { port: it.to.port } : { path: it.to.path };
+  const idle = connectTLS({ ...to, rejectUnauthorized: false });
+  atEnd(() => idle.destroy());
+  await until("it is silent", 10, () => {
+    const [fd] = connectionsAt(socketName(it.kept));
+    const { segments = 0, heard = 0 } = (fd !== undefined && talk(fd)) || {};
+    return segments > 1 && heard > 600;
+  });
+  const begun = performance.now();
+  expect(await drain(server, { grace: 1 })).toBe(true);
+  expect(performance.now() - begun).toBeLessThan(500);
+});
 
 test("requests that come together are answered as before, up to the one that ends the connection", async () => {
   using it = listening("IPv4");

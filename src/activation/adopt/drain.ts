@@ -230,7 +230,7 @@ class Drain {
     for (const socket of served.sockets) socket.close(1001);
     // Not server.stop(): it would close a connection on which Bun still sends a direct stream.
     const hasWork = ({ isUnread, isSending, talk }: Connection): boolean =>
-      isUnread || isSending || (talk !== undefined && isAsking(talk));
+      isUnread || isSending || (!this.#isCut && talk !== undefined && isAsking(talk));
     const isComplete = await this.#until(
       () =>
         this.#areAnswered() &&
