@@ -364,7 +364,7 @@ test("a reload takes neither a new certificate nor a new address", async () => {
 
 test("every program is started by a command, or by a unit", () => {
   const started = [...units(README).values()].map((unit) =>
-    /^ExecStart=bun \/srv\/(.*)$/m.exec(unit),
+    /^ExecStart=\/usr\/local\/bin\/bun --no-install \/srv\/(.*)$/m.exec(unit),
   );
   const varied = [...furtherLines(README).keys()].map((unit) => unit.replace(".service", ".ts"));
   const names = [...started.map((found) => found?.[1]), ...varied];
