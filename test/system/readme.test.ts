@@ -8,13 +8,13 @@ import { until } from "../support/until.ts";
 import { cannotRun, lacksInside, nothingFailed } from "./harness.ts";
 import { SERVICES } from "../support/services.ts";
 import type { Tally } from "../support/http.ts";
-import { CHECKOUT, Machine } from "../support/machine.ts";
+import { BUN, CHECKOUT, Machine } from "../support/machine.ts";
 
 setDefaultTimeout(60_000);
 
-/** Where a reader may have cloned it, and the empty directory beside it. */
+/** Where the README has the clone and the project. */
 const CLONE = "/root/socket-service";
-const PROJECT = "/root/hello";
+const PROJECT = "/srv/app";
 
 /** Commands that run elsewhere. */
 const ELSEWHERE: Record<string, string> = {
@@ -56,7 +56,8 @@ describe.skipIf(cannotRun)("the README", () => {
     await machine.must("mkdir", "-p", "/run/clone/new", "/run/clone/work", CLONE, PROJECT);
     const layers = `lowerdir=${CHECKOUT},upperdir=/run/clone/new,workdir=/run/clone/work`;
     await machine.must("mount", "-t", "overlay", "-o", layers, "overlay", CLONE);
-    await machine.must("ln", "-s", process.execPath.replace(ROOT, CLONE), "/usr/local/bin/bun");
+    // Not the clone's: other users than root may not look there.
+    await machine.must("ln", "-s", BUN, "/usr/local/bin/bun");
     // A minimal Debian has no sudo, and root needs none.
     await machine.write("/usr/local/bin/sudo", '#!/bin/sh\nexec "$@"\n');
     await machine.must("chmod", "755", "/usr/local/bin/sudo");
@@ -129,8 +130,8 @@ describe.skipIf(cannotRun)("the README", () => {
     expect(await machine.must(...found)).toBe("");
   });
 
-  const [get, start, [activate = ""] = [], install, newCode, change, watch, remove, nginx = []] =
-    blocks("Your own service", 9);
+  const [get, start, look, edited, ...own] = blocks("Your own service", 11);
+  const [[activate = ""] = [], install, newCode, change, watch, remove, nginx = []] = own;
   const curl = (port: number) => `curl --silent --show-error http://127.0.0.1:${port}`;
   const SOCKET = "/etc/systemd/system/hello.socket";
   /** Has `hello.socket` listen elsewhere, as an editor does. */
@@ -154,10 +155,13 @@ describe.skipIf(cannotRun)("the README", () => {
 
   test("has an unchanged program of the reader's running, and restarted with no request lost", async () => {
     await run(get, PROJECT);
-    await machine.must("ln", "-s", PROJECT, "/srv/app");
-    const program = `export default { fetch: () => new Response("Hello\\n") };\n`;
+    const program = `export default { fetch: () => new Response(process.getuid() + "\\n") };\n`;
     await machine.write(`${PROJECT}/index.ts`, program);
     await run(start, PROJECT);
+    expect(await shell(curl(3000))).toBe(await machine.must("id", "--user", "www-data"));
+    await run(look, PROJECT);
+    await machine.write(`${PROJECT}/index.ts`, program.replace("process.getuid()", `"Hello"`));
+    await run(edited, PROJECT);
     expect(await shell(curl(3000))).toBe("Hello");
     expect(await machine.show("app.service", "StatusText")).toBe("Listening on 127.0.0.1:3000");
     await restartedUnderLoad("app.service");
@@ -235,7 +239,9 @@ describe.skipIf(cannotRun)("the README", () => {
     expect(status).toBe(1);
     expect(stderr).toContain("Job for hello.service failed");
     const log = await machine.must("journalctl", "--unit=hello.service", "--lines=20");
-    expect(log).toMatch(/no socket was passed.*systemctl restart hello.socket/);
+    expect(log).toMatch(
+      /no socket was passed.*systemctl stop hello.socket && systemctl start hello.socket/,
+    );
     const listening = await machine.must("ss", "--listening", "--tcp", "--numeric", "--no-header");
     expect(listening.match(/\S+:300\d(?= )/g)).toBeNull();
     await run(change);
