@@ -19,7 +19,7 @@ export function parseDecimal(name: string, value: string, what: string, max = 2 
   if (String(number) === value && Number.isInteger(number) && number > 0 && number <= max)
     return number;
   throw misconfigured(
-    `${name} is ${quote(value)}, which is not ${what}: leave the variable to the service manager`,
+    `${name} is ${quote(value)}, which is not ${what}: do not set ${name} yourself, because systemd sets it`,
   );
 }
 

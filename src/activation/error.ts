@@ -10,7 +10,10 @@ export const ExitStatus = {
 
 export type ExitStatus = (typeof ExitStatus)[keyof typeof ExitStatus];
 
-/** The one error of this module. In one line: what was found, what was wanted, what to do. */
+/**
+ * The error of this module for everything but a wrong argument. Its message is one line, with the cause
+ * and the remedy.
+ */
 export class ActivationError extends Error {
   override readonly name = "ActivationError";
 
@@ -29,6 +32,12 @@ export class ActivationError extends Error {
 /** Something was passed in a way that no service manager passes it. */
 export function misconfigured(message: string): ActivationError {
   return new ActivationError(ExitStatus.configuration, message);
+}
+
+/** Returns the error for an argument that is a number out of range, or no number. */
+export function wrongNumber(name: string, value: unknown, wanted: string): Error {
+  const Mistake = typeof value === "number" ? RangeError : TypeError;
+  return new Mistake(`${name} is ${String(value)}: give ${wanted}`);
 }
 
 /** The message of what was thrown, which may be no error. */

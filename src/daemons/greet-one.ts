@@ -14,7 +14,7 @@ export async function greetOne(fd: number, greeting: string): Promise<void> {
     if (code !== "EBADF") throw error;
     throw new ActivationError(
       ExitStatus.configuration,
-      `descriptor ${fd} is not open for writing: pass a connection on it`,
+      `descriptor ${fd} is not open for writing: set ListenStream= and Accept=yes in the socket unit`,
     );
   }
 }

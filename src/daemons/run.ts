@@ -30,7 +30,7 @@ function messageOf(error: unknown): string {
 
 /** An error in how the daemon was called. */
 export function misused(message: string): ActivationError {
-  return new ActivationError(ExitStatus.usage, `${message}: see --help`);
+  return new ActivationError(ExitStatus.usage, message);
 }
 
 function parse({ name, about, options = {} }: Daemon): Values {
@@ -42,12 +42,12 @@ function parse({ name, about, options = {} }: Daemon): Values {
   try {
     ({ values } = parseArgs({ args: Bun.argv.slice(2), options: config }));
   } catch (error) {
-    throw misused(messageOf(error));
+    throw misused(`${messageOf(error)}: see --help`);
   }
   if (values["help"] === true) {
     const own = Object.entries(options).map(([option, text]) => `  --${option}=${text}\n`);
     console.log(
-      `Usage: ${name} [OPTION]...\n\n${about}\n\n${own.join("")}` +
+      `Usage: ${name} [OPTION]...\n\n${about}\nsystemd starts this program: see man socket-service\n\n${own.join("")}` +
         "  --help                  print this and exit\n" +
         "  --version               print the version and exit",
     );

@@ -4,6 +4,6 @@ import { run } from "./run.ts";
 
 await run({
   name: "socket-service-accepted",
-  about: "Greets the one connection that the service manager accepted and passes (Accept=yes).",
+  about: "Greets the one connection that systemd accepted and passed (Accept=yes).",
   run: () => greetOne(acceptedFd(), "This socket was already accepted\n"),
 });

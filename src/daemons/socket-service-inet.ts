@@ -6,6 +6,6 @@ const STDOUT = 1;
 
 await run({
   name: "socket-service-inet",
-  about: "Greets the connection that the service manager passes on stdin and stdout (inetd style).",
+  about: "Greets the connection that systemd passes on stdin and stdout (inetd style).",
   run: () => greetOne(STDOUT, "This socket was passed on stdin/stdout\n"),
 });

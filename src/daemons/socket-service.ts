@@ -28,9 +28,9 @@ const RESERVE = 16;
 
 await run({
   name: NAME,
-  about: "Greets every connection to the listening sockets that the service manager passes.",
+  about: "Greets every connection to the listening sockets that systemd passes.",
   options: {
-    "idle-timeout": `SECONDS  exit after this time without a connection (default ${IDLE_TIMEOUT}; infinity: never)`,
+    "idle-timeout": `SECONDS  exit after this time without a connection (default: ${IDLE_TIMEOUT}; "infinity" means never)`,
   },
   run: ({ "idle-timeout": seconds }) =>
     serve(seconds === undefined ? IDLE_TIMEOUT * 1000 : parseTimeout(String(seconds))),
@@ -41,7 +41,7 @@ function parseTimeout(seconds: string): number {
   const milliseconds = /^[0-9]+(\.[0-9]+)?$/.test(seconds) ? Number(seconds) * 1000 : 0;
   if (milliseconds > 0) return milliseconds;
   const given = JSON.stringify(seconds);
-  throw misused(`--idle-timeout is ${given}, not a number of seconds above 0 or infinity`);
+  throw misused(`--idle-timeout is ${given}: give a number of seconds above 0, or infinity`);
 }
 
 async function serve(idleTimeout: number): Promise<void> {

@@ -122,11 +122,11 @@ for (const [name, passed] of [
     const VARIABLES: Record<string, [Case["env"], RegExp]> = {
       "to start by itself": [
         { LISTEN_PID: undefined, LISTEN_FDS: undefined },
-        /no (socket|connection) was passed, LISTEN_PID is not set/,
+        /no (socket|connection) was passed, because LISTEN_PID is not set/,
       ],
       "sockets for another process": [
         { LISTEN_PID: "2147483647" },
-        /no (socket|connection) was passed, LISTEN_PID is 2147483647 and this is process \d+/,
+        /no (socket|connection) was passed, because LISTEN_PID is 2147483647 and this is process \d+/,
       ],
       "a malformed LISTEN_FDS": [{ LISTEN_FDS: "1x" }, /LISTEN_FDS is "1x"/],
       "more names than descriptors": [{ LISTEN_FDNAMES: "a:b" }, /LISTEN_FDNAMES "a:b"/],
@@ -142,7 +142,7 @@ for (const [name, passed] of [
     test("a descriptor that is not open", () =>
       expectRefusal(name, {
         env: { LISTEN_FDS: "1" },
-        says: /descriptor 3 is (not open|an anonymous file)/,
+        says: /descriptor 3 is not (open|a socket)/,
       }));
   });
 
@@ -301,7 +301,7 @@ describe("options:", () => {
   test("socket-service --help names the default of --idle-timeout, 30 seconds", async () => {
     await using service = execute(NAME, [], {}, ["--help"]);
     expect(await service.process.stdout.text()).toMatch(
-      /^  --idle-timeout=SECONDS .* \(default 30; infinity: never\)$/m,
+      /^  --idle-timeout=SECONDS .* \(default: 30; "infinity" means never\)$/m,
     );
   });
 });

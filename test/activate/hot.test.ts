@@ -281,6 +281,6 @@ console.log(log(LogLevel.info, "VERSION"));
   source.edit(1);
   expect((await output.next()).value).toBe("true");
   await service.says(
-    /^cannot notify [^\n]*\nv1\nearlier log entries lost because there was no room: 1\n$/,
+    /^cannot notify [^\n]*\nv1\nlog entries were lost, because the journal or stderr was full: 1\n$/,
   );
 });

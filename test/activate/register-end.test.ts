@@ -404,7 +404,7 @@ describe.concurrent("IDLE_TIMEOUT", () => {
     const running = it.run(BUN, { env: { IDLE_TIMEOUT: "a minute" } });
     expect(await running.status()).toBe(78);
     expect(running.stderr).toBe(
-      'socket-service/register: IDLE_TIMEOUT is "a minute", which is not a number of seconds: set one, such as 60\n',
+      'socket-service/register: IDLE_TIMEOUT is "a minute", which is not a number of seconds: set seconds, such as 60, or infinity\n',
     );
   });
 });

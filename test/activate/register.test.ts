@@ -336,6 +336,6 @@ test("wrong variables are an error of one line, with the exit status 78", async 
   const running = it.run("", { env: { LISTEN_FDS: "many" } });
   expect(await running.status()).toBe(78);
   expect(running.stderr).toBe(
-    'socket-service/register: LISTEN_FDS is "many", which is not a count of descriptors: leave the variable to the service manager\n',
+    'socket-service/register: LISTEN_FDS is "many", which is not a count of descriptors: do not set LISTEN_FDS yourself, because systemd sets it\n',
   );
 });

@@ -12,7 +12,7 @@ setDefaultTimeout(30_000);
 const BUN = process.execPath;
 const MODULE = join(import.meta.dir, "../../src/activation/index.ts");
 const WARNING =
-  /^the sockets were passed to process \d+ \((.*)\), which started this process, \d+, so this process gets none: make ExecStart= the program itself, or put exec before it in the shell$/gm;
+  /^the sockets were passed to process \d+ \((.*)\), which started this process, \d+, so this process gets none: write the program itself in ExecStart=, or put exec before it in the shell$/gm;
 
 let directory: ReturnType<typeof scratch>;
 let program: string;
@@ -75,7 +75,7 @@ describe.skipIf(lacks("systemd-socket-activate"))(
         call,
       );
       const why = expect.stringMatching(
-        /^no (socket|connection) was passed, LISTEN_PID is \d+ and this is process \d+: make ExecStart= the program itself, or /,
+        /^no (socket|connection) was passed, because LISTEN_PID is \d+ and this is process \d+: write the program itself in ExecStart=, or /,
       );
       expect({ wrappers, results }).toEqual({
         wrappers: ["sh"],
@@ -158,7 +158,7 @@ describe.skipIf(!noContainer.success)("in a container, where the sockets are for
     return { warnings, results, rest: running.stderr.replaceAll(CONTAINED, "").trim() };
   }
   const CONTAINED =
-    /^the sockets were passed to process 1 \((.*)\), which started this process, \d+, so this process gets none: make the command of the container the program itself, or put exec before it in the shell$/gm;
+    /^the sockets were passed to process 1 \((.*)\), which started this process, \d+, so this process gets none: write the program itself in the command of the container, or put exec before it in the shell$/gm;
 
   test("a shell that is process 1 is named", async () => {
     const run = '"$0" "$1" passedFd; :';
@@ -173,7 +173,7 @@ describe.skipIf(!noContainer.success)("in a container, where the sockets are for
     const run = '"$0" "$1" requireListenFds; :';
     const { warnings, results } = await contained("/bin/sh", "-c", run, BUN, program);
     const why = expect.stringMatching(
-      /^no socket was passed, LISTEN_PID is 1 and this is process \d+: make the command of the container the program itself, or put exec before it in the shell$/,
+      /^no socket was passed, because LISTEN_PID is 1 and this is process \d+: write the program itself in the command of the container, or put exec before it in the shell$/,
     );
     expect({ warnings, results }).toEqual({ warnings: ["sh"], results: [why, []] });
   });

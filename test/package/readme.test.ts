@@ -244,7 +244,7 @@ activated("named.ts says which socket is missing", async () => {
   const args = [write("named.ts")];
   await using service = await activate(process.execPath, { flags, listen: [port], args });
   const client = await Client.connect(port);
-  await service.says(/0 descriptors are named "admin", but one is wanted/);
+  await service.says(/0 descriptors have the name "admin", but the program expects one/);
   client.close();
 });
 

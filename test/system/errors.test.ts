@@ -47,7 +47,7 @@ describe.skipIf(cannotRun)("a service", () => {
     expect(await machine.show("hello.service", "ExecMainStatus")).toBe("78");
     const [, command = ""] = await says(
       "hello.service",
-      /^3 socket-service: no socket was passed by systemd to hello\.service, LISTEN_PID is not set: hello\.socket was changed or stopped while the service ran, or the service was started without it \(Requires= prevents that\), run (.*)$/,
+      /^3 socket-service: no socket was passed by systemd to hello\.service, because LISTEN_PID is not set: hello\.socket was changed or stopped while the service ran, or the service was started without it \(Requires= prevents that\), run (.*)$/,
     );
     expect(command).toBe("systemctl stop hello.socket && systemctl start hello.socket");
     await machine.must("sh", "-c", command);
@@ -74,7 +74,7 @@ describe.skipIf(cannotRun)("a service", () => {
     await machine.run("systemctl", "start", "one@by-hand.service");
     const [, command = ""] = await says(
       "one@by-hand.service",
-      /^3 socket-service-accepted: no connection was passed by systemd to one@by-hand\.service, LISTEN_PID is not set: a client's connection starts the service, run (.*) and connect$/,
+      /^3 socket-service-accepted: no connection was passed by systemd to one@by-hand\.service, because LISTEN_PID is not set: do not start the service itself, but run (.*) and let a client connect$/,
     );
     await machine.must("sh", "-c", command);
     expect(await receives(4203)).toBe("This socket was already accepted\n");
@@ -109,14 +109,14 @@ describe.skipIf(cannotRun)("a service", () => {
     const { status, stderr } = await machine.run(SERVICE);
     expect([status, stderr]).toEqual([
       78,
-      "socket-service: no socket was passed, LISTEN_PID is not set: start it from a socket unit or with systemd-socket-activate\n",
+      "socket-service: no socket was passed, because LISTEN_PID is not set: start the program from a socket unit or with systemd-socket-activate\n",
     ]);
     await write("shell.service", `[Service]\nExecStart=/bin/sh -c '${SERVICE}; :'\n`);
     await systemctl("daemon-reload");
     await machine.run("systemctl", "start", "shell.service");
     await says(
       "shell.service",
-      /LISTEN_PID is not set: start it from a socket unit or with systemd-/,
+      /LISTEN_PID is not set: start the program from a socket unit or with systemd-/,
     );
   });
 
@@ -138,7 +138,7 @@ describe.skipIf(cannotRun)("a service", () => {
         const entries = await machine.must("journalctl", "--output=cat");
         return (
           entries.includes(
-            "no socket was passed by systemd to hello.service, LISTEN_PID is not set: ",
+            "no socket was passed by systemd to hello.service, because LISTEN_PID is not set: ",
           ) && entries.includes("&& systemctl --user start hello.socket\n")
         );
       });

@@ -208,7 +208,7 @@ describe.skipIf(cannotRun)("log, in a service", () => {
     expect(numbers).toEqual(Array.from({ length: written + 1 }, (_, n) => n));
     const [warning, ...more] = await entries("--unit=still", "PRIORITY=4");
     expect([warning?.["MESSAGE"], more]).toEqual([
-      `earlier log entries lost because there was no room: ${3003 - written}`,
+      `log entries were lost, because the journal or stderr was full: ${3003 - written}`,
       [],
     ]);
     expect(await machine.show("still", "MainPID")).toBe(pid);

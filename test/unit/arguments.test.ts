@@ -1,5 +1,5 @@
 /* What no caller may give: it is refused, and nothing is sent. Not every caller is type-checked. */
-import { afterAll, expect, test } from "bun:test";
+import { afterAll, describe, expect, test } from "bun:test";
 import { randomUUID } from "node:crypto";
 
 import * as activation from "../../src/activation/index.ts";
@@ -24,6 +24,8 @@ const failure = (error: unknown) => error;
 /** The name of the error for a value: a number is out of range, anything else of the wrong type. */
 const nameFor = (value: unknown) =>
   ["number", "bigint"].includes(typeof value) ? "RangeError" : "TypeError";
+/** The same where a bigint is of the wrong type. */
+const mistake = (value: unknown) => (typeof value === "number" ? "RangeError" : "TypeError");
 
 test.each([
   -1,
@@ -36,12 +38,12 @@ test.each([
   null,
   undefined,
 ])("%p is no descriptor", async (fd) => {
-  const wrong = refusal(78, RegExp(`^descriptor ${fd} is not open: pass `));
+  const wrong = refusal(78, RegExp(`^descriptor ${fd} is not open: `));
   expect(thrown(() => call("describe", fd))).toEqual(wrong);
   expect(await Promise.resolve(call("adoptConnection", fd, handlers)).catch(failure)).toEqual(
     wrong,
   );
-  const message = RegExp(`^cannot send descriptor ${fd}: give the number of one that is open$`);
+  const message = RegExp(`^cannot send descriptor ${fd}: give the number of an open descriptor$`);
   const send = () => call("notify", { fdStore: true }, { fds: [0, fd] });
   expect(thrown(send)).toEqual(misuse(nameFor(fd), message));
   expect(receiver.poll()).toBeUndefined();
@@ -51,7 +53,10 @@ const listening = sockets.listening(AF_INET, 1);
 afterAll(() => sockets.close(listening));
 
 test.each([-1, 987_654, 1.5, Number.NaN, 2 ** 32 + listening])("no server is on %p", (fd) => {
-  const wrong = refusal(78, RegExp(`^descriptor ${fd} is not open: pass one that is$`));
+  const wrong = refusal(
+    78,
+    RegExp(`^descriptor ${fd} is not open: give the number of an open descriptor$`),
+  );
   const fetch = () => new Response();
   expect(thrown(() => activation.listen({ fd, socket: handlers }))).toEqual(wrong);
   expect(thrown(() => activation.serve({ fd, fetch }))).toEqual(wrong);
@@ -59,22 +64,47 @@ test.each([-1, 987_654, 1.5, Number.NaN, 2 ** 32 + listening])("no server is on 
 
 test.each([0, -1, 1.5, Number.NaN, 2 ** 31, 2 ** 32 + 1, "1", 1n])("%p is no process", (pid) => {
   expect(thrown(() => call("notify", { ready: true }, { pid }))).toEqual(
-    misuse(nameFor(pid), RegExp(`^cannot notify for process ${pid}: give the id of one$`)),
+    misuse(nameFor(pid), RegExp(`^cannot send for process ${pid}: give a process id, from 1 on$`)),
   );
   expect(thrown(() => call("notify", { mainPid: pid }))).toEqual(
-    misuse(nameFor(pid), RegExp(`^cannot notify MAINPID="${pid}": give a process id$`)),
+    misuse(nameFor(pid), RegExp(`^cannot send MAINPID="${pid}": give a process id, from 1 on$`)),
   );
   expect(receiver.poll()).toBeUndefined();
 });
 
-test.each([-1, Number.NaN, "1", null])("%p is no time to wait", async (timeout) => {
-  const message = RegExp(
-    `^cannot wait for a barrier within ${timeout}: give milliseconds from 0, `,
+describe.each([
+  ["drain", "grace", "milliseconds from 0 on"],
+  ["drain", "timeout", "milliseconds from 0 on"],
+  ["whenIdle", "timeout", "milliseconds above 0"],
+] as const)("%s refuses a %s", (name, option, wanted) => {
+  test.each([-1, Number.NaN, "1", null, 1n])("of %p", (value) => {
+    using server = activation.serve({ port: 0, fetch: () => new Response() });
+    expect(thrown(() => call(name, server, { [option]: value }))).toEqual(
+      misuse(mistake(value), RegExp(`^${option} is ${value}: give ${wanted}$`)),
+    );
+  });
+});
+
+test.each([-1, Number.NaN, "1", null, 1n])(
+  "notifyBarrier refuses a timeout of %p",
+  async (value) => {
+    expect(await Promise.resolve(call("notifyBarrier", value)).catch(failure)).toEqual(
+      misuse(
+        mistake(value),
+        RegExp(`^timeout is ${value}: give milliseconds from 0 on, or Infinity$`),
+      ),
+    );
+    expect(receiver.poll()).toBeUndefined();
+  },
+);
+
+test.each([0, 1.5, "1", null, 1n])("listen refuses maxConnections of %p", (maxConnections) => {
+  expect(thrown(() => call("listen", { maxConnections, socket: handlers }))).toEqual(
+    misuse(
+      mistake(maxConnections),
+      RegExp(`^maxConnections is ${maxConnections}: give a whole number from 1 on$`),
+    ),
   );
-  expect(await Promise.resolve(call("notifyBarrier", timeout)).catch(failure)).toEqual(
-    misuse(nameFor(timeout), message),
-  );
-  expect(receiver.poll()).toBeUndefined();
 });
 
 const TRUE = "give true";
@@ -100,6 +130,6 @@ test.each([
   const error = thrown(() => call("notify", { [field]: value }));
   // Text where a number is wanted is of the wrong type, and so is a number where text is wanted.
   const name = typeof value === "bigint" ? "RangeError" : "TypeError";
-  expect(error).toEqual(misuse(name, RegExp(`^cannot notify ${message}$`)));
+  expect(error).toEqual(misuse(name, RegExp(`^cannot send ${message}$`)));
   expect(receiver.poll()).toBeUndefined();
 });

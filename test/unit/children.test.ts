@@ -87,7 +87,7 @@ test("a Worker is passed nothing and notifies nobody, and leaves the environment
   const refused = [
     78,
     expect.stringMatching(
-      /^no (socket|connection) was passed, this is a Worker: call it in the main thread$/,
+      /^no (socket|connection) was passed, because this is a Worker: call this function in the main thread$/,
     ),
   ];
   Object.assign(process.env, variables);

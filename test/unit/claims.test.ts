@@ -117,7 +117,7 @@ describe("one warning says what to do if it is not clear which call gets which s
     expect(claims([tcp(80)], stream(9100), stream(3000), stream(3001))).toEqual({
       got: [0, undefined, undefined],
       warnings: [
-        'port 9100 asked first and got 127.0.0.1:80 ("app.socket"), so the program opens port 3000 itself: ' +
+        'the call for port 9100 came first and got 127.0.0.1:80 ("app.socket"), so the program opens port 3000 itself: ' +
           "set FileDescriptorName=9100 or 3000 in the socket unit",
       ],
     });
@@ -129,7 +129,8 @@ describe("one warning says what to do if it is not clear which call gets which s
       got: [0],
       warnings: [
         '127.0.0.1:80 ("app.socket") and [::1]:80 ("app.socket") are for port 80, but one call gets one socket: ' +
-          "pass one socket, such as [::]:PORT, which also serves IPv4, or give each call a hostname",
+          "keep one ListenStream=, such as [::]:80 (it serves IPv4 too), " +
+          "or listen on each address in a call of its own, with its hostname",
       ],
     });
   });

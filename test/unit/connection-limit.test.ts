@@ -329,7 +329,7 @@ test.each([0, -1, 1.5, Number.NaN, Infinity])(
     using it = listening("IPv4");
     const { socket } = greeter();
     expect(thrown(() => listen({ fd: it.fd, socket, maxConnections }))).toEqual(
-      RangeError(`maxConnections is ${maxConnections}: give a whole number from 1`),
+      RangeError(`maxConnections is ${maxConnections}: give a whole number from 1 on`),
     );
     close(it.fd);
   },

@@ -102,10 +102,15 @@ describe("adoptConnection", () => {
       [987_654, "not open"],
       // The number of the epoll instance with 2^32 more, which libc would cut off.
       ...[2 ** 32 + epoll, -1, 2 ** 53, 0.5, Number.NaN].map((fd) => [fd, "not open"] as const),
-      [epoll, "an anonymous file, such as Bun opens for itself"],
+      [epoll, "not a socket, because no connection was passed"],
     ] as const)
       expect(await adoptConnection(fd, { data() {} }).catch((error: unknown) => error)).toEqual(
-        refusal(78, RegExp(`^descriptor ${fd} is ${is}: pass a connection on it$`)),
+        refusal(
+          78,
+          RegExp(
+            `^descriptor ${fd} is ${is}: set ListenStream= and Accept=yes in the socket unit$`,
+          ),
+        ),
       );
     sockets.close(epoll);
   });
@@ -119,7 +124,12 @@ describe("adoptConnection", () => {
     // As Bun opens it.
     sockets.setCloseOnExec(0);
     const error = await adoptConnection(0, { data() {} }).catch((error: unknown) => error);
-    expect(error).toEqual(refusal(78, /^descriptor 0 is not open: pass a connection on it$/));
+    expect(error).toEqual(
+      refusal(
+        78,
+        /^descriptor 0 is not open: set ListenStream= and Accept=yes in the socket unit$/,
+      ),
+    );
     sockets.close(opened);
   });
 
@@ -140,7 +150,7 @@ describe("adoptConnection", () => {
     const [one, other] = sockets.socketPair(type);
     const message = `^descriptor ${one} is a connected ${name} socket \\(Unix\\), not a connection: `;
     expect(await refused(one)).toEqual(
-      refusal(78, RegExp(`${message}pass one \\(ListenStream= and Accept=yes\\)$`)),
+      refusal(78, RegExp(`${message}set ListenStream= and Accept=yes in the socket unit$`)),
     );
     expect(sockets.peek(other)).toBe("");
     sockets.close(other);
@@ -154,7 +164,7 @@ describe("adoptConnection", () => {
       // One that has received segments.
       const client = sockets.connected(path ?? { family, port: sockets.portOf(fd) }) ?? -1;
       expect(await refused(fd)).toEqual(
-        refusal(78, /^descriptor \d+ is a listening stream socket \(.*\), not a connection: pass/),
+        refusal(78, /^descriptor \d+ is a listening stream socket \(.*\), not a connection: set/),
       );
       sockets.close(client);
       expect(await refused(sockets.socket(family, sockets.SOCK_STREAM))).toEqual(

@@ -121,6 +121,6 @@ describe("describe returns", () => {
 test("describe refuses a number that is not open", () => {
   for (const fd of [987_654, -1])
     expect(thrown(() => describeFd(fd))).toEqual(
-      refusal(78, RegExp(`^descriptor ${fd} is not open: pass one that is$`)),
+      refusal(78, RegExp(`^descriptor ${fd} is not open: give the number of an open descriptor$`)),
     );
 });

@@ -11,7 +11,7 @@ const MODULE = resolve(import.meta.dir, "../../src/activation/index.ts");
 const SETUP = `import { ActivationError, exitOnError, requireListenFds } from ${JSON.stringify(MODULE)};
 process.on("uncaughtException", exitOnError);
 `;
-const LINE = /^no socket was passed, LISTEN_PID is not set: [^\n]+\n$/;
+const LINE = /^no socket was passed, because LISTEN_PID is not set: [^\n]+\n$/;
 
 let directory: ReturnType<typeof scratch>;
 beforeAll(() => void (directory = scratch()));

@@ -86,11 +86,10 @@ test("its promise resolves before the event loop accepts the next client", async
   late.destroy();
 });
 
-test("a wrong timeout is a RangeError, and a wrong server a TypeError", () => {
+test("whenIdle refuses a timeout of 0, and a server that serve did not make", () => {
   using it = listening("IPv4");
   const server = started(serve({ fd: it.fd, fetch: () => new Response() }));
-  for (const timeout of [0, -1, Number.NaN])
-    expect(thrown(() => whenIdle(server, { timeout }))).toBeInstanceOf(RangeError);
+  expect(thrown(() => whenIdle(server, { timeout: 0 }))).toBeInstanceOf(RangeError);
   const other = started(Bun.serve({ port: 0, fetch: () => new Response() }));
   expect(thrown(() => whenIdle(other, { timeout: 1 }))).toBeInstanceOf(TypeError);
 });

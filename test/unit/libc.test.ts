@@ -149,7 +149,7 @@ test("libc that cannot be called is explained by the library, a variable or the 
     "cannot call libc, no libc.so.6: use 64-bit Linux with glibc",
   );
   process.env["BUN_JSC_useJIT"] = "0";
-  expect(whyNoLibc(why)).toBe(`cannot call libc, ${why}: leave BUN_JSC_useJIT unset, which is "0"`);
+  expect(whyNoLibc(why)).toBe(`cannot call libc, ${why}: unset BUN_JSC_useJIT (it is "0")`);
   delete process.env["BUN_JSC_useJIT"];
   const sandbox = `cannot call libc, ${why}: allow memory that is writable and executable (MemoryDenyWriteExecute=no)`;
   expect(whyNoLibc(why)).toBe(sandbox);
@@ -191,7 +191,7 @@ describe.skipIf(EMULATED)("without the JIT, the error names the setting that is 
   test("a variable", () => {
     for (const value of ["0", "false"])
       expect(run(command, { BUN_JSC_useJIT: value })).toBe(
-        `${WHY}leave BUN_JSC_useJIT unset, which is "${value}"\n`,
+        `${WHY}unset BUN_JSC_useJIT (it is "${value}")\n`,
       );
     expect(run(command, { BUN_JSC_useJIT: "1" })).toBe("");
   });

@@ -72,7 +72,10 @@ test("every descriptor closes on exec, and no variable is left for a child", asy
 test("without LISTEN_PID listenFds returns none, and requireListenFds says why", () => {
   expect(listenFds()).toEqual([]);
   expect(thrown(requireListenFds)).toEqual(
-    refusal(78, /^no socket was passed, LISTEN_PID is not set: start it from a socket unit or /),
+    refusal(
+      78,
+      /^no socket was passed, because LISTEN_PID is not set: start the program from a socket unit or /,
+    ),
   );
 });
 
@@ -105,7 +108,7 @@ test("passedFd refuses several", () => {
   expect(thrown(passedFd)).toEqual(
     refusal(
       78,
-      /^LISTEN_FDS is 2, but passedFd takes one descriptor: leave one address in the socket units, or use listenFds$/,
+      /^LISTEN_FDS is 2, but passedFd takes one descriptor: keep only one Listen...= line in the socket units, or use listenFds$/,
     ),
   );
 });
@@ -118,7 +121,10 @@ describe("acceptedFd", () => {
     pass("1");
     expect(acceptedFd()).toBe(3);
     expect(thrown(acceptedFd)).toEqual(
-      refusal(78, /^no connection was passed, an earlier call returned it: call it once and keep /),
+      refusal(
+        78,
+        /^no connection was passed, because an earlier call returned it: call it once and keep /,
+      ),
     );
   });
 
@@ -127,7 +133,7 @@ describe("acceptedFd", () => {
     expect(thrown(acceptedFd)).toEqual(
       refusal(
         78,
-        /^LISTEN_FDS is 2, but the program takes one connection: set Accept=yes in its socket/,
+        /^LISTEN_FDS is 2, but the program takes one connection: set Accept=yes in the socket/,
       ),
     );
   });
@@ -165,11 +171,11 @@ describe("takePassed", () => {
       LISTEN_FDNAMES: "\n",
       LISTEN_PIDFDID: "1",
     };
-    const remedy = "have the service manager start this program itself, and leave LISTEN_* to it";
+    const remedy = "write this program itself in ExecStart=, and do not set LISTEN_* yourself";
     expect(taken(other)).toEqual({ reason, remedy });
     expect(taken({})).toEqual({
       reason: "LISTEN_FDS is not set",
-      remedy: "leave LISTEN_* to the service manager",
+      remedy: "do not set LISTEN_* yourself, because systemd sets it",
     });
   });
 
@@ -209,7 +215,10 @@ describe("takePassed", () => {
     const malformed = ["", "x", "+1", "-1", " 1", "1 ", "0x1", "01", "0", "1.5", "1e1", "1\n"];
     for (const value of [...malformed, "Infinity", most])
       expect(taken({ LISTEN_FDS: "1", [name]: value })).toEqual(
-        refusal(78, RegExp(`^${name} is ".*", which is not ${what}: leave the variable to the `)),
+        refusal(
+          78,
+          RegExp(`^${name} is ".*", which is not ${what}: do not set ${name} yourself, `),
+        ),
       );
   });
 
@@ -218,7 +227,7 @@ describe("takePassed", () => {
       expect(taken({ LISTEN_FDS: "2", LISTEN_FDNAMES: names })).toEqual(
         refusal(
           78,
-          /^LISTEN_FDNAMES "[abc:]*" holds [13] .* LISTEN_FDS is 2: leave LISTEN_\* to the service manager$/,
+          /^LISTEN_FDNAMES "[abc:]*" holds [13] .* LISTEN_FDS is 2: do not set LISTEN_\* yourself, because systemd sets it$/,
         ),
       );
   });
@@ -228,7 +237,7 @@ describe("takePassed", () => {
       expect(taken({ LISTEN_FDS: "2", LISTEN_FDNAMES: names })).toEqual(
         refusal(
           78,
-          /^LISTEN_FDNAMES holds ".*", which is not a name: leave LISTEN_\* to the service manager$/,
+          /^LISTEN_FDNAMES holds ".*", which is not a name: do not set LISTEN_\* yourself, because systemd sets it$/,
         ),
       );
   });

@@ -160,7 +160,7 @@ describe("listen leaves the descriptor as it was", () => {
         refusal(
           78,
           RegExp(
-            `^descriptor ${fd} is ${what}, not a listening stream socket over IP or AF_UNIX: pass `,
+            `^descriptor ${fd} is ${what}, not a listening stream socket over IP or AF_UNIX: set `,
           ),
         ),
       );

@@ -162,7 +162,7 @@ describe("outside of the journal", () => {
       expect(await program.next()).toEqual([true, true]);
       const [y, warning, z, ...more] = program.read().split("\n");
       expect([y?.[0], z?.[0], more]).toEqual(["y", "z", [""]]);
-      expect(warning).toBe("earlier log entries lost because there was no room: 1001");
+      expect(warning).toBe("log entries were lost, because the journal or stderr was full: 1001");
     });
 
     test("is waited for while somebody reads, so that nothing is lost or cut", async () => {
@@ -234,7 +234,7 @@ describe("where stderr is the journal", () => {
     expect(sent).toEqual([
       "MESSAGE=three\nPRIORITY=6",
       "MESSAGE=four\nPRIORITY=6",
-      "MESSAGE=earlier log entries lost because there was no room: 2\nPRIORITY=4",
+      "MESSAGE=log entries were lost, because the journal or stderr was full: 2\nPRIORITY=4",
       "MESSAGE=five\nPRIORITY=6",
     ]);
     expect(write).not.toHaveBeenCalled();
@@ -272,7 +272,10 @@ test("a wrong name of a field, a wrong value and a wrong level are errors", () =
   for (const name of [...names, "MESSAGE", "PRIORITY"]) {
     const fields = Object.fromEntries([[name, "x"]]);
     expect(thrown(() => log(LogLevel.error, "m", fields))).toEqual(
-      misuse("TypeError", /^cannot log the field [^\n]+: (name it with|give it as) /),
+      misuse(
+        "TypeError",
+        /^cannot log the field [^\n]+: (use at most|give it as the (first|second) argument of log)/,
+      ),
     );
   }
   for (const value of [null, {}, [["a"]], Symbol("s"), () => 1, new Date()]) {

@@ -75,12 +75,15 @@ describe("an error for a program that was passed nothing", () => {
     for (const pid of [undefined, "1"]) {
       process.env["SYSTEMD_EXEC_PID"] = pid;
       expect(notPassed({ reason }, "socket")).toEqual(
-        refusal(78, /is not set: start it from a socket unit or with systemd-socket-activate$/),
+        refusal(
+          78,
+          /is not set: start the program from a socket unit or with systemd-socket-activate$/,
+        ),
       );
       expect(notPassed({ reason }, "connection")).toEqual(
         refusal(
           78,
-          /: start it from a socket unit with Accept=yes or with systemd-socket-activate -/,
+          /: start the program from a socket unit with Accept=yes or with systemd-socket-activate -/,
         ),
       );
     }
@@ -97,7 +100,7 @@ describe("an error for a program that was passed nothing", () => {
     expect(notPassed({ reason }, "connection")).toEqual(
       refusal(
         78,
-        / by systemd to .*: a client's connection starts the service, run .* and connect$/,
+        / by systemd to .*: do not start the service itself, but run .* and let a client connect$/,
       ),
     );
     // Without /proc it knows no name.
@@ -115,7 +118,7 @@ describe("an error for a program that was passed nothing", () => {
 
   test("gives a remedy that the reason implies", () => {
     expect(notPassed({ reason, remedy: "set it" }, "socket").message).toBe(
-      `no socket was passed, ${reason}: set it`,
+      `no socket was passed, because ${reason}: set it`,
     );
   });
 
@@ -126,7 +129,7 @@ describe("an error for a program that was passed nothing", () => {
     expect(notPassed({ reason }, "socket")).toEqual(
       refusal(
         78,
-        /: standard input is a socket, remove StandardInput=socket to get it as descriptor 3$/,
+        /: remove StandardInput=socket, which passes the socket as standard input instead of descriptor 3$/,
       ),
     );
     close(passed);

@@ -67,7 +67,7 @@ test("without libc nothing is sent, and one line says what to do", async () => {
   const output = await child.process.stdout.text();
   expect([await child.status(), output]).toEqual([0, "false false false\n"]);
   expect(child.stderr).toMatch(
-    /^cannot notify .*: cannot call libc, .*: leave BUN_JSC_useJIT unset, which is "0"\n$/,
+    /^cannot notify .*: cannot call libc, .*: unset BUN_JSC_useJIT \(it is "0"\)\n$/,
   );
 });
 
@@ -197,34 +197,34 @@ test.skipIf(EMULATED)(
 const REFUSED: [Assignments, RegExp, "TypeError" | "RangeError"][] = [
   [
     { status: "one\nREADY=1" },
-    /^cannot notify STATUS="one\\nREADY=1": give one line of text$/,
+    /^cannot send STATUS="one\\nREADY=1": give one line of text$/,
     "TypeError",
   ],
-  [{ status: "a\0b" }, /^cannot notify STATUS="a\\u0000b"/, "TypeError"],
-  [{ busError: "\n" }, /^cannot notify BUSERROR=/, "TypeError"],
-  [{ errno: -1 }, /^cannot notify ERRNO="-1": give a whole number from 0$/, "RangeError"],
-  [{ watchdogUsec: 1.5 }, /^cannot notify WATCHDOG_USEC="1.5"/, "RangeError"],
-  [{ watchdogUsec: 1e21 }, /^cannot notify WATCHDOG_USEC="1e\+21"/, "RangeError"],
-  [{ mainPid: Number.NaN }, /^cannot notify MAINPID="NaN"/, "RangeError"],
-  [{ fdStoreRemove: true, fdName: "a:b" }, /^cannot notify FDNAME="a:b"/, "TypeError"],
-  [{ fdStoreRemove: true, fdName: "" }, /^cannot notify FDNAME=""/, "TypeError"],
+  [{ status: "a\0b" }, /^cannot send STATUS="a\\u0000b"/, "TypeError"],
+  [{ busError: "\n" }, /^cannot send BUSERROR=/, "TypeError"],
+  [{ errno: -1 }, /^cannot send ERRNO="-1": give a whole number from 0$/, "RangeError"],
+  [{ watchdogUsec: 1.5 }, /^cannot send WATCHDOG_USEC="1.5"/, "RangeError"],
+  [{ watchdogUsec: 1e21 }, /^cannot send WATCHDOG_USEC="1e\+21"/, "RangeError"],
+  [{ mainPid: Number.NaN }, /^cannot send MAINPID="NaN"/, "RangeError"],
+  [{ fdStoreRemove: true, fdName: "a:b" }, /^cannot send FDNAME="a:b"/, "TypeError"],
+  [{ fdStoreRemove: true, fdName: "" }, /^cannot send FDNAME=""/, "TypeError"],
   [
     { fdStoreRemove: true },
-    /^cannot notify FDSTOREREMOVE=1 without a name: give fdName$/,
+    /^cannot send FDSTOREREMOVE=1 without a name: give fdName$/,
     "TypeError",
   ],
   [
     { fdStore: true },
-    /^cannot notify FDSTORE=1 with no descriptor: give some as fds$/,
+    /^cannot send FDSTORE=1 without a descriptor: give \{ fds: \[fd\] \} as the second argument$/,
     "TypeError",
   ],
   [
     { custom: { "X_A\nB": "" } },
-    /^cannot notify "X_A\\nB": a name of your own is X_ and/,
+    /^cannot send "X_A\\nB": give a name of X_ and then A-Z, 0-9 or _$/,
     "TypeError",
   ],
-  [{ custom: { X_A: "\n" } }, /^cannot notify X_A=/, "TypeError"],
-  [{}, /^cannot notify of nothing: set at least one field$/, "TypeError"],
+  [{ custom: { X_A: "\n" } }, /^cannot send X_A=/, "TypeError"],
+  [{}, /^cannot send an empty notification: set at least one field$/, "TypeError"],
 ];
 test.each(REFUSED)("notify(%j) is refused, and nothing sent", (notification, message, name) => {
   expect(thrown(() => notify(notification))).toEqual(misuse(name, message));
@@ -238,7 +238,10 @@ test("the 4,096 bytes that systemd reads are sent, and one more is refused", () 
   expect(Buffer.byteLength(sent({ status: wide }) ?? "")).toBe(4096);
   for (const long of [`${status}x`, `${wide}x`])
     expect(thrown(() => notify({ status: long }))).toEqual(
-      misuse("RangeError", /^cannot notify 4097 bytes at once: send at most the 4096 that systemd/),
+      misuse(
+        "RangeError",
+        /^the notification has 4097 bytes, and systemd reads at most 4096: shorten /,
+      ),
     );
   expect(receiver.poll()).toBeUndefined();
 });
@@ -256,18 +259,21 @@ test("more than 253 descriptors, and a wrong process id, are refused", () => {
   expect(thrown(() => notify({ fdStore: true }, { fds }))).toEqual(misuse("RangeError", many));
   for (const pid of [0, -1, 1.5])
     expect(thrown(() => notify({ ready: true }, { pid }))).toEqual(
-      misuse("RangeError", RegExp(`^cannot notify for process ${pid}: give the id of one$`)),
+      misuse(
+        "RangeError",
+        RegExp(`^cannot send for process ${pid}: give a process id, from 1 on$`),
+      ),
     );
   expect(receiver.poll()).toBeUndefined();
 });
 
 test.each([
-  ["", /"": not an absolute path or @name: set one\n$/],
-  ["relative", /"relative": not an absolute path or @name/],
-  ["@", /"@": 1 bytes long: use 2 to 107\n$/],
-  [`@${"x".repeat(107)}`, /: 108 bytes long: use 2 to 107\n$/],
-  [`/${"ü".repeat(54)}`, /: 109 bytes long: use 2 to 107\n$/],
-  ["vsock:2:1234", /"vsock:2:1234": AF_VSOCK is not supported, use AF_UNIX\n$/],
+  ["", /"": this is no address: set an absolute path, or @ and a name\n$/],
+  ["relative", /"relative": this is no address: /],
+  ["@", /"@": its path has 1 bytes, but it needs 2 to 107\n$/],
+  [`@${"x".repeat(107)}`, /: its path has 108 bytes, but it needs 2 to 107\n$/],
+  [`/${"ü".repeat(54)}`, /: its path has 109 bytes, but it needs 2 to 107\n$/],
+  ["vsock:2:1234", /"vsock:2:1234": AF_VSOCK is not supported: use AF_UNIX\n$/],
   ["vsock-stream:2:1234", /AF_VSOCK is not supported/],
 ] as const)("the address %j is a warning", async (address, message) => {
   manager(address);
@@ -299,7 +305,7 @@ test("notify does not wait if nobody receives", async () => {
 test("a descriptor that is not open is the caller's mistake, whatever else is wrong", () => {
   const refused = misuse(
     "RangeError",
-    /^cannot send descriptor 987654: give the number of one that is open$/,
+    /^cannot send descriptor 987654: give the number of an open descriptor$/,
   );
   for (const address of [receiver.address, "/nonexistent/notify"]) {
     manager(address);

@@ -52,7 +52,10 @@ test.each([
   sockets.clearCloseOnExec(fd);
   const error = await adoptConnection(fd, { data() {} }).catch((error: unknown) => error);
   expect(error).toEqual(
-    refusal(78, RegExp(`${message}connection: pass one \\(ListenStream= and Accept=yes\\)$`)),
+    refusal(
+      78,
+      RegExp(`${message}connection: set ListenStream= and Accept=yes in the socket unit$`),
+    ),
   );
 });
 

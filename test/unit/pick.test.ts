@@ -29,26 +29,38 @@ describe("pick", () => {
   test.each([
     [
       { http: "some", admin: "one", state: "one" },
-      /^0 descriptors are named "state", but one is wanted: start the socket units of this service with FileDescriptorName=state$/,
+      /^0 descriptors have the name "state", but the program expects one: start the socket unit that has FileDescriptorName=state$/,
     ],
     [
       { http: "any", admin: "any", more: "some" },
-      /^0 descriptors .* "more", but at least one is wanted: start .*=more$/,
+      /^0 descriptors .* "more", but the program expects at least one: start .*=more$/,
     ],
     [
       { http: "one", admin: "one" },
-      /^2 descriptors are named "http", but one is wanted: leave one address in the socket units of this service with FileDescriptorName=http$/,
+      /^2 descriptors have the name "http", but the program expects one: keep only one Listen...= line in the socket unit that has FileDescriptorName=http$/,
     ],
-    [{ http: "optional", admin: "one" }, /^2 .* but at most one is wanted: leave one address in /],
-    [{ http: "any", stream: "any" }, /^descriptor 4 is named "admin": .*Name= to http or stream$/],
-    [{}, /^descriptor 3 is named "http": pass none$/],
+    [
+      { http: "optional", admin: "one" },
+      /^2 .* but the program expects at most one: keep only one /,
+    ],
+    [
+      { http: "any", stream: "any" },
+      /^descriptor 4 has the name "admin", which the program does not expect: .*Name= to http or stream$/,
+    ],
+    [
+      {},
+      /^descriptor 3 has the name "http", which the program does not expect: pass no descriptor$/,
+    ],
   ] as const)("refuses %j", (wanted, message) => {
     expect(thrown(() => pick(passed, wanted))).toEqual(refusal(78, message));
   });
 
   test.each([
-    ["connection", /^descriptor 3 is named "connection": set Accept=no in its socket unit$/],
-    ["stored", /^descriptor 3 is named "stored": store it with fdName http or admin$/],
+    [
+      "connection",
+      /^descriptor 3 has the name "connection", .*: set Accept=no in the socket unit$/,
+    ],
+    ["stored", /^descriptor 3 has the name "stored", .*: store it with the fdName http or admin$/],
   ])("names the setting that is wrong for a descriptor named %s", (name, message) => {
     const wanted = { http: "any", admin: "any" } as const;
     expect(thrown(() => pick([{ fd: 3, name }], wanted))).toEqual(refusal(78, message));
@@ -61,11 +73,15 @@ describe("pick", () => {
       thrown(() => Reflect.apply(pick, undefined, [[], wanted]));
     for (const quantity of ["two", "", "toString", 1, null, undefined, true])
       expect(wrong({ http: quantity })).toEqual(
-        new TypeError(`cannot pick ${quantity} of "http": give one or optional or some or any`),
+        new TypeError(
+          `the quantity of "http" is ${quantity}: give "one", "optional", "some" or "any"`,
+        ),
       );
     for (const name of ["a:b", "ü", "x".repeat(256)])
       expect(wrong({ http: "any", [name]: "any" })).toEqual(
-        new TypeError(`cannot pick ${quote(name)}: no socket can have that name`),
+        new TypeError(
+          `no socket can have the name ${quote(name)}: use at most 255 printable ASCII characters, without a colon`,
+        ),
       );
   });
 });
@@ -79,21 +95,26 @@ describe("if nothing was passed, pick says why, unless nothing is needed", () =>
   };
 
   test("to nobody, to another process, or to an earlier call", () => {
-    const person = ": start it from a socket unit or with systemd-socket-activate$";
+    const person = ": start the program from a socket unit or with systemd-socket-activate$";
     expect(by({})).toEqual(
-      refusal(78, RegExp(`^no socket was passed, LISTEN_PID is not set${person}`)),
+      refusal(78, RegExp(`^no socket was passed, because LISTEN_PID is not set${person}`)),
     );
     const another = { LISTEN_PID: "2147483647", LISTEN_FDS: "1" };
     const process = `LISTEN_PID is 2147483647 and this is process \\d+`;
     expect(by(another)).toEqual(
       refusal(
         78,
-        RegExp(`^no socket was passed, ${process}: have the service manager start this `),
+        RegExp(
+          `^no socket was passed, because ${process}: write this program itself in ExecStart=`,
+        ),
       ),
     );
     kept.found = { count: 1, names: ["http"] };
     expect(thrown(() => pick(listenFds(), wanted))).toEqual(
-      refusal(78, /^no socket was passed, an earlier call returned it: call it once and keep the /),
+      refusal(
+        78,
+        /^no socket was passed, because an earlier call returned it: call it once and keep the /,
+      ),
     );
   });
 
@@ -106,11 +127,15 @@ describe("if nothing was passed, pick says why, unless nothing is needed", () =>
     clearCloseOnExec(3);
     Object.assign(process.env, { LISTEN_PID: process.pid, LISTEN_FDS: "1" });
     expect(listenFds()).toHaveLength(1);
-    expect(thrown(() => pick([], wanted))).toEqual(refusal(78, /^0 descriptors are named "http"/));
+    expect(thrown(() => pick([], wanted))).toEqual(
+      refusal(78, /^0 descriptors have the name "http"/),
+    );
     // A later call finds nothing, and is not asked.
     expect(listenFds()).toEqual([]);
     const one = [{ fd: 3, name: "admin" }];
-    expect(thrown(() => pick(one, wanted))).toEqual(refusal(78, /^0 descriptors are named "http"/));
+    expect(thrown(() => pick(one, wanted))).toEqual(
+      refusal(78, /^0 descriptors have the name "http"/),
+    );
   });
 });
 

@@ -135,12 +135,12 @@ describe("passedFd", () => {
 test("requireListenFds and acceptedFd say that the socket is standard input", async () => {
   const calls = "print(failed(requireListenFds), failed(acceptedFd));";
   const says = (needed: string) =>
-    `no ${needed} was passed, LISTEN_PID is not set: standard input is a socket, remove StandardInput=socket to get it as descriptor 3`;
+    `no ${needed} was passed, because LISTEN_PID is not set: remove StandardInput=socket, which passes the ${needed} as standard input instead of descriptor 3`;
   for (const stdin of [sockets.listening(AF_INET, 5), tcp(AF_INET).accepted])
     expect(await printed(stdin, calls)).toEqual([says("socket"), says("connection")]);
   const by = (needed: string) =>
     expect.stringMatching(
-      RegExp(`^no ${needed} was passed, LISTEN_PID is not set: start it from `),
+      RegExp(`^no ${needed} was passed, because LISTEN_PID is not set: start the program from `),
     );
   for (const stdin of [sockets.socketPair()[0], openSync("/dev/null", "r")])
     expect(await printed(stdin, calls)).toEqual([by("socket"), by("connection")]);

@@ -4,7 +4,8 @@ import fs, { readFileSync } from "node:fs";
 import { warnIfWrapped } from "../../src/activation/receive/wrapper.ts";
 import { logged } from "../support/checks.ts";
 
-const REMEDY = /^make (ExecStart=|the command of the container) the program itself, or put exec /;
+const REMEDY =
+  /^write the program itself in (ExecStart=|the command of the container), or put exec /;
 
 test("the process that started this one is named if the sockets are for it", async () => {
   const name = readFileSync(`/proc/${process.ppid}/comm`, "utf8").trim();

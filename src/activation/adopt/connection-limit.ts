@@ -1,6 +1,7 @@
 import type { SocketHandler, SocketListener, SocketOptions } from "bun";
 
 import { derive, overlay } from "../bun.ts";
+import { wrongNumber } from "../error.ts";
 import * as libc from "../linux/libc.ts";
 import { pause, resume } from "./event-loop.ts";
 
@@ -10,13 +11,13 @@ export class ConnectionLimit<Data> {
   /** A second descriptor of the listening socket is kept here, for the time while none is watched. */
   #listening: { readonly watch: libc.Watch; readonly socket: number } | undefined;
 
-  /** @throws {RangeError} unless `most` is a whole number from 1. */
+  /** @throws {TypeError | RangeError} unless `most` is a whole number from 1 on. */
   constructor(
     readonly most: number,
     readonly tls: unknown,
   ) {
     if (!(Number.isInteger(most) && most > 0))
-      throw new RangeError(`maxConnections is ${most}: give a whole number from 1`);
+      throw wrongNumber("maxConnections", most, "a whole number from 1 on");
   }
 
   /** Returns the handlers, which count. */

@@ -7,6 +7,8 @@ import { canCallLibc, isDescriptor, wasConnected } from "../linux/libc.ts";
 import { derive, runtime } from "../bun.ts";
 import { isStandard, replaceClosed } from "./handover.ts";
 
+const REMEDY = "set ListenStream= and Accept=yes in the socket unit";
+
 /**
  * Makes a Bun socket of a passed connection, half-open: the peer's end of file is an `end` event,
  * after which the socket still writes. It opens no FFI library for a connection over IP.
@@ -57,16 +59,14 @@ async function isSocket(fd: number): Promise<boolean> {
   const adopt = async () => (await runtime.udpSocket({ fd })).close();
   const code = isDescriptor(fd) ? await adopt().catch(codeOf) : "EBADF";
   if (code === undefined)
-    throw misconfigured(
-      `descriptor ${fd} is a datagram socket, not a connection: pass one (ListenStream= and Accept=yes)`,
-    );
+    throw misconfigured(`descriptor ${fd} is a datagram socket, not a connection: ${REMEDY}`);
   if (code === "EBADF" || (code === "ENOTSOCK" && isStandard(fd) && (await wasClosed(fd))))
-    throw misconfigured(`descriptor ${fd} is not open: pass a connection on it`);
+    throw misconfigured(`descriptor ${fd} is not open: ${REMEDY}`);
   if (code !== "ENOTSOCK") return true;
   // The first descriptors that Bun opens have no type, such as an epoll instance.
   if (((await Bun.file(fd).stat()).mode & S_IFMT) === 0)
     throw misconfigured(
-      `descriptor ${fd} is an anonymous file, such as Bun opens for itself: pass a connection on it`,
+      `descriptor ${fd} is not a socket, because no connection was passed: ${REMEDY}`,
     );
   return false;
 }
@@ -84,6 +84,6 @@ function requireConnection(fd: number): void {
   const isStream = descriptor.kind === "socket" && descriptor.type === "stream";
   if (!isStream || !(descriptor.connected || wasConnected(fd)))
     throw misconfigured(
-      `descriptor ${fd} is ${formatDescriptor(descriptor)}, not a connection: pass one (ListenStream= and Accept=yes)`,
+      `descriptor ${fd} is ${formatDescriptor(descriptor)}, not a connection: ${REMEDY}`,
     );
 }

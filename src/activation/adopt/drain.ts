@@ -1,6 +1,7 @@
 import type { Server } from "bun";
 import type { Server as HttpServer } from "node:http";
 
+import { wrongNumber } from "../error.ts";
 import { perProcess } from "../hot.ts";
 import type { Talk, Watch } from "../linux/libc.ts";
 import { type Connection, Connections } from "./connections.ts";
@@ -78,7 +79,8 @@ export function drain(
 ): Promise<boolean> {
   const found = requireServed(server);
   for (const [name, value] of Object.entries({ grace, timeout }))
-    if (!(value >= 0)) throw new RangeError(`${name} is ${value}: give milliseconds, from 0 on`);
+    if (!(typeof value === "number" && value >= 0))
+      throw wrongNumber(name, value, "milliseconds from 0 on");
   return drainOf(found, { grace, timeout, signal }).run();
 }
 
@@ -125,7 +127,7 @@ function requireServed(given: Server<unknown> | HttpServer): Found {
     const served = typeof server === "object" && server !== null && servedBy(server);
     if (served) return { server, served };
   }
-  throw new TypeError("drain got a server that serve did not make: use serve instead of Bun.serve");
+  throw new TypeError("serve did not make this server: use serve instead of Bun.serve");
 }
 
 function drainingOf(served: Served): AbortController {
@@ -173,15 +175,15 @@ class Drain {
   }
 
   /** Returns the connections that are left. A hasty one waits for nothing if there are none. */
-  becomeQuiet(isHasty: boolean): Promise<Connections | undefined> {
-    return (this.#quiet ??= this.#becomeQuiet(isHasty));
+  becomeQuiet(endsWhenEmpty: boolean): Promise<Connections | undefined> {
+    return (this.#quiet ??= this.#becomeQuiet(endsWhenEmpty));
   }
 
-  async #becomeQuiet(isHasty: boolean): Promise<Connections | undefined> {
+  async #becomeQuiet(endsWhenEmpty: boolean): Promise<Connections | undefined> {
     const watch = watchOf(this.server, this.served);
     if (watch === undefined) return undefined;
     const connections = new Connections(watch);
-    const isOver = () => isHasty && connections.areNone;
+    const isOver = () => endsWhenEmpty && connections.areNone;
 
     this.#announce();
     if (!isOver()) await this.#grace(connections, isOver);
@@ -218,8 +220,8 @@ class Drain {
     pause(watch);
     // After that time, only more connections than have a request or a WebSocket are worth waiting for.
     const busy = () => this.server.pendingRequests + this.served.sockets.size;
-    const but = (waited: number) => (waited < PATIENCE ? 0 : busy());
-    this.#isCut = !(await this.#silence(connections, STARVED, but));
+    const ignored = (waited: number) => (waited < PATIENCE ? 0 : busy());
+    this.#isCut = !(await this.#silence(connections, STARVED, ignored));
   }
 
   /** 4. Waits until all that was read is answered, and says goodbye to WebSockets. */
@@ -251,7 +253,7 @@ class Drain {
   async #silence(
     connections: Connections,
     limit: number,
-    but: (waited: number) => number,
+    ignored: (waited: number) => number,
   ): Promise<boolean> {
     const begun = performance.now();
     const isTLS = this.server.protocol === "https";
@@ -268,7 +270,7 @@ class Drain {
     let isSilent = false;
     await this.#until(() => {
       const waited = performance.now() - begun;
-      isSilent = connections.count(mayAsk) <= but(waited);
+      isSilent = connections.count(mayAsk) <= ignored(waited);
       return isSilent || waited >= limit;
     });
     return isSilent;

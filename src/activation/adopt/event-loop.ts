@@ -119,6 +119,6 @@ function registration(fd: number): libc.Watch {
 
 /** The error for a runtime that is not as this module knows it. */
 export function unexpectedRuntime(what: string): ActivationError {
-  const message = `Bun ${Bun.version} ${what} as expected: use the Bun that this was made for`;
+  const message = `Bun ${Bun.version} ${what} as expected: use a Bun version with which this module was tested`;
   return new ActivationError(ExitStatus.systemCall, message);
 }

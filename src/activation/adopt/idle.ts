@@ -1,6 +1,7 @@
 import type { Server } from "bun";
 
 import { derive, type Listener, LONGEST_TIMER } from "../bun.ts";
+import { wrongNumber } from "../error.ts";
 import { isHot, perProcess } from "../hot.ts";
 import { socketName, type Watch } from "../linux/libc.ts";
 import { connectionsAt } from "./connections.ts";
@@ -50,7 +51,8 @@ export function whenIdle(
   servers: ServerOrListener | readonly ServerOrListener[],
   { timeout }: IdleOptions,
 ): Promise<void> {
-  if (!(timeout > 0)) throw new RangeError(`timeout is ${timeout}: give milliseconds above 0`);
+  if (!(typeof timeout === "number" && timeout > 0))
+    throw wrongNumber("timeout", timeout, "milliseconds above 0");
   const idle = new Idle();
   for (const server of [servers].flat()) idle.add(server);
   // The code before an edit does not see the requests of the new code.
@@ -74,7 +76,7 @@ export class Idle {
     const watch = served === undefined ? watchOfListener(server) : served.watch;
     if (served === undefined && watch === undefined && !("getsockname" in server))
       throw new TypeError(
-        "whenIdle got something that serve or listen did not make: give it a server of one of them",
+        "serve or listen did not make this server: use them instead of Bun.serve and Bun.listen",
       );
     served?.change((options) => noticing(options, this.mark));
     this.watch(watch);

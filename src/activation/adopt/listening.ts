@@ -19,6 +19,6 @@ export function watchOfListener(listener: object): Watched | undefined {
 export function requireListening(fd: number): void {
   if (!isListeningStream(fd))
     throw misconfigured(
-      `descriptor ${fd} is ${formatDescriptor(describe(fd))}, not a listening stream socket over IP or AF_UNIX: pass one (ListenStream= and Accept=no)`,
+      `descriptor ${fd} is ${formatDescriptor(describe(fd))}, not a listening stream socket over IP or AF_UNIX: set ListenStream= and Accept=no in the socket unit`,
     );
 }

@@ -80,7 +80,7 @@ function keepOrRenew<Data>(
 /** Starts a server on a placeholder, and puts the passed socket in its place: see event-loop.ts. */
 function serveOn<Data, Route extends string>(passed: number, options: ServeOptions<Data, Route>) {
   if (options.http3 === true)
-    throw new TypeError("HTTP/3 needs a UDP socket, which cannot be passed: leave http3 out");
+    throw new TypeError("serve cannot use HTTP/3 on a passed socket: leave http3 out");
   const socket = describe(passed);
   // Bun recognises a server by its id, by default its address; all placeholders share one.
   const identity = options.id === undefined && isHot() ? { id: `fd-${passed}` } : {};

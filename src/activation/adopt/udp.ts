@@ -34,7 +34,7 @@ export async function udpSocket<Data extends BinaryType = "buffer">(
   const descriptor = describe(passed);
   if (!("port" in descriptor) || descriptor.type !== "datagram")
     throw misconfigured(
-      `descriptor ${passed} is ${formatDescriptor(descriptor)}, not a datagram socket over IP: pass one (ListenDatagram= with a port)`,
+      `descriptor ${passed} is ${formatDescriptor(descriptor)}, not a datagram socket over IP: set ListenDatagram= with a port in the socket unit`,
     );
   const fd = disposable(passed);
   try {

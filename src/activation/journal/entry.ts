@@ -34,15 +34,17 @@ export function listFields(fields: LogFields): Field[] {
     // The journal drops a field of another name, and says nothing.
     if (!/^[A-Z][A-Z0-9_]{0,63}$/.test(name))
       throw new TypeError(
-        `cannot log the field ${quote(name)}: name it with at most 64 of A-Z, 0-9 and _, the first one a letter`,
+        `cannot log the field ${quote(name)}: use at most 64 characters (A-Z, 0-9 and _), and first a letter`,
       );
     if (name === "MESSAGE" || name === "PRIORITY")
-      throw new TypeError(`cannot log the field ${name}: give it as an argument of its own`);
+      throw new TypeError(
+        `cannot log the field ${name}: give it as the ${name === "MESSAGE" ? "second" : "first"} argument of log`,
+      );
     const values = [given].flat().filter((value) => value !== undefined);
     for (const value of values)
       if (!(TEXTUAL.includes(typeof value) || value instanceof Uint8Array))
         throw new TypeError(
-          `cannot log ${name}, whose value is of type ${typeof value}: give text, a number, a boolean or a Uint8Array`,
+          `cannot log ${name}, whose value is of type ${typeof value}: give text, a number, a bigint, a boolean or a Uint8Array`,
         );
     return values.map((value): Field => [name, value]);
   });

@@ -100,7 +100,7 @@ export function log(level: LogLevel, message: string, fields: LogFields = {}): b
     return false;
   }
   // Not before the entry, because there may be room for one of them only.
-  const loss = `earlier log entries lost because there was no room: ${kept.lost}`;
+  const loss = `log entries were lost, because the journal or stderr was full: ${kept.lost}`;
   if (kept.lost > 0 && write(LogLevel.warning, loss)) kept.lost = 0;
   return true;
 }

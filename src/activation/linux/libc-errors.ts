@@ -18,7 +18,7 @@ export function whyNoLibc(reason: string): string {
 function remedy(): string {
   const useJIT = process.env["BUN_JSC_useJIT"] ?? "1";
   if (!["1", "true", "yes"].includes(useJIT))
-    return `leave BUN_JSC_useJIT unset, which is ${quote(useJIT)}`;
+    return `unset BUN_JSC_useJIT (it is ${quote(useJIT)})`;
   for (const { name, setting } of LIMITS) {
     const bytes = Number(RegExp(`^Max ${name} +(\\d+)`, "m").exec(limits())?.[1] ?? Infinity);
     if (bytes < ENOUGH)

@@ -1,4 +1,5 @@
 import { LONGEST_TIMER, runtime } from "../bun.ts";
+import { wrongNumber } from "../error.ts";
 import { close, socketPair } from "../linux/libc.ts";
 import { attempt, notifyEnabled, send } from "./notify.ts";
 
@@ -13,9 +14,8 @@ import { attempt, notifyEnabled, send } from "./notify.ts";
  * @throws {RangeError} if it is negative or `NaN`.
  */
 export async function notifyBarrier(timeout: number): Promise<boolean> {
-  const message = `cannot wait for a barrier within ${timeout}: give milliseconds from 0, or Infinity`;
-  if (typeof timeout !== "number") throw new TypeError(message);
-  if (!(timeout >= 0)) throw new RangeError(message);
+  if (!(typeof timeout === "number" && timeout >= 0))
+    throw wrongNumber("timeout", timeout, "milliseconds from 0 on, or Infinity");
   const { promise, resolve } = Promise.withResolvers<boolean>();
   const timer = timeout > LONGEST_TIMER ? undefined : setTimeout(resolve, timeout, false);
   const ours = sendBarrier();

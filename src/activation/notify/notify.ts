@@ -61,6 +61,8 @@ export interface NotifyOptions {
 
 /** In bytes: systemd reads no more of a notification, and drops a longer one whole. */
 const LONGEST_NOTIFICATION = 4096;
+/** What a process id is, for a message. */
+const PID = "a process id, from 1 on";
 /** How long to wait for room in the queue of the service manager, in milliseconds. */
 const SEND_TIMEOUT = 100;
 
@@ -123,9 +125,11 @@ export function keepNotifySocket(): void {
 export function notify(notification: Assignments, options: NotifyOptions = {}): boolean {
   const { fds = [], pid } = options;
   if (notification.fdStore && fds.length === 0)
-    throw new TypeError("cannot notify FDSTORE=1 with no descriptor: give some as fds");
+    throw new TypeError(
+      "cannot send FDSTORE=1 without a descriptor: give { fds: [fd] } as the second argument",
+    );
   if (notification.fdStoreRemove && notification.fdName === undefined)
-    throw new TypeError("cannot notify FDSTOREREMOVE=1 without a name: give fdName");
+    throw new TypeError("cannot send FDSTOREREMOVE=1 without a name: give fdName");
   if (fds.length > SCM_MAX_FD)
     throw new RangeError(
       `cannot send ${fds.length} descriptors at once: give at most ${SCM_MAX_FD}`,
@@ -133,7 +137,7 @@ export function notify(notification: Assignments, options: NotifyOptions = {}): 
   for (const fd of fds) if (!libc.isDescriptor(fd)) throw notOpen(fd);
   if (pid !== undefined && !isPid(pid)) {
     const Mistake = mistakeOf(pid);
-    throw new Mistake(`cannot notify for process ${pid}: give the id of one`);
+    throw new Mistake(`cannot send for process ${pid}: give ${PID}`);
   }
   return attempt(() => send(serialize(notification), options));
 }
@@ -165,7 +169,7 @@ export function send(state: string, { fds = [], pid }: NotifyOptions): boolean {
   const datagram = new TextEncoder().encode(state);
   if (datagram.length > LONGEST_NOTIFICATION)
     throw new RangeError(
-      `cannot notify ${datagram.length} bytes at once: send at most the ${LONGEST_NOTIFICATION} that systemd reads`,
+      `the notification has ${datagram.length} bytes, and systemd reads at most ${LONGEST_NOTIFICATION}: shorten the status or the custom fields`,
     );
   const to = notifySocket();
   if (to === undefined) return false;
@@ -197,7 +201,7 @@ function serialize(notification: Assignments): string {
     Mistake: typeof TypeError | typeof RangeError = TypeError,
   ) => {
     if (value === undefined) return;
-    if (!fits) throw new Mistake(`cannot notify ${name}=${quote(String(value))}: give ${wanted}`);
+    if (!fits) throw new Mistake(`cannot send ${name}=${quote(String(value))}: give ${wanted}`);
     text += `${name}=${sent}\n`;
   };
   const flag = (name: string, value: unknown, wanted = true) =>
@@ -220,7 +224,7 @@ function serialize(notification: Assignments): string {
   line("BUSERROR", notification.busError);
   line("VARLINKERROR", notification.varlinkError);
   count("EXIT_STATUS", notification.exitStatus);
-  add("MAINPID", mainPid, isPid(mainPid), "a process id", mainPid, mistakeOf(mainPid));
+  add("MAINPID", mainPid, isPid(mainPid), PID, mainPid, mistakeOf(mainPid));
   count("MAINPIDFDID", notification.mainPidfdId);
   flag("MAINPIDFD", notification.mainPidfd);
   if (watchdog === "trigger") line("WATCHDOG", watchdog);
@@ -235,10 +239,10 @@ function serialize(notification: Assignments): string {
   flag("RESTART_RESET", notification.restartReset);
   for (const [name, value] of Object.entries(notification.custom ?? {})) {
     if (!/^X_[A-Z0-9_]+$/.test(name))
-      throw new TypeError(`cannot notify ${quote(name)}: a name of your own is X_ and A-Z, 0-9, _`);
+      throw new TypeError(`cannot send ${quote(name)}: give a name of X_ and then A-Z, 0-9 or _`);
     line(name, value);
   }
-  if (text === "") throw new TypeError("cannot notify of nothing: set at least one field");
+  if (text === "") throw new TypeError("cannot send an empty notification: set at least one field");
   return text;
 }
 
@@ -258,14 +262,15 @@ function mistakeOf(value: unknown): typeof TypeError | typeof RangeError {
 
 function notOpen(fd: number): Error {
   const Mistake = mistakeOf(fd);
-  return new Mistake(`cannot send descriptor ${fd}: give the number of one that is open`);
+  return new Mistake(`cannot send descriptor ${fd}: give the number of an open descriptor`);
 }
 
 function checkedPath(address: string): Uint8Array {
-  if (address.startsWith("vsock")) throw misconfigured("AF_VSOCK is not supported, use AF_UNIX");
-  if (!/^[@/]/.test(address)) throw misconfigured("not an absolute path or @name: set one");
+  if (address.startsWith("vsock")) throw misconfigured("AF_VSOCK is not supported: use AF_UNIX");
+  if (!/^[@/]/.test(address))
+    throw misconfigured("this is no address: set an absolute path, or @ and a name");
   const path = sunPath(address);
   if (path.length < 2 || path.length > LONGEST_PATH)
-    throw misconfigured(`${path.length} bytes long: use 2 to ${LONGEST_PATH}`);
+    throw misconfigured(`its path has ${path.length} bytes, but it needs 2 to ${LONGEST_PATH}`);
   return path;
 }

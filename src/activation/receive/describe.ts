@@ -68,7 +68,7 @@ const TYPES: Readonly<Record<number, SocketType>> = {
  */
 export function describe(fd: number): Descriptor {
   if (libc.closesOnExec(fd) === undefined)
-    throw misconfigured(`descriptor ${fd} is not open: pass one that is`);
+    throw misconfigured(`descriptor ${fd} is not open: give the number of an open descriptor`);
   const type = libc.socketOption(fd, SO.TYPE);
   if (type === undefined) return { kind: fileKind(fd) };
 

@@ -28,8 +28,8 @@ export interface Passed {
 }
 
 /** The remedies for variables that do not fit together, and for those of another process. */
-const LEAVE = "leave LISTEN_* to the service manager";
-const ITSELF = "have the service manager start this program itself, and leave LISTEN_* to it";
+const LEAVE = "do not set LISTEN_* yourself, because systemd sets it";
+const ITSELF = "write this program itself in ExecStart=, and do not set LISTEN_* yourself";
 
 /** What was found, for the next evaluation under `bun --hot`. */
 export const kept = perProcess<{ found?: Passed }>("passed", () => ({}));
@@ -82,7 +82,7 @@ export function passedFd(): number | undefined {
   const passed = listenFds();
   if (passed.length > 1)
     throw misconfigured(
-      `LISTEN_FDS is ${passed.length}, but passedFd takes one descriptor: leave one address in the socket units, or use listenFds`,
+      `LISTEN_FDS is ${passed.length}, but passedFd takes one descriptor: keep only one Listen...= line in the socket units, or use listenFds`,
     );
   return passed[0]?.fd ?? stdinFd();
 }
@@ -109,7 +109,7 @@ export function acceptedFd(): number {
   const { count } = requirePassed("connection");
   if (count !== 1)
     throw misconfigured(
-      `LISTEN_FDS is ${count}, but the program takes one connection: set Accept=yes in its socket unit`,
+      `LISTEN_FDS is ${count}, but the program takes one connection: set Accept=yes in the socket unit`,
     );
   return LISTEN_FDS_START;
 }
@@ -133,7 +133,7 @@ function readPassed(): Passed | NotPassed {
   const names = takeVariable("LISTEN_FDNAMES");
 
   if (!Bun.isMainThread)
-    return { reason: "this is a Worker", remedy: "call it in the main thread" };
+    return { reason: "this is a Worker", remedy: "call this function in the main thread" };
   if (pid === undefined) {
     if (kept.found === undefined) return { reason: "LISTEN_PID is not set" };
     if (isHot()) return { ...kept.found, again: true };
@@ -187,8 +187,8 @@ function inherit({ count, names, again }: Passed): [PassedDescriptor, ...PassedD
       throw misconfigured(
         `descriptor ${fd} is not open, though LISTEN_FDS is ${count}: ${
           process.execArgv.includes("--watch")
-            ? "bun --watch closes the passed descriptors at each edit, use bun --hot"
-            : "start the program directly, a program in between closes the passed descriptors"
+            ? "use bun --hot, because bun --watch closes the passed descriptors at each edit"
+            : "start the program directly in ExecStart=, because a program in between closes the passed descriptors"
         }`,
       );
     setCloseOnExec(fd);

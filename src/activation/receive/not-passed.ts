@@ -15,24 +15,24 @@ export type Needed = "socket" | "connection";
 /** Returns the error for a program that needs what was not passed. */
 export function notPassed({ reason, remedy }: NotPassed, needed: Needed): ActivationError {
   const error = (advice: string, to = "") =>
-    misconfigured(`no ${needed} was passed${to}, ${reason}: ${advice}`);
+    misconfigured(`no ${needed} was passed${to}, because ${reason}: ${advice}`);
   if (remedy !== undefined) return error(remedy);
   if (stdinSocket() !== undefined)
     return error(
-      "standard input is a socket, remove StandardInput=socket to get it as descriptor 3",
+      `remove StandardInput=socket, which passes the ${needed} as standard input instead of descriptor 3`,
     );
   if (process.env["SYSTEMD_EXEC_PID"] !== String(process.pid))
     return error(
       needed === "connection"
-        ? "start it from a socket unit with Accept=yes or with systemd-socket-activate --accept"
-        : "start it from a socket unit or with systemd-socket-activate",
+        ? "start the program from a socket unit with Accept=yes or with systemd-socket-activate --accept"
+        : "start the program from a socket unit or with systemd-socket-activate",
     );
   const { service, socket, systemctl } = unitsOf(controlGroups(), needed);
   // Not restart: some versions of systemd then say "Address already in use".
   const again = `run ${systemctl} stop ${quoted(socket)} && ${systemctl} start ${quoted(socket)}`;
   return error(
     needed === "connection"
-      ? `a client's connection starts the service, ${again} and connect`
+      ? `do not start the service itself, but ${again} and let a client connect`
       : `${socket} was changed or stopped while the service ran, or the service was started without it (Requires= prevents that), ${again}`,
     ` by systemd to ${service}`,
   );

@@ -52,16 +52,20 @@ export function pick(
   for (const [name, quantity] of Object.entries<string>(wanted)) {
     if (!Object.hasOwn(QUANTITIES, quantity))
       throw new TypeError(
-        `cannot pick ${quantity} of ${quote(name)}: give ${orList(Object.keys(QUANTITIES))}`,
+        `the quantity of ${quote(name)} is ${quantity}: give "one", "optional", "some" or "any"`,
       );
     if (!isName(name))
-      throw new TypeError(`cannot pick ${quote(name)}: no socket can have that name`);
+      throw new TypeError(
+        `no socket can have the name ${quote(name)}: use at most 255 printable ASCII characters, without a colon`,
+      );
   }
   const byName = new Map(Object.keys(wanted).map((name): [string, number[]] => [name, []]));
   for (const { fd, name } of passed) {
     const fds = byName.get(name);
     if (fds === undefined)
-      throw misconfigured(`descriptor ${fd} is named ${quote(name)}: ${remedyFor(name, wanted)}`);
+      throw misconfigured(
+        `descriptor ${fd} has the name ${quote(name)}, which the program does not expect: ${remedyFor(name, wanted)}`,
+      );
     fds.push(fd);
   }
   const picked = Object.entries(wanted).map(([name, quantity]) => {
@@ -71,9 +75,9 @@ export function pick(
     if (isNeeded && passed.length === 0) throwIfNothingPassed();
     if (fds.length === 0 ? isNeeded : isSingle && fds.length > 1)
       throw misconfigured(
-        `${fds.length} descriptors are named ${quote(name)}, but ${QUANTITIES[quantity]} is wanted: ${
-          fds.length === 0 ? "start" : "leave one address in"
-        } the socket units of this service with FileDescriptorName=${name}`,
+        `${fds.length} descriptors have the name ${quote(name)}, but the program expects ${QUANTITIES[quantity]}: ${
+          fds.length === 0 ? "start" : "keep only one Listen...= line in"
+        } the socket unit that has FileDescriptorName=${name}`,
       );
     return [name, isSingle ? fds[0] : fds] as const;
   });
@@ -84,9 +88,9 @@ export function pick(
 /** What to do about a descriptor of a name that is not wanted. */
 function remedyFor(name: string, wanted: object): string {
   const names = Object.keys(wanted);
-  if (names.length === 0) return "pass none";
-  if (name === "connection") return "set Accept=no in its socket unit";
-  if (name === "stored") return `store it with fdName ${orList(names)}`;
+  if (names.length === 0) return "pass no descriptor";
+  if (name === "connection") return "set Accept=no in the socket unit";
+  if (name === "stored") return `store it with the fdName ${orList(names)}`;
   return `set FileDescriptorName= to ${orList(names)}`;
 }
 

@@ -16,7 +16,7 @@ export function warnIfWrapped(pid: number): string | undefined {
   const { name } = stat(pid);
   if (pid === 1 && INIT.includes(name)) return undefined;
   const place = pid === 1 ? "the command of the container" : "ExecStart=";
-  const remedy = `make ${place} the program itself, or put exec before it in the shell`;
+  const remedy = `write the program itself in ${place}, or put exec before it in the shell`;
   log(
     LogLevel.warning,
     `the sockets were passed to process ${pid}${name && ` (${name})`}, which started this process, ${process.pid}, so this process gets none: ${remedy}`,

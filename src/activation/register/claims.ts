@@ -63,7 +63,7 @@ export class Claims {
       if (exact === undefined && others.length > 0)
         this.#warn(
           `${list([first, ...others])} are for ${nameWanted(wanted)}, but one call gets one socket: ` +
-            `pass one socket, such as [::]:PORT, which also serves IPv4, or give each call a hostname`,
+            `keep one ${lineFor(first)}, or listen on each address in a call of its own, with its hostname`,
         );
       return this.#take(exact ?? first, wanted, false);
     }
@@ -104,7 +104,7 @@ export class Claims {
     if (guess === undefined) return;
     const socket = list(this.sockets.filter(({ fd }) => fd === guess.fd));
     this.#warn(
-      `${nameWanted(guess.wanted)} asked first and got ${socket}, so the program opens ${nameWanted(wanted)} itself: ` +
+      `the call for ${nameWanted(guess.wanted)} came first and got ${socket}, so the program opens ${nameWanted(wanted)} itself: ` +
         `set FileDescriptorName=${guess.wanted.at} or ${wanted.at} in the socket unit`,
     );
   }
@@ -133,6 +133,14 @@ function list(sockets: readonly Claimable[]): string {
   return sockets
     .map(({ socket, name }) => `${formatAddress(socket)} (${quote(name)})`)
     .join(" and ");
+}
+
+/** Returns a line of a socket unit that replaces the lines of several addresses. */
+function lineFor({ socket }: Claimable): string {
+  const setting = socket.type === "stream" ? "ListenStream=" : "ListenDatagram=";
+  return "port" in socket
+    ? `${setting}, such as [::]:${socket.port} (it serves IPv4 too)`
+    : setting;
 }
 
 /** Lists where sockets listen, for a status: systemd reads only so much of it. */

@@ -65,7 +65,7 @@ export function register(): void {
     if (isClaimable(socket)) sockets.push({ fd, name, socket });
     else if ("family" in socket)
       warn(
-        `descriptor ${fd} is ${formatDescriptor(socket)}, which no server can use: pass a listening socket (Accept=no)`,
+        `descriptor ${fd} is ${formatDescriptor(socket)}, which no server can use: set ListenStream= and Accept=no in the socket unit`,
       );
   }
   const claims = new Claims(sockets, warn);
@@ -337,7 +337,7 @@ function idleTimeout(): number | undefined {
   if (seconds === undefined || seconds === "infinity" || Number(seconds) === 0) return undefined;
   if (/^\d+(\.\d+)?$/.test(seconds)) return Number(seconds) * 1000;
   throw misconfigured(
-    `IDLE_TIMEOUT is ${quote(seconds)}, which is not a number of seconds: set one, such as 60`,
+    `IDLE_TIMEOUT is ${quote(seconds)}, which is not a number of seconds: set seconds, such as 60, or infinity`,
   );
 }
 
