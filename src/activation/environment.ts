@@ -38,8 +38,10 @@ export function isName(name: string): boolean {
 }
 
 /**
- * Returns whether this machine was booted with systemd, like sd_booted(3): whether
- * /run/systemd/system is there. It says nothing about who started this process.
+ * Returns whether this machine was booted with systemd, like sd_booted(3). It says nothing about how
+ * this process was started.
+ *
+ * @returns Whether /run/systemd/system is there.
  */
 export function booted(): boolean {
   const { existsSync } = process.getBuiltinModule("node:fs");

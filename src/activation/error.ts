@@ -29,7 +29,7 @@ export class ActivationError extends Error {
   }
 }
 
-/** Something was passed in a way that no service manager passes it. */
+/** Returns the error for something that is wrong with what was passed (78). */
 export function misconfigured(message: string): ActivationError {
   return new ActivationError(ExitStatus.configuration, message);
 }
@@ -40,12 +40,12 @@ export function wrongNumber(name: string, value: unknown, wanted: string): Error
   return new Mistake(`${name} is ${String(value)}: give ${wanted}`);
 }
 
-/** The message of what was thrown, which may be no error. */
+/** The message of a thrown value, which may not be an `Error`. */
 export function messageOf(thrown: unknown): string {
   return thrown instanceof Error ? thrown.message : String(thrown);
 }
 
-/** The symbolic errno of what was thrown, if it has one. */
+/** The symbolic errno of a thrown value; empty if it has none. */
 export function codeOf(thrown: unknown): string {
   return thrown instanceof Error && "code" in thrown ? String(thrown.code) : "";
 }
@@ -65,13 +65,17 @@ const ACTING = "\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069";
  * Returns text that is safe to show in a terminal, on one line.
  *
  * @param text Text from elsewhere, such as the name of a socket.
- * @param by The replacement for each run of characters that a terminal or a reader of lines acts on.
+ * @param by The replacement for each run of characters that act on a terminal or end a line.
+ * @returns The text with those characters replaced.
  */
 export function printable(text: string, by: string): string {
   return text.replaceAll(RegExp(`[${ACTING}]+`, "g"), by);
 }
 
-/** Returns text as JSON, in which all that a terminal acts on is escaped. JSON itself escapes only C0. */
+/**
+ * Returns text as JSON, with every character escaped that acts on a terminal. JSON itself escapes only
+ * C0.
+ */
 export function printableJson(text: string): string {
   return JSON.stringify(text).replaceAll(
     RegExp(`[${ACTING}]`, "g"),

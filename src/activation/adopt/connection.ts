@@ -10,18 +10,22 @@ import { isStandard, replaceClosed } from "./handover.ts";
 const REMEDY = "set ListenStream= and Accept=yes in the socket unit";
 
 /**
- * Makes a Bun socket of a passed connection, half-open: the peer's end of file is an `end` event,
- * after which the socket still writes. It opens no FFI library for a connection over IP.
+ * Makes a Bun socket of a passed connection. The socket is half-open: after the peer's end of file
+ * (the `end` event), it can still write. A connection over IP needs no FFI.
  *
- * @param fd A connected stream socket over IPv4, IPv6 or AF_UNIX. When the connection ends, /dev/null
- *   replaces a descriptor from 0 to 2, and another number is closed.
- * @param handlers As in `Bun.connect`; `open` runs before the promise resolves.
- * @returns The socket, or undefined if `fd` is no socket but a file, FIFO or device, which is left as
- *   it is.
- * @throws {ActivationError} (78) if `fd` is not open, an anonymous file, or a socket that listens, is
- *   of another type, or never had a peer. Nothing was sent then. A peer that is gone is no error.
- * @throws What `open` throws. The connection is closed then: over TCP by a reset, so that the client
- *   does not take what it got for all of it.
+ * Limitation: without FFI it accepts a socket that listens or has no peer, and then reports that the
+ * connection is closed.
+ *
+ * @param fd A connected stream socket over IPv4, IPv6 or AF_UNIX. The end of the connection closes
+ *   this number. /dev/null replaces a descriptor from 0 to 2.
+ * @param handlers As in `Bun.connect`. `open` runs before the promise resolves.
+ * @returns A promise of the socket. It is undefined if `fd` is a file, a FIFO or a device, which is
+ *   left as it is.
+ * @throws {ActivationError} (78) if `fd` is not open, is an anonymous file, or is a socket that
+ *   listens, has another type, or never had a peer; (71) if a system call fails. Nothing was sent
+ *   then. A peer that is gone is no error.
+ * @throws What `open` throws. The connection is closed then, over TCP by a reset: the client does not
+ *   take an incomplete answer for a complete one.
  */
 export async function adoptConnection(
   fd: number,

@@ -10,16 +10,17 @@ import { type Served, servedBy, watchOf } from "./served.ts";
 import { PATIENCE, type Requests } from "./requests.ts";
 import { withClose } from "./with-close.ts";
 
-/** How long a server takes to end. */
+/** The times of {@link drain}, in milliseconds. */
 export interface DrainOptions {
   /**
-   * How long clients are still served as before, in milliseconds: longer than they pause between two
-   * requests, so that each learns that its connection ends. Default: 1000.
+   * How long clients are still served as before, in milliseconds. Set it to more than the longest
+   * pause of a client between two requests: then each client learns that its connection ends. Default:
+   * 1000.
    */
   readonly grace?: number;
-  /** After how long what is left is cut off, in milliseconds from the call. Default: 10,000. */
+  /** Time after which open connections are cut off, in milliseconds from the call. Default: 10,000. */
   readonly timeout?: number;
-  /** Cuts off what is left as soon as it is aborted, for example by a second SIGTERM. */
+  /** Cuts off the open connections when it is aborted, for example by a second SIGTERM. */
   readonly signal?: AbortSignal;
 }
 
@@ -36,34 +37,42 @@ const LOOK = 1;
 /**
  * Ends a server without losing a request, in four phases:
  *
- * 1. Announce: from the call on each response says `Connection: close`, and upgrades get 503. Clients
- *    are still accepted and served.
- * 2. Grace: this goes on until `grace` has passed after the last request that was under way at the
- *    call, or half of `timeout` after the call if that comes first. A moment in which nobody asks ends it,
- *    or another 200 milliseconds.
- * 3. Linger: new clients wait in the queue of the passed socket, for the next process. A connection
- *    that was accepted has up to 500 milliseconds for its first request, and up to 2,000 if its TLS
- *    handshake or parts of the request keep coming. If nobody is about to ask, this takes no time.
- * 4. Stop: what was read is answered, WebSockets are closed with 1001, and the server stops.
+ * 1. Announce: from the call on, each response says `Connection: close`, and upgrades get 503. This
+ *    phase waits for nothing.
+ * 2. Grace: clients are served as before, until `grace` has passed after the last request that was
+ *    under way at the call. This phase ends at the latest after half of `timeout`, or after `grace` if
+ *    that is longer. Then it waits up to 200 milliseconds for a moment in which nobody asks.
+ * 3. Linger: the server accepts no more. New clients wait in the queue of the passed socket, for the
+ *    next process. This phase waits for the first request of each accepted connection: up to 500
+ *    milliseconds, and up to 2,000 while its TLS handshake or parts of the request keep coming. If
+ *    nobody is about to ask, it takes no time.
+ * 4. Stop: the server waits until each request is answered and each response is sent. It closes
+ *    WebSockets with 1001, and stops.
  *
- * Before the call a request costs nothing. {@link draining} tells streams that it has begun: if one never
- * ends, new clients wait from half of `timeout` on, and at `timeout` the stream is cut off.
+ * Limitations:
  *
- * Limitations: no header can be added to the responses of directory routes and HTML bundles, nor to
- * those of requests under way at the call: `grace` counts from the last of these again. Bun resets a
- * client that still sends when a response says close. So a response waits up to 500 milliseconds for a
- * body that the handler has not read, and does not say close if the body takes longer, or the handler
- * has read it as a stream. A client that pauses for longer than `grace` can meet the close (RFC 9112,
- * 9.5), as can requests sent behind one whose response says close (9.3.2). Over TLS and AF_UNIX, with a
- * `grace` of less than 500 milliseconds, phase 3 waits for all who may yet ask. With no passed socket,
- * nobody reaches a server that has stopped.
+ * - No header can be added to the responses of directory routes and HTML bundles, and to the responses
+ *   of requests that were under way at the call.
+ * - Bun resets a client that still sends when a response says close. So a response waits up to 500
+ *   milliseconds for a body that the handler has not read. It does not say close if the body takes
+ *   longer, or if the handler has read the body as a stream.
+ * - A client that pauses for longer than `grace` can meet the close (RFC 9112, 9.5). So can requests
+ *   that were sent behind one whose response says close (9.3.2).
+ * - Over TLS and AF_UNIX, with a `grace` of less than 500 milliseconds, phase 3 waits for every
+ *   connection that may still ask.
+ * - A stream that never ends keeps phase 2 going for half of `timeout`. After that, new clients wait,
+ *   and at `timeout` the stream is cut off. {@link draining} tells a stream to end.
+ * - With no passed socket, nobody reaches a server that has stopped.
+ *
+ * Before the call, a request costs nothing.
  *
  * @param server A server of `serve`, or an `http.Server` in a program with the preload
- *   `socket-service/register`. A second call for it returns the first one's promise.
- * @returns Whether nobody was cut off. For a server that has stopped already: whether all that it still
- *   had to answer was answered by `timeout`.
- * @throws {TypeError} if `serve` did not make the server.
- * @throws {RangeError} if `grace` or `timeout` is not a number from 0.
+ *   `socket-service/register`. A second call for it returns the promise of the first one.
+ * @param options `grace` and `timeout` in milliseconds, and `signal`: see {@link DrainOptions}.
+ * @returns A promise of whether nobody was cut off. For a server that has stopped already: whether
+ *   everything that it still had to answer was answered by `timeout`.
+ * @throws {TypeError} if `serve` did not make the server, or if `grace` or `timeout` is not a number.
+ * @throws {RangeError} if `grace` or `timeout` is a number below 0, or `NaN`.
  *
  * @example
  * ```ts
@@ -94,10 +103,13 @@ export async function becomeQuiet(server: Server<unknown>): Promise<void> {
 }
 
 /**
- * Returns a signal that is aborted when {@link drain} of a server begins, for responses that do not
- * end by themselves, such as streams of events. For a response that begins later it is aborted already.
+ * Returns a signal that is aborted when {@link drain} of a server begins. It is for responses that do
+ * not end by themselves, such as streams of events. In a response that begins later, it is aborted
+ * already.
  *
- * @param server A server of `serve`.
+ * @param server A server of `serve`, or an `http.Server` in a program with the preload
+ *   `socket-service/register`.
+ * @returns The signal: the same one at each call for a server.
  * @throws {TypeError} if `serve` did not make the server.
  *
  * @example

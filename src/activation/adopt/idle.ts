@@ -8,7 +8,7 @@ import { connectionsAt } from "./connections.ts";
 import { watchOfListener } from "./listening.ts";
 import { servedBy } from "./served.ts";
 
-/** When a program is idle. */
+/** How long a program has to be idle. */
 export interface IdleOptions {
   /** For how long no connection may be open, in milliseconds. */
   readonly timeout: number;
@@ -22,23 +22,26 @@ const evaluations = perProcess("idle", () => ({ count: 0 }));
 const evaluation = ++evaluations.count;
 
 /**
- * Waits until none of the servers has had an open connection for `timeout` milliseconds, for a program
- * that ends then: systemd still holds the socket, and the next client starts it again. A server that
- * was passed no socket is never idle, because nobody would start it again.
+ * Waits until none of the servers has had an open connection for `timeout` milliseconds. The program
+ * can end then: systemd still holds the socket, and the next client starts the program again. A server
+ * that was passed no socket is never idle, because nobody would start it again.
  *
- * It looks at the descriptors of this process ten times in `timeout`, and at least once a second, which
- * takes 20 µs. A request costs nothing that can be measured.
+ * It looks at the descriptors of this process ten times in `timeout`, and at least once a second. A
+ * look takes 20 µs. A request costs nothing that can be measured.
  *
- * Limitations: if nobody has a connection when it looks, it sees a client between two looks only by a
- * call of `fetch`, `error` or the function of a route: not by a static response, nor by a connection
- * to `listen`. Under `bun --hot` the promise of the code before an edit never resolves. Do not wait for
- * it with a top-level `await` there: Bun evaluates no edit until that is over.
+ * Limitations: it looks only at intervals. If no connection is open when it looks, it notices a client
+ * between two looks only by a call of `fetch`, `error` or the function of a route: not by a static
+ * response, and not by a connection to `listen`. Under `bun --hot`, the promise of the code before an
+ * edit never resolves. Do not wait for it with a top-level `await` there: Bun evaluates no edit until
+ * that is over.
  *
  * @param servers One or several, of `serve` or `listen`.
- * @returns A promise that resolves in the same turn of the event loop in which it looked: nobody is
- *   accepted between that and a synchronous call. It does not keep the process alive.
- * @throws {TypeError} if `serve` or `listen` did not make one of them.
- * @throws {RangeError} if `timeout` is not a number above 0.
+ * @param options `timeout`: for how long no connection may be open, in milliseconds, above 0.
+ * @returns A promise that resolves in the same turn of the event loop as the last look: no client is
+ *   accepted between that look and a synchronous call. It does not keep the process alive.
+ * @throws {TypeError} if `serve` or `listen` did not make one of them, or if `timeout` is not a
+ *   number.
+ * @throws {RangeError} if `timeout` is a number that is not above 0.
  *
  * @example
  * ```ts

@@ -9,32 +9,37 @@ import { substitute, watchListener } from "./event-loop.ts";
 import { disposable, release, supersede } from "./handover.ts";
 import { keepWatch, requireListening } from "./listening.ts";
 
-/** The options of `Bun.listen`, with a descriptor that wins over the address if there is one. */
+/**
+ * The options of `Bun.listen`, and a descriptor. If it is given, it is used instead of the address.
+ */
 export type ListenOptions<Data = undefined> = (
   | ((TCPSocketListenOptions<Data> | UnixSocketOptions<Data>) & { fd?: number | undefined })
   | FdSocketOptions<Data>
 ) & {
   /**
-   * The most connections open at once, those in a TLS handshake too: whoever comes then waits in the
-   * socket's queue. Default: as many as there are descriptors. Handlers given to `socket.reload` are
-   * not counted, those of `listener.reload` are.
+   * The most connections that are open at once, also those in a TLS handshake. Further clients wait in
+   * the socket's queue. Default: as many as there are descriptors. The count stays right after
+   * `listener.reload`, but not after `socket.reload`.
    */
   readonly maxConnections?: number;
 };
 
 /**
- * `Bun.listen` with an `fd` that works: the number of a listening stream socket over IPv4, IPv6 or
- * AF_UNIX. The socket keeps its backlog, which `Bun.listen({ fd })` alone would make 511, no client
- * is turned away, and it stays open in systemd when `stop()` closes our copy. /dev/null replaces a
- * descriptor from 0 to 2. With no `fd` it is `Bun.listen`, unchanged.
+ * Runs `Bun.listen` on a passed socket: `fd` is the number of a listening stream socket over IPv4,
+ * IPv6 or AF_UNIX. The length of the queue does not change (`Bun.listen({ fd })` alone would set it to
+ * 511), and no client is turned away. `stop()` closes the socket of this process, systemd keeps its
+ * own. /dev/null replaces a descriptor from 0 to 2. Without `fd` it is `Bun.listen`, unchanged.
  *
- * Limitation: the socket is non-blocking from then on, for all who share it, after `stop()` too.
- * systemd sets the flag anew (`NonBlocking=`) for each process that it starts.
+ * Limitation: `listen` makes the socket non-blocking for every process that shares it. It stays so
+ * after `stop()`. systemd sets the flag anew (`NonBlocking=`) for each process that it starts.
  *
- * @param options As for `Bun.listen`. If `fd` is given, `hostname`, `port` and `unix` are ignored.
- * @throws {ActivationError} (78) if the descriptor is anything else; (71) if a system call
- *   fails, or the event loop of this Bun does not keep its sockets as it should.
- * @throws {RangeError} unless `maxConnections` is a whole number from 1.
+ * @param options As for `Bun.listen`, and `maxConnections`. If `fd` is given, `hostname`, `port` and
+ *   `unix` are ignored.
+ * @returns The listener of Bun, with the address of the passed socket.
+ * @throws {ActivationError} (78) if the descriptor is not such a socket; (71) if a system call fails,
+ *   or this Bun does not keep its sockets as expected.
+ * @throws {TypeError} if `maxConnections` is not a number.
+ * @throws {RangeError} if `maxConnections` is not a whole number from 1.
  * @throws What `Bun.listen` throws. After any error the descriptor is as it was.
  *
  * @example

@@ -12,7 +12,7 @@ import { release, supersede } from "./handover.ts";
 import { requireListening } from "./listening.ts";
 import { keep, recordSockets, type Served, servedBy } from "./served.ts";
 
-/** The options of `Bun.serve`, with a descriptor that wins over the address if there is one. */
+/** The options of `Bun.serve`, and a descriptor. If it is given, it is used instead of the address. */
 export type ServeOptions<Data = undefined, Route extends string = string> = {
   readonly fd?: number | undefined;
 } & Serve.Options<Data, Route>;
@@ -22,23 +22,32 @@ const LOOPBACK = "127.0.0.1";
 const UNAVAILABLE = ["EAFNOSUPPORT", "EPERM", "EACCES", "EADDRINUSE"];
 
 /**
- * `Bun.serve` with an `fd` that works: the number of a listening stream socket over IPv4, IPv6 or
- * AF_UNIX. Routes, WebSocket, streaming, `stop()` and all are Bun's own, at their own speed, and
- * the server reports the address of the passed socket as Bun would. The socket keeps its backlog,
- * and stays open in systemd when `stop()` closes our copy. With no `fd` it is `Bun.serve`, unchanged.
+ * Runs `Bun.serve` on a passed socket: `fd` is the number of a listening stream socket over IPv4, IPv6
+ * or AF_UNIX. Routes, WebSockets and streams work as in `Bun.serve`, at the same speed. The server
+ * reports the address of the passed socket. The length of the socket's queue does not change. `stop()`
+ * closes the socket of this process, systemd keeps its own.
  *
- * Limitations: no HTTP/3, which needs a UDP socket. The socket is non-blocking from then on, for
- * all who share it, after `stop()` too: systemd sets the flag anew for each process that it starts.
- * A socket that is passed to several at once needs `NonBlocking=yes`, or the start of one blocks another.
- * For a moment, Bun listens on a free port of the loopback instead. If none is allowed
- * (`RestrictAddressFamilies=AF_UNIX`) or free, `server.requestIP` returns null. In development, a server of HTML pages answers a name of its host only if that is `hostname`.
+ * Limitations:
+ *
+ * - A passed socket cannot serve HTTP/3.
+ * - `serve` makes the socket non-blocking for every process that shares it. It stays so after
+ *   `stop()`. systemd sets the flag anew (`NonBlocking=`) for each process that it starts.
+ * - Several processes on one socket need `NonBlocking=yes`: otherwise the start of one process can
+ *   make another one hang.
+ * - For a moment, Bun listens on a free port of the loopback address. If no port is allowed
+ *   (`RestrictAddressFamilies=AF_UNIX`) or free, `server.requestIP` returns null.
+ * - In development, a server of HTML pages answers requests to the name of its host only if `hostname`
+ *   is that name.
+ *
+ * Without `fd` it is `Bun.serve`, unchanged.
  *
  * @param options As for `Bun.serve`. If `fd` is given, `hostname`, `port` and `unix` are ignored, and
- *   the number is closed: the server has the socket under another (under `bun --hot` it stays open).
- *   /dev/null replaces a descriptor from 0 to 2.
- * @throws {ActivationError} (78) if the descriptor is anything else; (71) if a system call fails, or
- *   this Bun does not keep its sockets as expected. Nobody was served then.
- * @throws {TypeError} if `http3` is asked for.
+ *   `serve` closes that number, because the server has the socket under another one. Under `bun --hot`
+ *   the number stays open. /dev/null replaces a descriptor from 0 to 2.
+ * @returns The server of Bun.
+ * @throws {ActivationError} (78) if the descriptor is not such a socket; (71) if a system call fails,
+ *   or this Bun does not keep its sockets as expected. Nobody was served then.
+ * @throws {TypeError} if `http3` is true.
  * @throws What `Bun.serve` throws. After any error the descriptor is as it was.
  *
  * @example

@@ -6,18 +6,25 @@ import { close } from "../linux/libc.ts";
 import { describe, formatDescriptor } from "../receive/describe.ts";
 import { disposable, release, supersede } from "./handover.ts";
 
-/** The options of `Bun.udpSocket`, with a descriptor that wins over the address if there is one. */
+/**
+ * The options of `Bun.udpSocket`, and a descriptor. If it is given, it is used instead of the address.
+ */
 export type UdpSocketOptions<Data extends BinaryType = "buffer"> = udp.SocketOptions<Data> & {
   readonly fd?: number | undefined;
 };
 
 /**
- * `Bun.udpSocket` on a passed datagram socket, which becomes the socket's own: `close()` closes our
- * copy, and systemd's stays open. /dev/null replaces a descriptor from 0 to 2. With no `fd` it is
+ * Runs `Bun.udpSocket` on a passed datagram socket over IPv4 or IPv6. `close()` closes the socket of
+ * this process, systemd keeps its own. /dev/null replaces a descriptor from 0 to 2. Without `fd` it is
  * `Bun.udpSocket`, unchanged.
  *
+ * Limitations: it takes no datagram socket over AF_UNIX. It makes the socket non-blocking for every
+ * process that shares it.
+ *
  * @param options As for `Bun.udpSocket`. If `fd` is given, `hostname` and `port` are ignored.
- * @throws {ActivationError} (78) if the descriptor is no datagram socket over IPv4 or IPv6.
+ * @returns A promise of the socket of Bun.
+ * @throws {ActivationError} (78) if the descriptor is not such a socket; (71) if a system call fails,
+ *   or without FFI.
  * @throws What `Bun.udpSocket` throws. After any error the descriptor is as it was.
  *
  * @example

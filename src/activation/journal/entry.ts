@@ -2,14 +2,14 @@ import { printable, printableJson, quote } from "../error.ts";
 
 /* An entry of the journal, as bytes and as a line, in pure functions. */
 
-/** One value of a field: a `Uint8Array` goes as it is, everything else as its text. */
+/** One value of a field. A `Uint8Array` is sent as it is, anything else as text. */
 export type FieldValue = string | number | bigint | boolean | Uint8Array;
 
 /**
- * The fields of an entry, beside its message and level. A name has at most 64 characters, A-Z, 0-9
- * and `_`, the first one a letter. An array is several values of one field, in that order; a field
- * that is undefined, or an empty array, is left out. systemd.journal-fields(7) lists the names that
- * have a meaning.
+ * The fields of an entry, beside its message and level. A name has at most 64 characters: A-Z, 0-9 and
+ * `_`, and first a letter. An array is several values of one field, in that order. A field that is
+ * undefined, or an empty array, is left out. systemd.journal-fields(7) lists the names that have a
+ * meaning.
  */
 export interface LogFields {
   /** The second argument of `log`. */

@@ -2,15 +2,17 @@ import { type ActivationError, ExitStatus } from "../error.ts";
 import { LogLevel, logLine } from "./log.ts";
 
 /**
- * Ends a program on an error that nobody has caught. An {@link ActivationError} becomes one line on
- * stderr, with its level if that is the journal, and its own exit status. Any other error is printed as
- * Bun prints it, and the status is 1.
+ * Ends a program on an error that nobody has caught. It writes an {@link ActivationError} as one line
+ * to stderr, with its level if stderr is the journal, and exits with the `status` of the error. It
+ * prints any other error as Bun does, and exits with status 1.
  *
- * Limitations: Bun does not hand over an error in a promise that nobody awaits: give this function to
- * `unhandledRejection` too. In a Worker, it ends the Worker. Under `bun --hot` it ends the program as well,
- * except for what the evaluation after an edit throws, which Bun prints itself.
+ * Limitations: Bun does not give it an error in a promise that nobody awaits: set it as the handler of
+ * `unhandledRejection` too. In a Worker, it ends only the Worker. Under `bun --hot` it ends the
+ * program as well, except for an error that the evaluation after an edit throws, which Bun prints
+ * itself.
  *
  * @param error The thrown value.
+ * @returns Never.
  *
  * @example
  * ```ts

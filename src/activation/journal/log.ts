@@ -25,9 +25,12 @@ const kept = perProcess("log", () => ({ lost: 0 }));
 const JOURNAL_SOCKET = "/run/systemd/journal/socket";
 
 /**
- * Returns whether stderr is connected to the journal: whether `JOURNAL_STREAM`, which systemd sets,
- * names the device and inode of descriptor 2 (systemd.exec(5)). False if stderr was redirected since,
- * or is closed. It tells a logger of your own whether to format for people or for the journal.
+ * Returns whether stderr is connected to the journal, by `JOURNAL_STREAM`, which systemd sets
+ * (systemd.exec(5)). A logger of your own learns from it whether to format for people or for the
+ * journal.
+ *
+ * @returns Whether `JOURNAL_STREAM` names the device and inode of descriptor 2. It is false if stderr
+ *   was redirected since, or is closed.
  */
 export function stderrIsJournal(): boolean {
   const stream = process.env["JOURNAL_STREAM"];
@@ -54,35 +57,42 @@ const RECOVERY = 4000;
 /**
  * Logs a message at once, with fields.
  *
- * If stderr is the journal, this is one entry, as sd_journal_send(3) makes it: newlines in the
- * message are kept, each field can be searched for (`journalctl ORDER_ID=4711`), and
- * `SYSLOG_IDENTIFIER` is the name of the script or executable unless you give another.
+ * If stderr is the journal, `log` sends it one entry, like sd_journal_send(3). Newlines in the message
+ * are kept. You can search for each field (`journalctl ORDER_ID=4711`). `SYSLOG_IDENTIFIER` is the
+ * name of the script or executable unless you give another.
  *
- * Elsewhere it is one line on stderr: the message, then ` NAME=value` for each field. Spaces replace all
- * that a terminal obeys: control characters (newlines and U+0080 to U+009F too), other separators of
- * lines, and what reverses the text after it. A journal that cannot be reached (without FFI, as under
- * `MemoryDenyWriteExecute=yes`, without a free descriptor, or without `AF_UNIX`) gets that line on
- * stderr, with `<level>` before it (sd-daemon(3)).
+ * If stderr is not the journal, `log` writes one line to it: the message, then ` NAME=value` for each
+ * field. Spaces replace the characters that act on a terminal: control characters (also newlines and
+ * U+0080 to U+009F), other separators of lines, and characters that reverse the text after them. If
+ * the journal cannot be reached (without FFI, without a free descriptor, or without `AF_UNIX`), that
+ * line goes to stderr with `<level>` before it (sd-daemon(3)).
  *
- * If the journal is busy, or a stderr that is non-blocking is full, this blocks until there is room: for
- * two seconds at most, and in the long run for half of the time. An entry that finds no room in that
- * time is lost. As long as there is no room, later ones are lost without a wait. A warning after the
- * next entry that is written says how many were lost.
+ * If the journal is full, or stderr is non-blocking and full, `log` waits for room: up to two seconds
+ * a call, and at most half of the total time. An entry that finds no room in that time is lost. As
+ * long as there is no room, later entries are lost without a wait. After the next entry that is
+ * written, a warning says how many were lost.
  *
- * Limitations: no code location and no `SyslogIdentifier=` of the unit: give `CODE_FILE` and
- * `SYSLOG_IDENTIFIER` as fields. The journal drops an entry of more than 1,024 values, or 768 MB in
- * one of them, and does not say so; it drops, and says so, what is beyond `LogRateLimitBurst=`. It looks
- * up the unit of an entry when it reads it: if the process has ended by then, the entry is not in
- * `journalctl --unit`. A line waits as long as it takes if stderr blocks. Nothing reports the
- * entries that a process loses last, and each Worker counts its own.
+ * Limitations:
  *
- * @param level How serious it is: 0 to 7, smaller is worse.
+ * - It adds no code location, and does not know `SyslogIdentifier=` of the unit: give `CODE_FILE` and
+ *   `SYSLOG_IDENTIFIER` as fields.
+ * - The journal drops an entry of more than 1,024 values, or with a value of more than 768 MB, and
+ *   does not say so.
+ * - The journal drops entries beyond `LogRateLimitBurst=`, and says so.
+ * - The journal looks up the unit of an entry when it reads the entry. If the process has ended by
+ *   then, `journalctl --unit` does not show the entry.
+ * - If stderr is blocking, a line waits for room without a limit.
+ * - Nobody reports the entries that a process loses last. Each Worker counts its own.
+ *
+ * Only a wrong argument makes it throw.
+ *
+ * @param level The severity: 0 to 7, smaller is worse.
  * @param message Text for people, of one or more lines.
  * @param fields Further fields of the entry, by name.
- * @returns Whether it was written: false if there was no room, or stderr is closed.
- * @throws {RangeError} if the level is a number that is none.
- * @throws {TypeError} if the level is no number, a field's name is not allowed, or a value is of another
- *   type. Nothing else throws.
+ * @returns Whether the entry was written. It is false if there was no room, or if stderr is closed.
+ * @throws {RangeError} if the level is a number that is not one of {@link LogLevel}.
+ * @throws {TypeError} if the level is not a number, a field's name is not allowed, or a value has
+ *   another type.
  *
  * @example
  * ```ts

@@ -269,7 +269,12 @@ export function descriptorLimit(): number {
  * Returns how many more descriptors this process may open, by getrlimit(2): for `maxConnections` of
  * {@link listen}.
  *
- * @throws {ActivationError} (71) if a system call fails, for example because none is free (`EMFILE`).
+ * Limitation: it counts from the lowest number that is free to the limit. Open descriptors in between
+ * count as free.
+ *
+ * @returns A count from 1. It can change at once, for example with the next client.
+ * @throws {ActivationError} (71) if a system call fails, for example because no descriptor is free
+ *   (`EMFILE`).
  */
 export function freeDescriptors(): number {
   // The kernel assigns the lowest number that is free: all below are taken.

@@ -4,14 +4,15 @@ import { close, socketPair } from "../linux/libc.ts";
 import { attempt, notifyEnabled, send } from "./notify.ts";
 
 /**
- * Waits until the service manager has handled all notifications sent so far, like
- * sd_notify_barrier(3), without blocking the event loop.
+ * Waits until systemd has handled all notifications that were sent so far, like sd_notify_barrier(3).
+ * It does not block the event loop.
  *
- * @param timeout The longest wait, in milliseconds; more than 25 days, or `Infinity`, is for ever.
- * @returns Whether it has handled them in time: false too if nobody is notified, or if the barrier
- *   cannot be sent, which is logged as {@link notify} does.
- * @throws {TypeError} if `timeout` is no number.
- * @throws {RangeError} if it is negative or `NaN`.
+ * @param timeout The longest wait, in milliseconds. More than 25 days, or `Infinity`, is for ever.
+ * @returns A promise of whether systemd has handled them in time. It is false too if nobody is
+ *   notified, and if the barrier cannot be sent, for example without FFI, which is logged as {@link
+ *   notify} does.
+ * @throws {TypeError} if `timeout` is not a number.
+ * @throws {RangeError} if `timeout` is a number below 0, or `NaN`.
  */
 export async function notifyBarrier(timeout: number): Promise<boolean> {
   if (!(typeof timeout === "number" && timeout >= 0))

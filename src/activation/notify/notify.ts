@@ -53,9 +53,12 @@ export interface Assignments {
 
 /** How to send a notification. */
 export interface NotifyOptions {
-  /** The descriptors to send along, which stay open here. At most 253. */
+  /** The descriptors to send along, at most 253. They stay open in this process. */
   readonly fds?: readonly number[];
-  /** The process to send for, as sd_pid_notify(3): needs CAP_SYS_ADMIN unless it is our own. */
+  /**
+   * The process to send for, as in sd_pid_notify(3). Another process than this one needs
+   * CAP_SYS_ADMIN.
+   */
   readonly pid?: number;
 }
 
@@ -82,7 +85,12 @@ function notifySocket(): string | undefined {
   return (kept.address = takeVariable("NOTIFY_SOCKET") ?? kept.address);
 }
 
-/** Returns whether there is a service manager to notify: whether `NOTIFY_SOCKET` was set. */
+/**
+ * Returns whether there is a systemd to notify. Like {@link notify}, it removes `NOTIFY_SOCKET` from
+ * `process.env`.
+ *
+ * @returns Whether `NOTIFY_SOCKET` was set. It is false in a Worker.
+ */
 export function notifyEnabled(): boolean {
   return notifySocket() !== undefined;
 }
@@ -98,24 +106,29 @@ export function keepNotifySocket(): void {
 }
 
 /**
- * Notifies the service manager, as sd_notify(3), sd_pid_notify(3) and sd_pid_notify_with_fds(3).
- * `NOTIFY_SOCKET` leaves `process.env` at the first call, so that children do not notify in our name
- * (give `Bun.spawn` `env: process.env`).
+ * Sends a notification to systemd, like sd_notify(3), sd_pid_notify(3) and sd_pid_notify_with_fds(3).
+ * The first call removes `NOTIFY_SOCKET` from `process.env`, so that children do not notify in the
+ * name of this process (give `Bun.spawn` `env: process.env`).
  *
- * A notification that cannot be sent ends no program. The first is logged as a warning, and those
- * after it are not, until one is sent again. It cannot be sent if `NOTIFY_SOCKET` is malformed or nobody
- * receives there, if the manager has no room, if we may not send for `pid`, if no descriptor is free, or
- * if libc cannot be called.
+ * A notification that cannot be sent does not end the program. Only the first failure is logged, as a
+ * warning. After a success, the next failure is logged again. Sending fails if `NOTIFY_SOCKET` is
+ * malformed, if nobody receives there, if systemd has no room, if this process may not send for `pid`,
+ * if no descriptor is free, or without FFI.
  *
- * Limitations: the message is sent, not known to be handled: see {@link notifyBarrier}. If the
- * manager's queue is full, sending waits up to 100 milliseconds for room, and after that not again until
- * a notification was sent, where sd_notify(3) waits for ever. `AF_VSOCK` addresses are not supported.
+ * Limitations: `notify` does not wait until systemd has handled the message: see {@link
+ * notifyBarrier}. If the queue of systemd is full, it waits up to 100 milliseconds for room, and does
+ * not wait again until a notification was sent. (sd_notify(3) waits for ever.) It does not support
+ * `AF_VSOCK` addresses.
  *
- * @returns Whether it was sent: false if it cannot be, and also, silently, if `NOTIFY_SOCKET` is not
- *   set, or in a Worker.
- * @throws {TypeError} if a value cannot be sent, or a field lacks another that it needs.
- * @throws {RangeError} if a number is none that the field takes, a descriptor is not open, there are
- *   more than 253, or all of it is longer than the 4,096 bytes that systemd reads.
+ * @param notification What to send: at least one field.
+ * @param options The descriptors to send along, and the process to send for: see {@link
+ *   NotifyOptions}.
+ * @returns Whether it was sent. If `NOTIFY_SOCKET` is not set, and in a Worker, it is false and
+ *   nothing is logged.
+ * @throws {TypeError} if a value has the wrong type or cannot be sent, or if a field lacks another
+ *   that it needs.
+ * @throws {RangeError} if a number is out of range, if a descriptor is not open, if there are more
+ *   than 253 descriptors, or if the notification is longer than the 4,096 bytes that systemd reads.
  *
  * @example
  * ```ts

@@ -3,11 +3,11 @@ import { LONGEST_TIMER } from "../bun.ts";
 import { notify } from "./notify.ts";
 
 /**
- * Returns how often the service manager expects a sign of life from this process, as
- * sd_watchdog_enabled(3), and removes `WATCHDOG_USEC` and `WATCHDOG_PID` from `process.env`.
+ * Returns the interval in which systemd expects a sign of life from this process, like
+ * sd_watchdog_enabled(3). It removes `WATCHDOG_USEC` and `WATCHDOG_PID` from `process.env`.
  *
- * @returns The longest time between two of them, in microseconds; undefined if none are expected,
- *   or from another process. A second call finds nothing, and neither does a call in a Worker.
+ * @returns The longest time between two signs of life, in microseconds. It is undefined if systemd
+ *   expects none, or expects them from another process, at a second call, and in a Worker.
  * @throws {ActivationError} (78) if a variable is malformed.
  */
 export function watchdogEnabled(): number | undefined {
@@ -19,11 +19,12 @@ export function watchdogEnabled(): number | undefined {
 }
 
 /**
- * Sends `WATCHDOG=1` at half the interval that the service manager expects, from the event loop:
- * a loop that is stuck sends none. It does nothing if no signs of life are expected. If one cannot be
- * sent, that is logged as {@link notify} does, and the next is sent all the same.
+ * Sends `WATCHDOG=1` at half the interval that systemd expects, from the event loop: a loop that is
+ * stuck sends none. It does nothing if systemd expects no signs of life, and at a second call. If a
+ * sign of life cannot be sent, that is logged as {@link notify} does, and the next one is sent all the
+ * same.
  *
- * @returns The timer, or undefined if none is needed. It does not keep the process alive.
+ * @returns The timer, which does not keep the process alive. It is undefined if the call does nothing.
  * @throws {ActivationError} as {@link watchdogEnabled} does.
  */
 export function startWatchdog(): NodeJS.Timeout | undefined {

@@ -19,7 +19,7 @@ export interface AnySocket {
 /** A socket over IPv4 or IPv6, and its local address. */
 export interface InetSocket extends AnySocket {
   readonly family: "IPv4" | "IPv6";
-  /** The address as text, with `%` and the interface's number if it is of one link. */
+  /** The address as text. A link-local address has `%` and the number of the interface at its end. */
   readonly address: string;
   readonly port: number;
 }
@@ -31,7 +31,7 @@ export interface UnixSocket extends AnySocket {
   readonly path: string;
 }
 
-/** A socket of another family, as its number (`AF_VSOCK` is 40). */
+/** A socket of another family. The family is its number (`AF_VSOCK` is 40). */
 export interface OtherSocket extends AnySocket {
   readonly family: number;
 }
@@ -59,12 +59,18 @@ const TYPES: Readonly<Record<number, SocketType>> = {
 };
 
 /**
- * Returns what a descriptor is: all that sd_is_fifo(3), sd_is_socket(3), sd_is_socket_inet(3),
- * sd_is_socket_unix(3), sd_is_special(3) and sd_is_mq(3) answer. To compare paths as sd_is_fifo(3)
- * does, compare `node:fs`' `fstatSync` of the descriptor and `statSync` of yours.
+ * Returns what a descriptor is. The result answers what sd_is_fifo(3), sd_is_socket(3),
+ * sd_is_socket_inet(3), sd_is_socket_unix(3), sd_is_special(3) and sd_is_mq(3) answer. To compare
+ * paths as sd_is_fifo(3) does, compare `node:fs`' `fstatSync` of the descriptor and `statSync` of your
+ * path.
+ *
+ * Limitations: a connection that its peer has reset is not `connected`. A descriptor that was opened
+ * with `O_PATH` is never a socket: its kind is that of the file, and `other` for the path of a socket.
  *
  * @param fd The number of an open descriptor.
- * @throws {ActivationError} (78) if it is not open; (71) if a system call fails otherwise.
+ * @returns The kind of the descriptor. For a socket also its type, its family, its local address, and
+ *   whether it listens or is connected.
+ * @throws {ActivationError} (78) if it is not open; (71) if another system call fails, or without FFI.
  */
 export function describe(fd: number): Descriptor {
   if (libc.closesOnExec(fd) === undefined)
@@ -87,7 +93,10 @@ export function describe(fd: number): Descriptor {
   return { ...socket, family, address: inetAddress(name), port: inetPort(name) };
 }
 
-/** Whether a descriptor is a stream socket over IP or AF_UNIX that listens: all that a start asks. */
+/**
+ * Reports whether a descriptor is a listening stream socket over IP or AF_UNIX. It asks no more than a
+ * start needs.
+ */
 export function isListeningStream(fd: number): boolean {
   const families = [AF.UNIX, AF.INET, AF.INET6];
   return (
@@ -97,7 +106,12 @@ export function isListeningStream(fd: number): boolean {
   );
 }
 
-/** Returns words for a message or a status text, such as `a listening stream socket (IPv4)`. */
+/**
+ * Returns a descriptor in words, for a message or a status.
+ *
+ * @param descriptor What {@link describe} returned.
+ * @returns For example `a listening stream socket (IPv4)`, `a fifo` or `an anonymous file`.
+ */
 export function formatDescriptor(descriptor: Descriptor): string {
   if (descriptor.kind === "other") return "an anonymous file";
   if (descriptor.kind !== "socket") return `a ${descriptor.kind}`;
@@ -106,7 +120,16 @@ export function formatDescriptor(descriptor: Descriptor): string {
   return `${state} ${type} socket (${typeof family === "number" ? `family ${family}` : family})`;
 }
 
-/** Returns the local address of a socket as `ListenStream=` has it; empty if it has none. */
+/**
+ * Returns the local address of a socket as `ListenStream=` has it.
+ *
+ * Limitation: a path or a name may hold control characters. Use {@link printable} before you show it.
+ *
+ * @param descriptor What {@link describe} returned.
+ * @returns For example `127.0.0.1:3000`, `[::1]:3000`, `/run/app.sock` or `@name`. It is `family 40`
+ *   for a socket of another family (with its number), and empty for a Unix socket that is not bound,
+ *   and for anything but a socket.
+ */
 export function formatAddress(descriptor: Descriptor): string {
   if (descriptor.kind !== "socket") return "";
   if ("path" in descriptor) return descriptor.path;

@@ -8,7 +8,7 @@ import { warnIfWrapped } from "./wrapper.ts";
 /** The number of the first passed descriptor (`SD_LISTEN_FDS_START` of sd-daemon.h). */
 export const LISTEN_FDS_START = 3;
 
-/** A descriptor as the service manager passed it. */
+/** A descriptor as systemd passed it. */
 export interface PassedDescriptor {
   /** Its number, counted from {@link LISTEN_FDS_START} without gaps, in the order of the units. */
   readonly fd: number;
@@ -38,14 +38,17 @@ let absence: NotPassed | undefined;
 let returnedStdin = false;
 
 /**
- * Returns the descriptors that the service manager passed to this process, by `LISTEN_PID` and (if
- * the kernel has pidfs) `LISTEN_PIDFDID`, like sd_listen_fds_with_names(3). It removes the `LISTEN_*`
- * variables from `process.env`, and makes the descriptors close-on-exec. A second call finds nothing
- * (under `bun --hot` the same), and neither does a call in a Worker.
+ * Returns the descriptors that systemd passed to this process, by `LISTEN_PID` and (if the kernel has
+ * pidfs) `LISTEN_PIDFDID`, like sd_listen_fds_with_names(3). It removes the `LISTEN_*` variables from
+ * `process.env`, and makes the descriptors close-on-exec.
  *
- * @returns The descriptors in order, from 3 on; none if nothing was passed to this process.
- * @throws {ActivationError} (78) if a variable is malformed, there are not as many names as
- *   descriptors, or a descriptor is not open; (71) if libc cannot be called.
+ * A second call returns an empty list; under `bun --hot` the same descriptors again. In a Worker the
+ * list is empty.
+ *
+ * @returns The descriptors in order, from 3 on. The list is empty if nothing was passed to this
+ *   process.
+ * @throws {ActivationError} (78) if a variable is malformed, if there are not as many names as
+ *   descriptors, or if a descriptor is not open; (71) if libc cannot be called.
  *
  * @example
  * ```ts
@@ -58,25 +61,27 @@ export function listenFds(): PassedDescriptor[] {
 }
 
 /**
- * The same as {@link listenFds}, for a service that cannot do without.
+ * Like {@link listenFds}, but throws if nothing was passed.
  *
  * @returns The descriptors in order: at least one.
- * @throws {ActivationError} as {@link listenFds} does, and (78) if nothing was passed, saying why.
+ * @throws {ActivationError} as {@link listenFds} does, and (78) if nothing was passed. The message has
+ *   the reason.
  */
 export function requireListenFds(): [PassedDescriptor, ...PassedDescriptor[]] {
   return inherit(requirePassed("socket"));
 }
 
 /**
- * Returns the one descriptor that was passed: listening or not, of any name. If there is none, but
- * standard input is a socket that listens, or a bound one for datagrams (`StandardInput=socket` with
- * `Accept=no`, or `wait` in inetd(8)), it returns 0.
+ * Returns the one descriptor that was passed: listening or not, of any name. If none was passed, but
+ * standard input is a listening socket or a bound datagram socket (`StandardInput=socket` with
+ * `Accept=no`, or `wait` in inetd(8)), it returns 0. Like {@link listenFds}, it removes the `LISTEN_*`
+ * variables from `process.env`, and makes a passed descriptor close-on-exec.
  *
  * Limitation: without FFI it does not look at standard input.
  *
- * @returns Its number; undefined if nothing was passed to this process, as without systemd, on a second
- *   call, and in a Worker.
- * @throws {ActivationError} as {@link listenFds} does, and (78) if there are several.
+ * @returns The number of the descriptor. It is undefined if nothing was passed to this process, for
+ *   example without systemd, at a second call, and in a Worker.
+ * @throws {ActivationError} as {@link listenFds} does, and (78) if several were passed.
  */
 export function passedFd(): number | undefined {
   const passed = listenFds();
@@ -87,7 +92,7 @@ export function passedFd(): number | undefined {
   return passed[0]?.fd ?? stdinFd();
 }
 
-/** Standard input, if the service manager passed it and nothing else. It is returned once. */
+/** Returns standard input if systemd passed it and nothing else: once. */
 function stdinFd(): 0 | undefined {
   if (returnedStdin || kept.found !== undefined || !Bun.isMainThread) return undefined;
   const it = stdinSocket();
@@ -98,12 +103,15 @@ function stdinFd(): 0 | undefined {
 }
 
 /**
- * Returns the one connection that the service manager accepted and passed (`Accept=yes`). It removes
- * the `LISTEN_*` variables from `process.env`. It opens no FFI library, except to explain an error.
+ * Returns the one connection that systemd accepted and passed (`Accept=yes`), like sd_listen_fds(3).
+ * It removes the `LISTEN_*` variables from `process.env`. It needs no FFI, except to explain an error.
  *
- * @returns The number of its descriptor, for {@link adoptConnection}.
- * @throws {ActivationError} (78) if nothing was passed, or more than one descriptor, or a variable
- *   is malformed.
+ * Limitation: it does not look at the descriptor. {@link adoptConnection} checks that it is a
+ * connection.
+ *
+ * @returns The number of the descriptor, for {@link adoptConnection}.
+ * @throws {ActivationError} (78) if nothing was passed, if more than one descriptor was passed, or if
+ *   a variable is malformed.
  */
 export function acceptedFd(): number {
   const { count } = requirePassed("connection");

@@ -19,7 +19,10 @@ type Of<Wanted extends Quantity> = Wanted extends "one"
     ? number | undefined
     : readonly number[];
 
-/** The descriptors of each name: a number for `one`, a number or none for `optional`, or a list. */
+/**
+ * The descriptors of each name: a number for `one`, a number or undefined for `optional`, a list of
+ * numbers for `some` and `any`.
+ */
 export type Picked<Wanted extends Readonly<Record<string, Quantity>>> = {
   readonly [Name in keyof Wanted]: Of<Wanted[Name]>;
 };
@@ -28,11 +31,14 @@ export type Picked<Wanted extends Readonly<Record<string, Quantity>>> = {
  * Picks descriptors by their names (`FileDescriptorName=`, or `FDNAME=` of the descriptor store).
  *
  * @param passed What {@link listenFds} returned.
- * @param wanted How many there are of each name.
- * @returns The descriptors of each name, in the order in which they were passed.
- * @throws {ActivationError} (78) if there are more or fewer of a name, one of another name, or nothing
- *   was passed at all where something is needed, saying why.
- * @throws {TypeError} for a quantity that is none, or a name that no socket can have.
+ * @param wanted The {@link Quantity} of each name that the program expects.
+ * @returns An object with one property for each name of `wanted`. It is a number for `one`, a number
+ *   or undefined for `optional`, and for `some` and `any` a list of numbers, in the order in which
+ *   they were passed.
+ * @throws {ActivationError} (78) if a name has more or fewer descriptors than wanted, if a descriptor
+ *   has another name, or if nothing was passed although something is needed. The message has the
+ *   reason.
+ * @throws {TypeError} if a quantity is none of the four, or if no socket can have a name.
  *
  * @example
  * ```ts
