@@ -10,8 +10,8 @@ export interface Listener<Data = undefined> extends SocketListener<Data> {
 }
 
 /**
- * What Bun accepts and bun-types does not declare: descriptors, which it makes non-blocking and
- * close-on-exec, and closes in the end.
+ * The functions of Bun that take descriptors, which bun-types does not declare. Bun makes a descriptor
+ * non-blocking and close-on-exec, and closes it in the end.
  */
 interface Runtime {
   /** Adopts a listening socket. Bun calls listen(2) on it, with its own backlog of 511. */
@@ -24,8 +24,8 @@ interface Runtime {
   connect<Data = undefined>(options: FdSocketOptions<Data>): Promise<Socket<Data>>;
 
   /**
-   * Adopts a datagram socket over IP. Rejects, and leaves the descriptor alone, with ENOTSOCK if it
-   * is no socket, and with EINVAL if it is another one.
+   * Adopts a datagram socket over IP. Rejects with ENOTSOCK for anything but a socket,
+   * and with EINVAL for another socket. Then the descriptor is as it was.
    */
   udpSocket<Data extends BinaryType = "buffer">(
     options: udp.SocketOptions<Data> & { fd?: number | undefined },
@@ -50,20 +50,20 @@ export interface InetEndpoint {
   readonly port: number;
 }
 
-/** What a server reports: bun-types does not declare the address, which Bun reads once. */
+/** The address of a server, which bun-types does not declare. Bun reads it once. */
 export interface Reported {
   readonly protocol?: string | null;
   /** A path, or `@` and an abstract name, over AF_UNIX; null if the server has stopped. */
   readonly address?: InetEndpoint | string | null;
 }
 
-// Not added to Bun's own types, which are those of whoever imports this module.
+// Not declared in Bun's own types: that would change them for every program that imports this module.
 export const runtime = Bun as unknown as Runtime;
 
 /** The longest that a timer waits, in milliseconds: 25 days. With more it fires at once. */
 export const LONGEST_TIMER = 0x7fffffff;
 
-/** @throws {ActivationError} (71) if this Bun is older than 1.4.0, of which some ignore `fd`. */
+/** @throws {ActivationError} (71) if this Bun is older than 1.4.0: some of those ignore `fd`. */
 export function requireBun(version: string): void {
   // With one digit each, as here, text compares like numbers.
   if (version[3] === "." && version < "1.4")
@@ -75,12 +75,12 @@ export function requireBun(version: string): void {
 
 requireBun(Bun.version);
 
-/** An object with other properties. Bun also reads what the object inherits, as from a class. */
+/** Returns an object that inherits from another one, with other properties. Bun reads inherited ones too. */
 export function derive<T extends object>(object: T, properties: object): T {
   return Object.create(object, Object.getOwnPropertyDescriptors(properties));
 }
 
-/** Gives an object of Bun other properties, as Bun does: by its prototype, and values read-only. */
+/** Gives an object of Bun other properties as Bun does: in its prototype, and with read-only values. */
 export function overlay<T extends object>(object: T, properties: object): T {
   const descriptors = Object.getOwnPropertyDescriptors(properties);
   for (const descriptor of Object.values(descriptors))

@@ -1,6 +1,6 @@
 import { misconfigured, quote } from "./error.ts";
 
-/** Removes a variable from `process.env` and returns it. A Worker, with its copy, gets none. */
+/** Removes a variable from `process.env` and returns it. A Worker has a copy of it, and gets nothing. */
 export function takeVariable(name: string): string | undefined {
   if (!Bun.isMainThread) return undefined;
   const value = process.env[name];
@@ -9,7 +9,7 @@ export function takeVariable(name: string): string | undefined {
 }
 
 /**
- * A decimal number from 1 to `max`, without sign, space or leading zero: what systemd writes.
+ * Returns a decimal number from 1 to `max`, without sign, space or leading zero, as systemd writes it.
  *
  * @throws {ActivationError} (78) for anything else, naming the variable and `what` it should hold.
  */
@@ -23,7 +23,11 @@ export function parseDecimal(name: string, value: string, what: string, max = 2 
   );
 }
 
-/** @throws {ActivationError} (78) if the value of a variable is no process id. */
+/**
+ * Reports whether a variable holds the id of this process.
+ *
+ * @throws {ActivationError} (78) if it holds no process id.
+ */
 export function isOwnPid(name: string, value: string): boolean {
   return parseDecimal(name, value, "a process id", 0x7fffffff) === process.pid;
 }

@@ -4,7 +4,7 @@ const KEY = Symbol.for("socket-service/activation");
 const holder: { [KEY]?: Map<string, unknown> } & Partial<typeof globalThis> = globalThis;
 const states = (holder[KEY] ??= new Map<string, unknown>());
 
-/** Returns the state of that name, which the first evaluation of its one owner created. */
+/** Returns the state of that name. The first evaluation of its one owner has created it. */
 export function perProcess<State>(name: string, create: () => State): State {
   if (!states.has(name)) states.set(name, create());
   // Nobody but the owner of the name has set it.

@@ -1,16 +1,16 @@
 /**
- * systemd's protocols for Bun: sockets that the service manager passes, readiness, watchdog, journal.
+ * systemd's protocols for Bun: passed sockets, readiness, watchdog, journal.
  *
  * A passed socket takes these steps, each with its file:
  *
- * 1. receive/listen-fds.ts reads the environment (environment.ts) and returns the descriptors, and
- *    receive/pick.ts those of a name. receive/not-passed.ts explains why nothing was passed, and
+ * 1. receive/listen-fds.ts reads the environment (environment.ts) and returns the descriptors.
+ *    receive/pick.ts picks them by name. receive/not-passed.ts explains why nothing was passed, and
  *    receive/wrapper.ts warns if the sockets are for an ancestor.
  * 2. receive/describe.ts returns what each descriptor is.
  * 3. adopt/serve.ts, listen.ts, udp.ts and connection.ts make a Bun server, listener or socket of it.
  *    adopt/event-loop.ts puts it into Bun's event loop. adopt/drain.ts ends a server.
  *
- * The program speaks to the service manager through notify/, and to the journal through journal/.
+ * The program speaks to systemd through notify/, and to the journal through journal/.
  * src/README.md in the repository has the whole map.
  *
  * @example
@@ -49,7 +49,7 @@ export { udpSocket, type UdpSocketOptions } from "./adopt/udp.ts";
 export { freeDescriptors } from "./linux/libc.ts";
 export { adoptConnection } from "./adopt/connection.ts";
 
-// Telling the service manager
+// Telling systemd
 export { notify, type Assignments, type NotifyOptions, notifyEnabled } from "./notify/notify.ts";
 export { notifyBarrier } from "./notify/barrier.ts";
 export { watchdogEnabled, startWatchdog } from "./notify/watchdog.ts";

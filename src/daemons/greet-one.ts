@@ -1,7 +1,9 @@
 import { ActivationError, adoptConnection, ExitStatus } from "../activation/index.ts";
 import { Greeter } from "./greeter.ts";
 
-/** Greets the one connection of a process, or prints the greeting to what is no socket. */
+/**
+ * Greets the one connection of a process, or writes the greeting to a descriptor that is not a socket.
+ */
 export async function greetOne(fd: number, greeting: string): Promise<void> {
   const socket = await adoptConnection(fd, new Greeter(greeting).handlers);
   if (socket !== undefined) return;
@@ -9,7 +11,7 @@ export async function greetOne(fd: number, greeting: string): Promise<void> {
     await Bun.write(Bun.file(fd), greeting);
   } catch (error) {
     const code = error instanceof Error && "code" in error ? error.code : undefined;
-    // A reader that has gone is as normal as a client that has.
+    // A reader that is gone is as normal as a client that is gone.
     if (code === "EPIPE") return;
     if (code !== "EBADF") throw error;
     throw new ActivationError(

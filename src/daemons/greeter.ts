@@ -7,9 +7,9 @@ const DEADLINE = 5000;
 const now = () => Bun.nanoseconds() / 1e6;
 
 /**
- * How all three services treat a connection: the greeting, then FIN, then what the client sends is
- * dropped until its own end of file, or the deadline. To close at once would reset a client that has
- * sent anything.
+ * All three services treat a connection alike. They send the greeting and a FIN, and drop what the
+ * client sends until its end of file, or until the deadline. Closing at once would reset a client that
+ * has sent anything.
  */
 export class Greeter {
   /** When each open connection was greeted, oldest first. */
@@ -31,13 +31,13 @@ export class Greeter {
     open: (socket) => {
       this.accepted++;
       this.#open.set(socket, now());
-      // If the client is gone this fails, and the close follows.
+      // If the client is gone this fails, and `close` is called next.
       socket.write(this.greeting);
       socket.shutdown();
       if (!this.#sweeping) this.#sweepIn(DEADLINE);
       this.on.opened?.();
     },
-    // Without it Bun does not read, and never sees the client's end of file, at which it closes.
+    // Without this handler Bun does not read, and would not close at the client's end of file.
     data() {},
     close: (socket) => {
       this.#open.delete(socket);
@@ -45,7 +45,7 @@ export class Greeter {
     },
   };
 
-  /** One timer for all, which sleeps until the oldest connection is due. */
+  /** One timer for all connections, which fires when the oldest one is due. */
   #sweepIn(milliseconds: number): void {
     this.#sweeping = true;
     setTimeout(() => {
@@ -55,7 +55,7 @@ export class Greeter {
         if (greeted > due) return this.#sweepIn(greeted - due);
         socket.terminate();
       }
-      // Takes 3 ms. Bun itself keeps what a flood leaves for ten seconds and more.
+      // This takes 3 ms. Bun itself keeps the memory of a flood for ten seconds and more.
       Bun.gc(true);
     }, milliseconds).unref();
   }

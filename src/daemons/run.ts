@@ -3,7 +3,7 @@ import { ActivationError, ExitStatus, exitOnError } from "../activation/index.ts
 
 type Values = Readonly<Record<string, string | boolean | undefined>>;
 
-/** A daemon: what `--help` says of it, and what it does. */
+/** A daemon: its text for `--help`, and the function that runs it. */
 interface Daemon {
   readonly name: string;
   readonly about: string;
@@ -15,7 +15,7 @@ interface Daemon {
 /** Runs a daemon. Its errors end here: one line on stderr, and the exit status it maps to. */
 export async function run(daemon: Daemon): Promise<void> {
   try {
-    // What parses arguments is loaded if there are any.
+    // `node:util`, which parses arguments, is loaded only if there are any.
     await daemon.run(Bun.argv.length > 2 ? parse(daemon) : {});
   } catch (error) {
     const status = error instanceof ActivationError ? error.status : ExitStatus.systemCall;
@@ -23,7 +23,7 @@ export async function run(daemon: Daemon): Promise<void> {
   }
 }
 
-/** The message of what was thrown, which may be no error. */
+/** The message of a thrown value, which may not be an `Error`. */
 function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }

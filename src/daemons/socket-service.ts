@@ -21,7 +21,7 @@ const IDLE_TIMEOUT = 30;
 const STATUS_INTERVAL = 1000;
 /** In characters: how much of the status the addresses may take. */
 const LONGEST_LIST = 256;
-/** In milliseconds: a timer of more than 25 of them fires at once. */
+/** In milliseconds. A timer of more than 25 days fires at once. */
 const DAY = 86_400_000;
 /** Descriptors that are left to the process itself, beside one for each socket. */
 const RESERVE = 16;
@@ -46,10 +46,10 @@ function parseTimeout(seconds: string): number {
 
 async function serve(idleTimeout: number): Promise<void> {
   let stopping = false;
-  // When the process was started, from where this clock counts.
+  // The clock counts from the start of the process.
   let idleSince = 0;
   let watching = true;
-  // Until it has said that it listens.
+  // True from the start, so that systemd first hears that this process listens.
   let reporting = true;
   let reported = 0;
 
@@ -62,7 +62,7 @@ async function serve(idleTimeout: number): Promise<void> {
     },
   });
   const passed = requireListenFds();
-  // The same for each socket: however many clients come to one, they leave the others theirs.
+  // Each socket has the same share: however many clients come to one, the others keep theirs.
   // Bitwise instead of Math, and a loop instead of `map`: see Start.
   const share = ((freeDescriptors() - RESERVE) / passed.length - 1) | 0;
   const options = { socket: greeter.handlers, maxConnections: share > 1 ? share : 1 };
@@ -76,7 +76,7 @@ async function serve(idleTimeout: number): Promise<void> {
   watchIdle(idleTimeout);
   if (notifyEnabled()) announce();
 
-  /** Says that it listens, again and again until that could be sent: systemd waits for it. */
+  /** Tells systemd that this process listens. It tries until that could be sent: systemd waits for it. */
   function announce(): void {
     if (stopping) return;
     if (notify({ ready: true, status: `Listening on ${list(passed)}` })) report();
@@ -92,12 +92,12 @@ async function serve(idleTimeout: number): Promise<void> {
     if (greeter.open === 0) process.exit();
   }
 
-  /** One timer for any number of connections: when it fires, it looks how long there was none. */
+  /** One timer for any number of connections. When it fires, it looks how long none was open. */
   function watchIdle(milliseconds: number): void {
     watching = true;
     const check = () => {
       watching = false;
-      // While a connection is open, its end starts this again.
+      // If a connection is open, its end starts the timer again.
       if (greeter.open > 0) return;
       const left = idleSince + idleTimeout - performance.now();
       if (left > 0) watchIdle(left);
@@ -106,7 +106,7 @@ async function serve(idleTimeout: number): Promise<void> {
     setTimeout(check, Math.min(milliseconds, DAY));
   }
 
-  /** Tells how many were served, at once and then once an interval while more come. */
+  /** Reports how many clients were served: at once, and again after each interval in which more came. */
   function report(): void {
     reporting = reported !== greeter.accepted;
     if (!reporting) return;
@@ -116,7 +116,7 @@ async function serve(idleTimeout: number): Promise<void> {
   }
 }
 
-/** Where sockets listen: "A, B and 58 more", because systemd reads only so much. */
+/** Lists where sockets listen: "A, B and 58 more", because systemd reads at most 4,096 bytes. */
 function list(passed: readonly PassedDescriptor[]): string {
   let text = "";
   for (const [index, { fd }] of passed.entries()) {

@@ -146,7 +146,7 @@ test("a manager that is gone is a warning, once until there is one again", async
   expect(path.poll()?.text).toBe("READY=1\n");
   path.close();
   const warning = RegExp(
-    `^cannot notify the service manager at NOTIFY_SOCKET "${path.address}": [^\n]*\\(ECONNREFUSED\\)\n$`,
+    `^cannot notify systemd at NOTIFY_SOCKET "${path.address}": [^\n]*\\(ECONNREFUSED\\)\n$`,
   );
   expect(await failure({ ready: true })).toMatch(warning);
   expect(await failure({ ready: true })).toBe("");
@@ -297,7 +297,7 @@ test("notify does not wait if nobody receives", async () => {
   const sleep = spyOn(Bun, "sleepSync");
   manager("/nonexistent/notify");
   const message =
-    /^cannot notify the service manager at NOTIFY_SOCKET "\/nonexistent\/notify": sendmsg failed, .*\(ENOENT\)\n$/;
+    /^cannot notify systemd at NOTIFY_SOCKET "\/nonexistent\/notify": sendmsg failed, .*\(ENOENT\)\n$/;
   expect(await failure({ ready: true })).toMatch(message);
   expect(sleep).not.toHaveBeenCalled();
 });

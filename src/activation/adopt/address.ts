@@ -1,7 +1,7 @@
 import type { Reported } from "../bun.ts";
 import { type Descriptor, formatAddress } from "../receive/describe.ts";
 
-/** Returns what a server on this socket reports, where that differs from what it says itself. */
+/** Returns the properties that a server on this socket must report instead of its own. */
 export function reportedAddress(
   { protocol, address: bound }: Reported,
   socket: Descriptor,
@@ -11,9 +11,9 @@ export function reportedAddress(
     return { url: unixURL(address), address };
   }
   const { address, port, family } = socket;
-  // As Bun reports its own default, which is all addresses.
+  // Bun reports a server on all addresses in the same way.
   const hostname = address === "::" || address === "0.0.0.0" ? "localhost" : address;
-  // A URL has no place for the interface of an address of one link.
+  // A URL cannot hold the interface of a link-local address.
   const host = hostname.includes(":") ? `[${hostname.replace(/%.*/, "")}]` : hostname;
   const url = new URL(`${protocol}://${host}:${port}/`);
   return typeof bound === "object" && bound?.address === address && bound.port === port

@@ -5,10 +5,10 @@ import { wrongNumber } from "../error.ts";
 import * as libc from "../linux/libc.ts";
 import { pause, resume } from "./event-loop.ts";
 
-/** Counts the connections of a listener, which accepts while there are fewer than `most`. */
+/** Counts the connections of a listener, and has it accept while fewer than `most` are open. */
 export class ConnectionLimit<Data> {
   #open = 0;
-  /** A second descriptor of the listening socket is kept here, for the time while none is watched. */
+  /** How the listener is watched, and a second descriptor of its socket, to accept again after a pause. */
   #listening: { readonly watch: libc.Watch; readonly socket: number } | undefined;
 
   /** @throws {TypeError | RangeError} unless `most` is a whole number from 1 on. */
@@ -20,7 +20,7 @@ export class ConnectionLimit<Data> {
       throw wrongNumber("maxConnections", most, "a whole number from 1 on");
   }
 
-  /** Returns the handlers, which count. */
+  /** Returns handlers that count, and call the given ones. */
   counted(handlers: SocketHandler<Data>): SocketHandler<Data> {
     // Over TLS with no such handler, Bun calls `open` only after the handshake.
     const isHandshakeLess = Boolean(this.tls) && handlers.handshake === undefined;
@@ -39,7 +39,7 @@ export class ConnectionLimit<Data> {
     return derive(handlers, counting);
   }
 
-  /** Begins to limit a listener. `socket` is a descriptor of its socket, closed when that stops. */
+  /** Begins to limit a listener. `socket` is a descriptor of its socket, and is closed when it stops. */
   apply(listener: SocketListener<Data>, watch: libc.Watch, socket: number): void {
     this.#listening = { watch, socket };
     const { stop, reload } = listener;

@@ -58,7 +58,7 @@ export async function adoptConnection(
   return socket;
 }
 
-/** Reports whether `fd` is a socket, by the error of Bun when it adopts it for datagrams. */
+/** Reports whether `fd` is a socket, by the error of Bun when it adopts `fd` for datagrams. */
 async function isSocket(fd: number): Promise<boolean> {
   const adopt = async () => (await runtime.udpSocket({ fd })).close();
   const code = isDescriptor(fd) ? await adopt().catch(codeOf) : "EBADF";
@@ -67,7 +67,7 @@ async function isSocket(fd: number): Promise<boolean> {
   if (code === "EBADF" || (code === "ENOTSOCK" && isStandard(fd) && (await wasClosed(fd))))
     throw misconfigured(`descriptor ${fd} is not open: ${REMEDY}`);
   if (code !== "ENOTSOCK") return true;
-  // The first descriptors that Bun opens have no type, such as an epoll instance.
+  // The first descriptors that Bun opens, such as an epoll instance, have no file type.
   if (((await Bun.file(fd).stat()).mode & S_IFMT) === 0)
     throw misconfigured(
       `descriptor ${fd} is not a socket, because no connection was passed: ${REMEDY}`,
@@ -82,7 +82,7 @@ async function wasClosed(fd: number): Promise<boolean> {
 
 /** @throws {ActivationError} (78) unless `fd` is, or was until its peer reset it, a connection. */
 function requireConnection(fd: number): void {
-  // Without FFI it looks like a client that has reset, which is normal.
+  // Without FFI, it looks like a connection that the client has reset, which is normal.
   if (!canCallLibc()) return;
   const descriptor = describe(fd);
   const isStream = descriptor.kind === "socket" && descriptor.type === "stream";

@@ -4,9 +4,9 @@ import * as libc from "../linux/libc.ts";
 
 /** An open connection of a server, as the kernel sees it. */
 export interface Connection {
-  /** Whether it was made later than this object. Only over AF_UNIX: `talk` is better. */
+  /** Whether it is newer than the `Connections`. For AF_UNIX only: over TCP, `talk` tells more. */
   readonly isNew: boolean;
-  /** Whether something came that Bun has not read. */
+  /** Whether the peer has sent something that Bun has not read. */
   readonly isUnread: boolean;
   /** Whether Bun has more to send than the kernel takes. */
   readonly isSending: boolean;
@@ -32,7 +32,7 @@ export class Connections {
     return connectionsAt(this.#address).length === 0;
   }
 
-  /** How many of them are so now. A look takes 2 to 5 µs for each descriptor of this process. */
+  /** Returns how many meet a condition now. A look takes 2 to 5 µs for each descriptor of this process. */
   count(isSo: (connection: Connection) => boolean): number {
     const known = this.#known;
     const epoll = this.#epoll;
@@ -68,7 +68,7 @@ export function openDescriptors(): number[] {
   try {
     return readdirSync("/proc/self/fd").map(Number);
   } catch {
-    // None is free to read it with: so all are open, up to the limit.
+    // No descriptor is free to read it with. So all are open, up to the limit.
     return [...new Array(libc.descriptorLimit()).keys()];
   }
 }

@@ -94,8 +94,8 @@ export function drain(
 }
 
 /**
- * The first three phases of {@link drain}, whose grace ends as soon as no connection is open. A later
- * `drain` does the last one.
+ * Runs the first three phases of {@link drain}. The grace ends as soon as no connection is open. A later
+ * `drain` runs the last phase.
  */
 export async function becomeQuiet(server: Server<unknown>): Promise<void> {
   const options = { grace: 1000, timeout: 10_000, signal: undefined };
@@ -182,11 +182,15 @@ class Drain {
 
   async #run(): Promise<boolean> {
     const connections = await this.becomeQuiet(false);
-    // Without them, somebody has stopped the server.
+    // There are none if somebody has stopped the server.
     return await (connections ? this.#stop(connections) : this.#until(this.#areAnswered));
   }
 
-  /** Returns the connections that are left. A hasty one waits for nothing if there are none. */
+  /**
+   * Runs the first three phases. With `endsWhenEmpty`, the grace ends as soon as no connection is open.
+   *
+   * @returns The connections of the server; undefined if it has stopped.
+   */
   becomeQuiet(endsWhenEmpty: boolean): Promise<Connections | undefined> {
     return (this.#quiet ??= this.#becomeQuiet(endsWhenEmpty));
   }
@@ -203,13 +207,13 @@ class Drain {
     return connections;
   }
 
-  /** 1. Each response ends its connection. */
+  /** 1. Announce: from now on, each response ends its connection. */
   #announce(): void {
     drainingOf(this.served).abort();
     this.served.change((options) => withClose(options, this.#requests));
   }
 
-  /** 2. Waits until each client had the time to ask once more, or `isOver`. */
+  /** 2. Grace: waits until each client had the time to ask once more, or until `isOver`. */
   async #grace(connections: Connections, isOver: () => boolean): Promise<void> {
     const { grace, timeout } = this.options;
     // So that the requests that come until then can be answered before the end.
@@ -222,21 +226,22 @@ class Drain {
     });
     const end = Math.min(performance.now() + grace, latest);
     await this.#until(() => performance.now() >= end || isOver());
-    // In a lull, none of the clients that come next has to wait until others are answered. The first
+    // If nobody asks at that moment, the next clients need not wait until others are answered. The first
     // look loads what the looks need, which takes 5 to 10 ms.
     await this.#silence(connections, LULL, () => this.server.pendingRequests);
   }
 
-  /** 3. Stops accepting, and waits until each connection that was accepted has asked. */
+  /** 3. Linger: stops accepting, and waits until each accepted connection has asked. */
   async #linger(connections: Connections, watch: Watch): Promise<void> {
     pause(watch);
-    // After that time, only more connections than have a request or a WebSocket are worth waiting for.
+    // A connection with a request or a WebSocket can look as if it asked. After PATIENCE, as many as have
+    // one do not count.
     const busy = () => this.server.pendingRequests + this.served.sockets.size;
     const ignored = (waited: number) => (waited < PATIENCE ? 0 : busy());
     this.#isCut = !(await this.#silence(connections, STARVED, ignored));
   }
 
-  /** 4. Waits until all that was read is answered, and says goodbye to WebSockets. */
+  /** 4. Stop: waits until all that was read is answered, closes the WebSockets, and stops the server. */
   async #stop(connections: Connections): Promise<boolean> {
     const { server, served } = this;
     await this.#until(this.#areAnswered);
@@ -260,7 +265,7 @@ class Drain {
 
   /**
    * Waits until nobody is about to ask, for `limit` milliseconds at most, and returns whether it is so. A
-   * connection looks the same while a handler has its request: `but` so many do not count.
+   * connection looks the same while a handler has its request. `ignored` returns how many do not count.
    */
   async #silence(
     connections: Connections,
@@ -290,7 +295,7 @@ class Drain {
 
   readonly #areAnswered = (): boolean => this.server.pendingRequests === 0;
 
-  /** Looks again and again, until that is so or no time is left. Returns whether it is so. */
+  /** Repeats `isSo` until it returns true or no time is left. Returns whether it returned true. */
   async #until(isSo: () => boolean): Promise<boolean> {
     for (;;) {
       const begun = performance.now();

@@ -12,7 +12,7 @@ import * as libc from "../linux/libc.ts";
 
 /** How often the event loop looks at every listening socket again, in milliseconds. */
 const LOOK_AGAIN = 500;
-/** How a socket is watched, and its identity: Bun closes a number without telling. */
+/** How a socket is watched, and its identity: Bun does not tell when it closes a number. */
 export interface Watched extends libc.Watch {
   readonly identity: string;
 }
@@ -32,24 +32,24 @@ export function substitute(passed: number, placeholder: number): Watched {
   return resume(watch, passed);
 }
 
-/** Watches a listening socket that Bun has opened as a passed one. */
+/** Watches a listening socket that Bun has opened, in the way of a passed one. */
 export function watchListener(fd: number): Watched {
   return watchEdges(registration(fd));
 }
 
-/** Whether Bun still has the socket that it was given to watch: not if that was closed. */
+/** Whether Bun still has the watched socket: not if that was closed. */
 export function isWatched({ fd, identity }: Watched): boolean {
   return libc.identity(fd) === identity;
 }
 
-/** Stops accepting at once: in the handler of a connection just accepted, it is the last one. */
+/** Stops accepting at once. If a handler calls it, no connection is accepted after that handler's. */
 export function pause(watch: libc.Watch): void {
   libc.epollControl("delete", watch);
-  // Bun would go on to accept what is in the queue, but accept4(2) fails if this is no socket.
+  // Bun would go on accepting from the queue. On the epoll instance, its accept4(2) fails.
   libc.replace(watch.epoll, watch.fd);
 }
 
-/** Accepts from `socket`, another descriptor of which was watched before. */
+/** Accepts again. `socket` is another descriptor of the socket that was watched before. */
 export function resume(watch: libc.Watch, socket: number): Watched {
   libc.replace(socket, watch.fd);
   libc.epollControl("add", watch);
@@ -79,7 +79,7 @@ function lookAgain(): void {
   timer = undefined;
 }
 
-/** The epoll instance of Bun's event loop, once it was found. With one socket passed, it is 4. */
+/** The epoll instance of Bun's event loop, once it is found. With one passed socket, it is 4. */
 let eventLoop = 4;
 
 /**
@@ -102,7 +102,7 @@ export function pendingWrites(epoll: number): ReadonlySet<number> | undefined {
 function registration(fd: number): libc.Watch {
   // A line of it in proc_pid_fdinfo(5): "tfd: %8d events: %8x data: %16llx ...".
   const target = ` ${fd} events: `;
-  // It is among the first that were free. The likeliest one comes first: see Start.
+  // The epoll instance has one of the lowest numbers. The likeliest one comes first: see Start.
   for (let candidate = -1; candidate < libc.SEARCH_LIMIT; candidate++) {
     const epoll = candidate < 0 ? eventLoop : candidate;
     const text = libc.readProc(`/proc/self/fdinfo/${epoll}`);

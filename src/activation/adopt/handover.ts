@@ -10,7 +10,7 @@ const inUse = perProcess("in use", () => new Map<number, () => void>());
 
 /**
  * Whether a descriptor is standard input, output or errors. Such a number is never left free: the next
- * file or connection would get it, and children would have that as their own.
+ * file or connection would get it, and children would inherit that.
  */
 export function isStandard(fd: number): boolean {
   return fd <= STANDARD_ERROR;
@@ -21,7 +21,7 @@ export function disposable(fd: number): number {
   return isHot() || isStandard(fd) ? duplicate(fd) : fd;
 }
 
-/** Closes the passed descriptor, but under `bun --hot`: the next evaluation needs it again. */
+/** Closes the passed descriptor, except under `bun --hot`, where the next evaluation needs it again. */
 export function release(fd: number): void {
   if (isHot()) return;
   close(fd);

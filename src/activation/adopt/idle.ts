@@ -14,10 +14,10 @@ export interface IdleOptions {
   readonly timeout: number;
 }
 
-/** How often to look at the least, in milliseconds. */
+/** The longest time between two looks, in milliseconds. */
 const LONGEST_INTERVAL = 1000;
 
-/** How often the program was evaluated, and which time this is. */
+/** How often the program was evaluated (`bun --hot`), and the number of this evaluation. */
 const evaluations = perProcess("idle", () => ({ count: 0 }));
 const evaluation = ++evaluations.count;
 
@@ -71,7 +71,7 @@ export class Idle {
   #isEndless = false;
   #wasUsed = false;
 
-  /** Says that somebody was there. */
+  /** Notes that a client was there. */
   readonly mark = (): void => void (this.#wasUsed = true);
 
   add(server: object): void {
@@ -85,13 +85,13 @@ export class Idle {
     this.watch(watch);
   }
 
-  /** @param watch undefined for what was passed no socket. */
+  /** @param watch undefined for a server that was passed no socket. */
   watch(watch: Watch | undefined): void {
     if (watch === undefined) this.#isEndless = true;
     else this.#addresses.push(socketName(watch.fd));
   }
 
-  /** Resolves when nobody was there for `timeout` milliseconds, or never if `isOver` before. */
+  /** Resolves when no client was there for `timeout` milliseconds; never if `isOver` returns true before. */
   after(timeout: number, isOver = () => false): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
     if (this.#isEndless) return promise;
@@ -118,7 +118,7 @@ export class Idle {
   }
 }
 
-/** The functions among the options that answer, each of which says that somebody is there. */
+/** The options that hold the functions that answer requests. */
 type Answering = {
   routes?: object;
   fetch?: Function | null;

@@ -59,7 +59,7 @@ export function listen<Data = undefined>(options: ListenOptions<Data>): Listener
     return listener;
   }
   requireListening(passed);
-  // While there is a descriptor for it: clients may take all.
+  // Now, while a descriptor is free: clients may take all.
   keepNotifySocket();
   return listenOn(passed, counted, limit);
 }
@@ -70,7 +70,7 @@ function listenOn<Data>(
   options: ListenOptions<Data>,
   limit: ConnectionLimit<Data> | undefined,
 ): Listener<Data> {
-  // Bun gets this number, on which first the placeholder is.
+  // Bun gets this number. At first, the placeholder is on it.
   const fd = disposable(passed);
   const socket = libc.duplicate(fd);
   let listener: ReturnType<typeof runtime.listen<Data>> | undefined;

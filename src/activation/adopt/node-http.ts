@@ -3,7 +3,7 @@ import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import { PATIENCE, type Requests } from "./requests.ts";
 
 /*
- * What `http.Server.listen` gives to `Bun.serve`, which is internal to Bun: `onNodeHTTPRequest`, a
+ * `http.Server.listen` gives `Bun.serve` an option that is internal to Bun: `onNodeHTTPRequest`, a
  * function of (server, url, method, bits, handle, hasBody, socketHandle, isSocketNew, socket, ...).
  */
 
@@ -18,7 +18,7 @@ export function withNodeClose(answer: Function, requests: Requests): Function {
   const announcing = new WeakSet<object>();
   return function (this: unknown, ...args: unknown[]): unknown {
     const { [BITS]: bits, [HAS_BODY]: hasBody, [SOCKET]: socket } = args;
-    // Bun closes at once, and what the client still sends would reset it.
+    // Bun closes at once. A client that still sends would be reset.
     if (typeof bits === "number" && hasBody === false) args[BITS] = bits | CLOSE;
     else {
       const server = serverOf(socket);

@@ -18,7 +18,7 @@ export type ServeOptions<Data = undefined, Route extends string = string> = {
 } & Serve.Options<Data, Route>;
 
 const LOOPBACK = "127.0.0.1";
-/** A sandbox allows no address family but AF_UNIX, or no bind(2), or no port is free. */
+/** The errors if a sandbox allows only AF_UNIX, or no bind(2), or if no port is free. */
 const UNAVAILABLE = ["EAFNOSUPPORT", "EPERM", "EACCES", "EADDRINUSE"];
 
 /**
@@ -64,7 +64,7 @@ export function serve<Data = undefined, Route extends string = never>(
   const recorded = recordSockets(options, sockets);
   if (fd === undefined) return keepOrRenew(Bun.serve(recorded), { options, sockets });
   requireListening(fd);
-  // While there is a descriptor for it: clients may take all.
+  // Now, while a descriptor is free: clients may take all.
   keepNotifySocket();
   const { server, watch } = serveOn(fd, recorded);
   return keepOrRenew(server, { options, sockets, watch });
@@ -109,7 +109,7 @@ function serveOn<Data, Route extends string>(passed: number, options: ServeOptio
   }
 }
 
-/** Starts a server where nobody comes, and returns it with that address, as text. */
+/** Starts a server at an address that nobody knows, and returns the server and the address, as text. */
 function startOnPlaceholder<T extends Server<unknown>>(
   isInternet: boolean,
   { hostname, routes }: { hostname?: string | undefined; routes?: object },
@@ -126,7 +126,7 @@ function startOnPlaceholder<T extends Server<unknown>>(
       const { address } = server;
       if (typeof address === "object" && address) return [server, formatEndpoint(address)] as const;
     } catch (error) {
-      // Any errno may be that of a name which is not one of this machine.
+      // For a name that is not one of this machine, the errno can be any.
       if (host === LOOPBACK && !UNAVAILABLE.includes(codeOf(error))) throw error;
     }
   const name = `bun-serve-${crypto.randomUUID()}`;

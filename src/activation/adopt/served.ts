@@ -1,4 +1,4 @@
-/* The servers of `serve`, and what `drain` has to know of them. */
+/* The servers of `serve`, and the state of each that `drain` needs. */
 import type { Server } from "bun";
 
 import { derive, overlay, type Reported } from "../bun.ts";
@@ -9,15 +9,15 @@ import { isWatched, watchListener, type Watched } from "./event-loop.ts";
 
 /** State that cannot be read from a server. */
 export interface Served {
-  /** As the program gave them last, to `serve` or to `reload`. */
+  /** The options that the program gave last, to `serve` or to `reload`. */
   options: object;
   /** How the event loop watches the passed socket, if there is one. */
   readonly watch: Watched | undefined;
   /** The open WebSockets. */
   sockets: Set<Closable>;
-  /** Gives Bun the options anew, and those of each `reload` from then on, as `change` returns them. */
+  /** Gives Bun the options as `change` returns them: now, and at each later `reload`. */
   readonly change: (change: (options: object) => object) => void;
-  /** Takes what another evaluation gave to `serve`, under `bun --hot`. A change stays in force. */
+  /** Takes the options of another evaluation, under `bun --hot`. A change stays in force. */
   readonly renew: (of: Pick<Served, "options" | "sockets">) => void;
   /** Aborted when the server begins to drain. */
   draining?: AbortController;
@@ -82,7 +82,7 @@ export function recordSockets<Options extends object>(
   sockets: Set<Closable>,
 ): Options {
   const { websocket }: { websocket?: { open?: Function; close?: Function } | null } = options;
-  // Build tools write null, which Bun takes. Bun refuses other values with a better error than ours.
+  // Build tools write null, which Bun accepts. For other values, the error of Bun is better than ours.
   if (typeof websocket !== "object" || websocket === null) return options;
   const { open, close } = websocket;
   const handlers = {

@@ -2,7 +2,7 @@ import { derive } from "../bun.ts";
 import { withNodeClose } from "./node-http.ts";
 import { PATIENCE, type Requests } from "./requests.ts";
 
-/** Which of the options answer. */
+/** The options that answer requests. */
 type Handlers = {
   routes?: object;
   static?: object;
@@ -30,7 +30,7 @@ export function withClose(options: object, requests: Requests): object {
         } catch (problem) {
           response = await Reflect.apply(error ?? failed, this, [problem]);
         }
-        // Bun closes at once, and what the client still sends would reset it.
+        // Bun closes at once. A client that still sends would be reset.
         return (await hasCome()) ? close(response) : response;
       } finally {
         requests.handled--;
@@ -58,8 +58,8 @@ export function withClose(options: object, requests: Requests): object {
 const READERS = ["arrayBuffer", "blob", "bytes", "formData", "json", "text"] as const;
 
 /**
- * Returns a function to call after the handler: whether all of the request's body has come, if it has
- * one. Calls `late` if a body still comes that nobody reads.
+ * Returns a function to call after the handler. It returns whether all of the request's body has come (true
+ * for no body), and calls `late` if a body still comes that nobody reads.
  */
 function watchBody(request: Request, late: () => void): () => boolean | Promise<boolean> {
   const { headers } = request;
@@ -103,7 +103,7 @@ function close(answer: unknown): unknown {
   return answer;
 }
 
-/** What Bun answers to what has no handler, or whose handler fails. */
+/** Bun's answers to a request that has no handler, or whose handler fails. */
 const notFound = () => new Response(null, { status: 404 });
 function failed(problem: unknown): Response {
   console.error(problem);

@@ -46,12 +46,12 @@ export function stderrIsJournal(): boolean {
 }
 
 /**
- * In milliseconds: the longest wait. A service that feeds a watchdog of ten seconds every five survives
- * it. On a busy machine one process loses none of 20,000 entries in a row. Four that write 5,000 each at
- * once lose up to 774 each with one second, and none with two.
+ * The longest wait, in milliseconds. A service with `WatchdogSec=10` survives it. On a busy machine one
+ * process loses none of 20,000 entries in a row. Four processes that write 5,000 each at once lose up to 774
+ * each with one second, and none with two.
  */
 const PATIENCE = 2000;
-/** In milliseconds: after so long without a wait, the next may be as long as that again. */
+/** In milliseconds: after so long without a wait, the next one may take the longest time again. */
 const RECOVERY = 4000;
 
 /**
@@ -142,7 +142,7 @@ export function logLine(level: LogLevel, message: string, fields: readonly Field
     }
     return true;
   } catch {
-    // There is nowhere left to say so.
+    // There is nowhere left to report this.
     return false;
   }
 }
@@ -168,14 +168,14 @@ export function sendEntry(entry: Uint8Array, path = JOURNAL_SOCKET): boolean | u
     file = opened.adopt(libc.memoryFile("journal-entry"), libc.close);
     process.getBuiltinModule("node:fs").writeFileSync(file, entry);
     libc.seal(file);
-    // Of descriptors, no more can wait to be received than a process may have open.
+    // Descriptors that wait to be received are limited, to the number that a process may have open.
     return patiently(["EAGAIN", "ETOOMANYREFS"], send) ?? false;
   } catch {
     return undefined;
   }
 }
 
-/** What was left of {@link PATIENCE}, when that was, and whether the last entry was lost. */
+/** How much of {@link PATIENCE} was left, when that was, and whether the last entry was lost. */
 let patience = PATIENCE;
 let counted = 0;
 let stuck = false;

@@ -22,8 +22,8 @@ export const SOCKADDR_SIZE = 128;
 /** In bytes: a sun_path except the NUL that ends it, which libsystemd wants after a name too. */
 export const LONGEST_PATH = 107;
 /**
- * Of the 32-bit numbers of a struct tcp_info: milliseconds since data was last sent and received, and
- * the segments that were received, and that were sent with data.
+ * Indices of 32-bit numbers in a struct tcp_info: milliseconds since data was last sent and received, the
+ * segments that were received, and the segments with data that were received and sent.
  */
 export const TCPI = {
   LAST_DATA_SENT: 11,

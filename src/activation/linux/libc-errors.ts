@@ -14,7 +14,7 @@ export function whyNoLibc(reason: string): string {
   return `cannot call libc, ${reason}: ${advice}`;
 }
 
-/** What to do about a JIT that is not there. */
+/** Returns what to do if there is no JIT. */
 function remedy(): string {
   const useJIT = process.env["BUN_JSC_useJIT"] ?? "1";
   if (!["1", "true", "yes"].includes(useJIT))
@@ -24,7 +24,7 @@ function remedy(): string {
     if (bytes < ENOUGH)
       return `raise ${setting} from ${Math.round(bytes / 1e6)} MB to ${ENOUGH / 1e6} MB or more`;
   }
-  // This cannot be seen from inside.
+  // A process cannot see this restriction.
   return "allow memory that is writable and executable (MemoryDenyWriteExecute=no)";
 }
 
@@ -42,7 +42,7 @@ function limits(): string {
 export function remedyForCall(call: string, code: string): string {
   if (code === "EMFILE") return ": raise LimitNOFILE= (ulimit -n)";
   if (code === "EAFNOSUPPORT") return ": allow AF_UNIX (RestrictAddressFamilies=)";
-  // The kernel itself denies no other of the calls: sendmsg for another process it does.
+  // Of these calls, the kernel itself denies only one: sendmsg for another process.
   if (code === "EPERM" && call !== "sendmsg") return `: allow ${call} (SystemCallFilter=)`;
   return "";
 }

@@ -9,7 +9,7 @@ import { type FFI, runtime } from "../bun.ts";
  * process that makes none pays nothing, and runs without the JIT, which bun:ffi needs.
  */
 
-/** How far a search for a descriptor of Bun's goes, which is among the first that it opened. */
+/** Where a search for a descriptor of Bun ends. Those that are searched for are among the first. */
 export const SEARCH_LIMIT = 1 << 16;
 
 const O_NONBLOCK = 0o4000;
@@ -36,7 +36,7 @@ function load() {
   try {
     // Not the module bun:ffi, which is made of Bun.FFI: see Start.
     const { dlopen, ptr, read } = runtime.FFI ?? (process.getBuiltinModule("bun:ffi") as FFI);
-    // So every glibc program has it mapped. For another name, Bun looks into the working directory.
+    // Every glibc program has mapped it by this name. For another name, Bun looks into the working directory.
     const library = dlopen("libc.so.6", {
       __errno_location: { args: [], returns: "ptr" },
       bind: { args: ["i32", "buffer", "u32"], returns: "i32" },
@@ -131,7 +131,7 @@ export function replace(fd: number, onto: number): void {
   check("dup3", libc().dup3(fd, onto, O_CLOEXEC));
 }
 
-/** An option of SOL_SOCKET that is an int; undefined for what is no socket, or not open. */
+/** An option of SOL_SOCKET that is an int; undefined if `fd` is not an open socket. */
 export function socketOption(fd: number, option: number): number | undefined {
   if (!isDescriptor(fd)) return undefined;
   const value = new Int32Array(1);
@@ -139,7 +139,7 @@ export function socketOption(fd: number, option: number): number | undefined {
   return check("getsockopt", result, E.NOTSOCK, E.BADF) === undefined ? undefined : value[0];
 }
 
-/** The local address of a socket, as the bytes of a sockaddr; none for what is no socket. */
+/** The local address of a socket, as the bytes of a sockaddr; empty if `fd` is not an open socket. */
 export function socketName(fd: number): Uint8Array {
   const address = new Uint8Array(layout.SOCKADDR_SIZE);
   const length = new Uint32Array([layout.SOCKADDR_SIZE]);
@@ -149,7 +149,7 @@ export function socketName(fd: number): Uint8Array {
     : address.subarray(0, length[0]);
 }
 
-/** Whether a socket has a peer. One that the peer has reset has none, some families never do. */
+/** Whether a socket has a peer. After a reset it has none, and sockets of some families never have one. */
 export function hasPeer(fd: number): boolean {
   const length = new Uint32Array([layout.SOCKADDR_SIZE]);
   return libc().getpeername(fd, new Uint8Array(layout.SOCKADDR_SIZE), length) === 0;
@@ -172,7 +172,7 @@ export interface Talk {
   readonly answered: boolean;
 }
 
-/** Returns undefined for what is no TCP connection. */
+/** Returns undefined if `fd` is not a TCP connection. */
 export function talk(fd: number): Talk | undefined {
   const info = tcpInfo(fd);
   if (!info[layout.TCPI.SEGS_IN]) return undefined;
@@ -182,7 +182,7 @@ export function talk(fd: number): Talk | undefined {
   return { heard, said, segments, answered: info[layout.TCPI.DATA_SEGS_OUT] !== 0 };
 }
 
-/** Whether something came on a connection that was not read. */
+/** Whether a connection has received something that was not read. */
 export function hasUnread(fd: number): boolean {
   return isQueued(fd, FIONREAD);
 }
@@ -198,7 +198,7 @@ function isQueued(fd: number, request: bigint): boolean {
   return libc().ioctl(fd, request, bytes) === 0 && bytes[0] !== 0;
 }
 
-/** Of what has no TCP_INFO, by one of several errors, all are zeros. */
+/** All zeros if `fd` has no TCP_INFO, for which there are several errors. */
 function tcpInfo(fd: number): Uint32Array {
   const info = new Uint32Array(layout.TCPI.DATA_SEGS_OUT + 1);
   libc().getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, new Uint32Array([info.byteLength]));
@@ -233,8 +233,8 @@ export function socketPair(): [number, number] {
 }
 
 /**
- * What a descriptor refers to: `socket:[INODE]` for a socket; empty if it is not open. It takes no
- * descriptor to ask, and works under qemu-user, too, which does not know SO_COOKIE.
+ * What a descriptor refers to: `socket:[INODE]` for a socket; empty if it is not open. This needs
+ * no free descriptor, and works under qemu-user, which does not know SO_COOKIE.
  */
 export function identity(fd: number): string {
   const text = new Uint8Array(32);
@@ -277,7 +277,7 @@ export function descriptorLimit(): number {
  *   (`EMFILE`).
  */
 export function freeDescriptors(): number {
-  // The kernel assigns the lowest number that is free: all below are taken.
+  // The kernel assigns the lowest number that is free.
   const lowest = duplicate(STANDARD_ERROR);
   close(lowest);
   return descriptorLimit() - lowest;

@@ -34,7 +34,7 @@ export async function notifyBarrier(timeout: number): Promise<boolean> {
 }
 
 /**
- * Sends one end of a connection, which the service manager closes when it comes to this message.
+ * Sends one end of a connection, which systemd closes when it handles this message.
  *
  * @returns The other end; undefined if it could not be sent.
  */

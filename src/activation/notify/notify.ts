@@ -66,13 +66,13 @@ export interface NotifyOptions {
 const LONGEST_NOTIFICATION = 4096;
 /** What a process id is, for a message. */
 const PID = "a process id, from 1 on";
-/** How long to wait for room in the queue of the service manager, in milliseconds. */
+/** How long to wait for room in the queue of systemd, in milliseconds. */
 const SEND_TIMEOUT = 100;
 
 interface Kept {
-  /** The service manager's address. */
+  /** The address of systemd. */
   address?: string | undefined;
-  /** The socket that notifications are sent from. */
+  /** The socket from which notifications are sent. */
   socket?: number;
   /** Whether the last notification failed, and that was logged. */
   isUnheard?: boolean;
@@ -80,7 +80,7 @@ interface Kept {
 
 const kept = perProcess<Kept>("notify", () => ({}));
 
-/** The service manager's address, which leaves `process.env` at the first call. */
+/** Returns the address of systemd. The first call removes it from `process.env`. */
 function notifySocket(): string | undefined {
   return (kept.address = takeVariable("NOTIFY_SOCKET") ?? kept.address);
 }
@@ -95,7 +95,7 @@ export function notifyEnabled(): boolean {
   return notifySocket() !== undefined;
 }
 
-/** Opens the socket for notifications, if anyone is notified, while there is a descriptor for it. */
+/** Opens the socket for notifications while a descriptor is free, if there is a systemd to notify. */
 export function keepNotifySocket(): void {
   if (!notifyEnabled()) return;
   try {
@@ -155,7 +155,7 @@ export function notify(notification: Assignments, options: NotifyOptions = {}): 
   return attempt(() => send(serialize(notification), options));
 }
 
-/** Sends a notification. If that fails, the first failure is logged until a notification is sent. */
+/** Sends a notification. Logs a failure, unless the one before it failed too. */
 export function attempt(sending: () => boolean): boolean {
   try {
     const sent = sending();
@@ -166,16 +166,16 @@ export function attempt(sending: () => boolean): boolean {
     if (!kept.isUnheard) {
       kept.isUnheard = true;
       const where = `NOTIFY_SOCKET ${quote(kept.address ?? "")}`;
-      log(LogLevel.warning, `cannot notify the service manager at ${where}: ${error.message}`);
+      log(LogLevel.warning, `cannot notify systemd at ${where}: ${error.message}`);
     }
     return false;
   }
 }
 
 /**
- * Sends assignments as they stand.
+ * Sends assignments as they are.
  *
- * @returns Whether there was somebody to send them to.
+ * @returns Whether there is a systemd to send them to.
  * @throws {ActivationError} (78) if the address is malformed; (71) if sending fails.
  */
 export function send(state: string, { fds = [], pid }: NotifyOptions): boolean {
@@ -202,7 +202,7 @@ export function send(state: string, { fds = [], pid }: NotifyOptions): boolean {
   }
 }
 
-/** Returns the datagram for a notification: assignments, each on a line of its own. */
+/** Returns the datagram for a notification: one assignment on each line. */
 function serialize(notification: Assignments): string {
   let text = "";
   const add = (
@@ -268,7 +268,7 @@ function isPid(pid = 0): boolean {
   return Number.isInteger(pid) && pid > 0 && pid <= 0x7fffffff;
 }
 
-/** Returns the error for a value where a number is wanted: out of range, or of the wrong type. */
+/** Returns the class of the error for a value where a number is wanted: out of range, or of another type. */
 function mistakeOf(value: unknown): typeof TypeError | typeof RangeError {
   return typeof value === "number" || typeof value === "bigint" ? RangeError : TypeError;
 }

@@ -19,7 +19,7 @@ export interface PassedDescriptor {
   readonly name: string;
 }
 
-/** What the environment says was passed. */
+/** The passed descriptors, by the environment. */
 export interface Passed {
   readonly count: number;
   readonly names: readonly string[] | undefined;
@@ -27,7 +27,7 @@ export interface Passed {
   readonly again?: boolean;
 }
 
-/** The remedies for variables that do not fit together, and for those of another process. */
+/** The remedies if the variables do not fit together, and if they are for another process. */
 const LEAVE = "do not set LISTEN_* yourself, because systemd sets it";
 const ITSELF = "write this program itself in ExecStart=, and do not set LISTEN_* yourself";
 
@@ -123,8 +123,8 @@ export function acceptedFd(): number {
 }
 
 /**
- * Returns what the variables say was passed, or why nothing was, and removes all four whatever the
- * outcome. It looks at no descriptor.
+ * Reads the four variables and removes them, whatever the outcome. It returns what was passed, or why
+ * nothing was. It looks at no descriptor.
  *
  * @throws {ActivationError} (78) if a variable is malformed.
  */
@@ -161,7 +161,7 @@ function readPassed(): Passed | NotPassed {
   }
 
   if (fds === undefined) return { reason: "LISTEN_FDS is not set", remedy: LEAVE };
-  // The kernel allows a process no more, unless somebody raised fs.nr_open.
+  // The kernel allows a process no more descriptors, unless somebody raised fs.nr_open.
   const count = parseDecimal("LISTEN_FDS", fds, "a count of descriptors", 1 << 20);
   const list = names?.split(":");
   if (names !== undefined && list?.length !== count)
@@ -189,8 +189,8 @@ function inherit({ count, names, again }: Passed): [PassedDescriptor, ...PassedD
   const descriptor = (index: number): PassedDescriptor => {
     const fd = LISTEN_FDS_START + index;
     const closes = closesOnExec(fd);
-    // What came through exec has no close-on-exec: if 3 has it, Bun opened that. From 4 up this says
-    // nothing: Bun sets the flag on all that it inherits there.
+    // A descriptor that came through exec has no close-on-exec: if 3 has it, Bun opened it. From 4 up the
+    // flag says nothing, because Bun sets it on all that it inherits there.
     if (closes === undefined || (closes && fd === LISTEN_FDS_START && again !== true))
       throw misconfigured(
         `descriptor ${fd} is not open, though LISTEN_FDS is ${count}: ${

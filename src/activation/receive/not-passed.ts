@@ -9,7 +9,7 @@ export interface NotPassed {
   readonly remedy?: string;
 }
 
-/** What the caller cannot do without. */
+/** What the caller needs. */
 export type Needed = "socket" | "connection";
 
 /** Returns the error for a program that needs what was not passed. */
@@ -44,11 +44,11 @@ function quoted(unit: string): string {
 }
 
 /**
- * Returns what standard input is if a service manager put a socket there (`StandardInput=socket`,
- * inetd(8)): those have an address, and the ends of a socketpair have none. Undefined without FFI.
+ * Returns standard input if systemd or inetd(8) put a socket there (`StandardInput=socket`): it has an
+ * address, and the end of a socketpair has none. Undefined without FFI.
  */
 export function stdinSocket(): Extract<Descriptor, { kind: "socket" }> | undefined {
-  // `describe` would load node:fs for what is no socket.
+  // `describe` would load node:fs for anything but a socket.
   if (!canCallLibc() || socketOption(0, SO.TYPE) === undefined) return undefined;
   const it = describe(0);
   if (it.kind !== "socket") return undefined;

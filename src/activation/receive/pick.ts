@@ -91,7 +91,7 @@ export function pick(
   return Object.fromEntries(picked);
 }
 
-/** What to do about a descriptor of a name that is not wanted. */
+/** Returns the remedy for a descriptor of a name that the program does not expect. */
 function remedyFor(name: string, wanted: object): string {
   const names = Object.keys(wanted);
   if (names.length === 0) return "pass no descriptor";

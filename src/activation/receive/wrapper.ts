@@ -1,13 +1,13 @@
 import { log, LogLevel } from "../journal/log.ts";
 
-/** Process 1 of a machine is no wrapper. A name that is hidden may be its name. */
+/** The names of process 1 of a machine, which is no wrapper. A name that is hidden is empty. */
 const INIT = ["systemd", "init", ""];
 
 /**
- * Warns if the process `pid`, to which the sockets were passed, is one that this one descends from, as
- * with `ExecStart=bun run start`, npm or a shell; or in a container, where that is process 1.
+ * Warns if the process `pid`, to which the sockets were passed, is an ancestor of this one, as with
+ * `ExecStart=bun run start`, npm or a shell, or with process 1 of a container.
  *
- * @returns What to do then.
+ * @returns The remedy, if it is one.
  */
 export function warnIfWrapped(pid: number): string | undefined {
   let ancestor = process.ppid;

@@ -1,7 +1,7 @@
 import { printable, quote } from "../error.ts";
 import { type Descriptor, formatAddress } from "../receive/describe.ts";
 
-/** What a call of `Bun.serve`, `Bun.listen` or `Bun.udpSocket` asks for. */
+/** The place that a call of `Bun.serve`, `Bun.listen` or `Bun.udpSocket` asks for. */
 export interface Wanted {
   readonly type: "stream" | "datagram";
   /** A port from 1, or a path (`@` and a name if it is abstract). */
@@ -20,7 +20,7 @@ export interface Claimable {
 export interface Claim {
   readonly fd: number;
   readonly wanted: Wanted;
-  /** Whether it was the only one left: neither its name nor its address is what was asked for. */
+  /** Whether it was the only one left: its name and its address are not the wanted ones. */
   readonly isGuess: boolean;
 }
 

@@ -1,9 +1,9 @@
-/* What register.ts loads if there is something to do. The package has it beside register.js, with its bytecode. */
+/* register.ts loads this if there is something to do. The package has it in register/, with its bytecode. */
 import { ActivationError, ExitStatus, messageOf } from "../error.ts";
 import { LogLevel, logLine } from "../journal/log.ts";
 import { register } from "./unchanged.ts";
 
-/** Puts what the program opens onto the passed sockets, or ends it with the reason in one line. */
+/** Puts the servers of the program onto the passed sockets, or ends it with the reason in one line. */
 export function run(): void {
   try {
     register();

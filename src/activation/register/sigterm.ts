@@ -1,6 +1,6 @@
 const SIGTERM = "SIGTERM";
 
-/** What a program does at a signal, and whether only once. */
+/** A handler of a signal, and whether it is called only once. */
 interface Handler {
   readonly call: Function;
   readonly isOnce: boolean;
@@ -16,14 +16,15 @@ const ADD = {
 } as const;
 
 /**
- * Holds SIGTERM back from the handlers of the program, which get it when `before` has ended. A second
- * one they get at once.
+ * Holds SIGTERM back from the handlers of the program until `before` has ended. They get a second SIGTERM
+ * at once.
  *
- * Bun delivers a signal to those that listen to it at that moment, not through `emit`: so they are kept
- * apart from `process`. Not by `node:events`: a program of `Bun.serve` does without, which saves 1 ms.
+ * Bun calls the handlers that `process` has when the signal comes, and does not use `emit`. So the handlers
+ * of the program are kept here instead. This does not use `node:events`: a program of `Bun.serve` does
+ * without that, which saves 1 ms.
  *
- * @param otherwise Called in their place if there is none.
- * @returns What does the same as a SIGTERM.
+ * @param otherwise Called if the program has no handler.
+ * @returns A function that does the same as a SIGTERM.
  */
 export function holdSigterm(before: () => Promise<void>, otherwise: () => void): () => void {
   const held: Handler[] = [];

@@ -40,7 +40,7 @@ interface Place {
 interface Session extends EventEmitter {
   close(): void;
 }
-/** How long the answers of sessions may take, in milliseconds, and how often to look. */
+/** How long the answers of sessions may take, and how often to look, in milliseconds. */
 const SESSIONS_TIMEOUT = 5000;
 const LOOK = 5;
 
@@ -51,13 +51,13 @@ interface Probe {
 type BunListener = ReturnType<typeof runtime.listen>;
 
 const LOOPBACK = "127.0.0.1";
-/** The port of `Bun.serve` if nobody says one. */
+/** The port of `Bun.serve` if none is set. */
 const DEFAULT_PORT = 3000;
 
-/** When to say that a socket was not claimed yet, in milliseconds from the start. */
+/** When to warn of a socket that no call has claimed, in milliseconds from the start. */
 const PATIENCE = 10_000;
 
-/** Puts what this program opens from now on onto the sockets that it was passed. */
+/** Puts the servers that this program opens from now on onto the passed sockets. */
 export function register(): void {
   const sockets: Claimable[] = [];
   for (const { fd, name } of listenFds()) {
@@ -79,7 +79,7 @@ export function register(): void {
 class Unchanged {
   readonly #native = { serve: Bun.serve, listen: Bun.listen, udpSocket: Bun.udpSocket };
   readonly #claims: Claims;
-  /** The module's own functions call those that are replaced. */
+  /** True while the module's own functions call the replaced ones. */
   #isInside = false;
   #isReady = false;
   #isQuiet = false;
@@ -155,7 +155,7 @@ class Unchanged {
     },
   };
 
-  /** What a call asks for: undefined if no passed socket is for it, because any port will do. */
+  /** Returns what a call asks for; undefined if it needs no passed socket, for example with any free port. */
   #wanted(
     { fd, port, hostname, unix }: Place,
     byDefault?: () => number,
@@ -196,7 +196,7 @@ class Unchanged {
     this.#claims.release(claim);
   }
 
-  /** The same options, one of whose handlers says that somebody is there. */
+  /** Returns the same options, but one of the handlers notes that a client is there. */
   #noticing<T extends { readonly socket?: object }>(options: T, name: "open" | "data"): T {
     if (this.#idleTimeout === undefined) return options;
     const handler: unknown = Reflect.get(options.socket ?? {}, name);
@@ -207,7 +207,7 @@ class Unchanged {
     return { ...options, socket: { ...options.socket, [name]: notice } };
   }
 
-  /** Notes what SIGTERM and an idle time end. */
+  /** Notes a server or listener, which SIGTERM and the idle time end. */
   #track<T extends object>(it: T, all: Set<T>): void {
     if (this.#idleTimeout !== undefined && !all.has(it)) this.#idle.add(it);
     all.add(it);
@@ -231,14 +231,14 @@ class Unchanged {
     session.once("close", () => this.#sessions.delete(session));
   };
 
-  /** Says GOAWAY, and waits for the answers under way. */
+  /** Sends GOAWAY, and waits for the answers under way. */
   async #closeSessions(): Promise<void> {
     for (const session of this.#sessions) session.close();
     const end = performance.now() + SESSIONS_TIMEOUT;
     while (this.#sessions.size > 0 && performance.now() < end) await Bun.sleep(LOOK);
   }
 
-  /** Ends a program that does not end itself; at once if it is asked again meanwhile. */
+  /** Ends a program that does not end itself. A second call meanwhile ends it at once. */
   async #exit(): Promise<void> {
     if (this.#isQuiet) {
       this.#isQuiet = false;
@@ -247,7 +247,7 @@ class Unchanged {
     process.exit();
   }
 
-  /** A later call can have the socket when one of the methods in `ends` was called. */
+  /** Gives the socket back for a later call when one of the methods in `ends` is called. */
   #adopted<T extends object>(claim: Claim, it: T, ends: readonly (string | symbol)[]): T {
     const release =
       (native: unknown) =>
@@ -305,7 +305,7 @@ class Unchanged {
   }
 }
 
-/** Calls back when the server is given a handler for connections, until what is returned is called. */
+/** Calls `then` when the server gets a handler for connections. The function that it returns cancels that. */
 function onceHandled({ server, event }: Probe, then: () => void): () => void {
   const added = (name: unknown) => {
     if (name !== event) return;
@@ -322,7 +322,7 @@ function unclaimed(left: readonly Claimable[]): string {
   return `nothing listens on ${listClaimable(left)} yet: set FileDescriptorName= in the socket unit to ${ports}, or do not pass this socket`;
 }
 
-/** The socket to hand to Bun, which closes it: the passed one is needed when it is given back. */
+/** Returns the descriptor to give to Bun, which closes it. The passed one stays open for a later call. */
 function duplicate({ fd }: Claim): number {
   return isHot() ? fd : libc.duplicate(fd);
 }
