@@ -44,8 +44,8 @@ const LOOK = 1;
  *    that is longer. Then it waits up to 200 milliseconds for a moment in which nobody asks.
  * 3. Linger: the server accepts no more. New clients wait in the queue of the passed socket, for the
  *    next process. This phase waits for the first request of each accepted connection: up to 500
- *    milliseconds, and up to 2,000 while its TLS handshake or parts of the request keep coming. If
- *    nobody is about to ask, it takes no time.
+ *    milliseconds, and up to 2,000 while its TLS handshake or parts of the request keep coming. After that,
+ *    the connection is cut off, and the result is false. If nobody is about to ask, it takes no time.
  * 4. Stop: the server waits until each request is answered and each response is sent. It closes
  *    WebSockets with 1001, and stops.
  *
