@@ -260,7 +260,7 @@ activated("under bun --watch, the error after the first edit names --hot", async
   expect(await get(ports[0] ?? 0)).toBe("http v0");
   source.edit(1);
   await service.says(
-    /descriptor 3 is not open, though LISTEN_FDS is 2: bun --watch .* bun --hot\n/,
+    /descriptor 3 is not open, though LISTEN_FDS is 2: use bun --hot, because bun --watch .*\n/,
   );
 });
 

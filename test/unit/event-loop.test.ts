@@ -11,7 +11,7 @@ test("substitute refuses a descriptor that no event loop watches, and changes no
   using it = listening("IPv4");
   using other = listening("Unix");
   expect(thrown(() => substitute(it.fd, other.fd))).toEqual(
-    refusal(71, /^Bun \S+ does not watch descriptor \d+ with epoll as expected: use the Bun /),
+    refusal(71, /^Bun \S+ does not watch descriptor \d+ with epoll as expected: use a Bun /),
   );
   expect(describeFd(other.fd)).toMatchObject({ family: "Unix" });
   close(it.fd);
