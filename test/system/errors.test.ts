@@ -200,7 +200,7 @@ describe.skipIf(cannotRun)("a service", () => {
       await systemctl("start", "stdin.service");
       await says(
         "stdin.service",
-        /LISTEN_PID is not set: standard input is a socket, remove Stand/,
+        /because LISTEN_PID is not set: remove StandardInput=socket, which passes the socket /,
       );
       await stop();
     });
