@@ -29,12 +29,12 @@
  * @module
  */
 
-// What was passed
+// The passed descriptors
 export { listenFds, requireListenFds, passedFd, acceptedFd } from "./receive/listen-fds.ts";
 export { type PassedDescriptor, LISTEN_FDS_START } from "./receive/listen-fds.ts";
 export { pick, type Quantity, type Picked } from "./receive/pick.ts";
 
-// What a descriptor is
+// The kind of a descriptor
 export { describe, formatAddress, formatDescriptor } from "./receive/describe.ts";
 export type { Descriptor, InetSocket, UnixSocket, OtherSocket } from "./receive/describe.ts";
 export type { AnySocket, SocketType, NonSocket } from "./receive/describe.ts";

@@ -9,7 +9,7 @@ import { type FFI, runtime } from "../bun.ts";
  * process that makes none pays nothing, and runs without the JIT, which bun:ffi needs.
  */
 
-/** Where a search for a descriptor of Bun ends. Those that are searched for are among the first. */
+/** A search for a descriptor of Bun ends at this number. The descriptors of Bun are among the first. */
 export const SEARCH_LIMIT = 1 << 16;
 
 const O_NONBLOCK = 0o4000;
@@ -233,8 +233,8 @@ export function socketPair(): [number, number] {
 }
 
 /**
- * What a descriptor refers to: `socket:[INODE]` for a socket; empty if it is not open. This needs
- * no free descriptor, and works under qemu-user, which does not know SO_COOKIE.
+ * Returns the name of the open file behind a descriptor: `socket:[INODE]` for a socket, and nothing if
+ * the descriptor is not open. This needs no free descriptor, and works under qemu-user, which does not know SO_COOKIE.
  */
 export function identity(fd: number): string {
   const text = new Uint8Array(32);

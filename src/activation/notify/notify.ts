@@ -64,7 +64,7 @@ export interface NotifyOptions {
 
 /** In bytes: systemd reads no more of a notification, and drops a longer one whole. */
 const LONGEST_NOTIFICATION = 4096;
-/** What a process id is, for a message. */
+/** The range of process ids, for a message. */
 const PID = "a process id, from 1 on";
 /** How long to wait for room in the queue of systemd, in milliseconds. */
 const SEND_TIMEOUT = 100;
@@ -120,7 +120,7 @@ export function keepNotifySocket(): void {
  * not wait again until a notification was sent. (sd_notify(3) waits for ever.) It does not support
  * `AF_VSOCK` addresses.
  *
- * @param notification What to send: at least one field.
+ * @param notification The assignments to send: at least one field.
  * @param options The descriptors to send along, and the process to send for: see {@link
  *   NotifyOptions}.
  * @returns Whether it was sent. If `NOTIFY_SOCKET` is not set, and in a Worker, it is false and

@@ -31,7 +31,7 @@ export interface Passed {
 const LEAVE = "do not set LISTEN_* yourself, because systemd sets it";
 const ITSELF = "write this program itself in ExecStart=, and do not set LISTEN_* yourself";
 
-/** What was found, for the next evaluation under `bun --hot`. */
+/** The descriptors that were found, for the next evaluation under `bun --hot`. */
 export const kept = perProcess<{ found?: Passed }>("passed", () => ({}));
 /** Why the last call found nothing; undefined if it found something. */
 let absence: NotPassed | undefined;

@@ -9,7 +9,7 @@ export interface NotPassed {
   readonly remedy?: string;
 }
 
-/** What the caller needs. */
+/** The kind of descriptor that the caller needs. */
 export type Needed = "socket" | "connection";
 
 /** Returns the error for a program that needs what was not passed. */
