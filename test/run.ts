@@ -1,5 +1,5 @@
 /*
- * What `make test` calls: `bun test/run.ts [FOLDERS]` passes all tests of these folders, or of all, with
+ * `make test` calls this: `bun test/run.ts [FOLDERS]` passes all tests of these folders, or of all, with
  * several files at a time. Other arguments are those of `bun test`, which then runs alone.
  * It ends with the sums, and with what was skipped.
  */
@@ -79,7 +79,7 @@ for (const call of calls()) {
     // The last one: before it, a failure may quote the report of another run.
     sums[what] += Number([...said.matchAll(RegExp(`^ *(\\d+) ${what}$`, "gm"))].at(-1)?.[1] ?? 0);
 }
-// Those that cannot run under an emulator are marked so, and are none that somebody could run here.
+// Tests that cannot run under an emulator are marked so. Nobody could run them here.
 if (EMULATED) sums.skip = 0;
 console.log(
   `\n${Object.entries(sums)

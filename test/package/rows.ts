@@ -9,7 +9,7 @@ export interface Row {
   readonly files: Readonly<Record<string, string>>;
   /** Commands of node_modules/.bin, run by Bun. */
   readonly builds?: readonly (readonly string[])[];
-  /** What is started. Default: index.ts. */
+  /** The file that is started. Default: index.ts. */
   readonly program?: string;
   /** The path that answers with the client's address. */
   readonly address?: string;
@@ -17,7 +17,7 @@ export interface Row {
   readonly stream?: string;
   /** The path of a WebSocket that sends back what it is sent; or Socket.IO. */
   readonly socket?: string;
-  /** What it ends with when it is asked to. Default: 0. */
+  /** The exit status when it is asked to end. Default: 0. */
   readonly status?: number;
   /** Whether `make test` runs it, which has no time for all. */
   readonly isQuick?: true;

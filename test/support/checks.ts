@@ -1,4 +1,4 @@
-/* What the module's tests check again and again: what is thrown, and that nothing is left open. */
+/* Checks of many tests: the error that a call throws, and that nothing is left open. */
 import { expect, spyOn } from "bun:test";
 import fs, { readdirSync, readlinkSync } from "node:fs";
 
@@ -6,7 +6,7 @@ import "./hang.ts";
 import { closesOnExec } from "./sockets.ts";
 import { until } from "./until.ts";
 
-/** What a call throws, if it does. */
+/** Returns the error that a call throws, if it throws one. */
 export function thrown(call: () => unknown): unknown {
   try {
     call();

@@ -72,7 +72,7 @@ export class Running implements AsyncDisposable {
     return until(`stderr has ${pattern}`, 10, () => pattern.exec(this.stderr) ?? undefined);
   }
 
-  /** What the service itself said on stderr: all but the lines of systemd-socket-activate. */
+  /** The stderr of the service itself, without the lines of systemd-socket-activate. */
   get said(): string {
     return this.stderr.replaceAll(
       /^(Listening on|Communication attempt|Connection from|Spawned|Execing|Child \d+ died) .*\n/gm,
@@ -104,7 +104,7 @@ export class Running implements AsyncDisposable {
 export interface ActivateOptions {
   /** Options of systemd-socket-activate, such as -a. */
   readonly flags?: readonly string[];
-  /** What to listen on, as -l takes it. */
+  /** The addresses to listen on, as -l takes them. */
   readonly listen: readonly (string | number)[];
   /** Options of the service. */
   readonly args?: readonly string[];

@@ -18,7 +18,7 @@ import { build } from "./build.ts";
 import { lacks } from "./needs.ts";
 import { until } from "./until.ts";
 
-/** What is needed outside and inside. */
+/** The programs that are needed outside and inside. */
 const PROGRAMS = [
   "systemd-nspawn",
   "nsenter",
@@ -38,7 +38,7 @@ const BOOT = 30;
 
 const DIES_WITH_US = ["setpriv", "--pdeathsig"];
 
-/** What machines have their files from: what `make test ROOT=DIR` names, or this machine's own. */
+/** The root whose files machines have: that of `make test ROOT=DIR`, or this machine's own. */
 export const ROOT = process.env["ROOT"] || "/";
 
 /**
@@ -79,7 +79,7 @@ export interface Boot {
   readonly seconds?: number;
   /** The directory that it has its files from. */
   readonly files?: string;
-  /** What a shell does with these files first, as if an administrator had. */
+  /** Commands of a shell that change these files first, as an administrator would. */
   readonly before?: string;
   /** More options of systemd-nspawn. */
   readonly options?: readonly string[];
@@ -98,7 +98,7 @@ export class Machine implements AsyncDisposable {
   readonly #directory: string;
   /** The version of its systemd, such as 257. */
   systemd = 0;
-  /** What was started in the machine and has not ended. */
+  /** The processes that were started in the machine and have not ended. */
   readonly #running = new Set<Bun.Subprocess>();
 
   private constructor(nspawn: Bun.Subprocess, init: number, directory: string) {
@@ -158,12 +158,12 @@ export class Machine implements AsyncDisposable {
       ...["systemd-nspawn", `--directory=${root}`, `--machine=${name}`, "--volatile=overlay"],
       ...[`--bind-ro=${checkout}:${CHECKOUT}`, "--private-network", "--console=passive"],
       ...["--register=no", "--keep-unit", "--link-journal=no"],
-      // What root has at home is not for a machine.
+      // A machine does not need the files of root's home.
       "--tmpfs=/root:mode=700",
       // With bpf(2), IPAddressDeny= and DevicePolicy= are in force as on a real machine.
       ...["--capability=CAP_BPF", "--system-call-filter=bpf"],
       ...options,
-      // What --boot starts, and the signal that it sends, but for INIT.
+      // The init that --boot starts, and the signal that it sends, but for INIT.
       ...["--kill-signal=SIGRTMIN+3", "sh", "-c", INIT, "sh", before],
     ];
     const args = [group, resolve(files), root, ...container];

@@ -1,4 +1,4 @@
-/* What the tests cannot do without, and what is skipped because it is not here. */
+/* The programs that tests need, and the tests that are skipped because one is missing. */
 import { appendFileSync } from "node:fs";
 import { resolve } from "node:path";
 
@@ -6,7 +6,7 @@ import { hasIPv6 } from "./sockets.ts";
 
 const SETUP = resolve(import.meta.dir, "../setup.sh");
 
-/** What test/setup.sh prints, without installing anything. */
+/** Returns the output of test/setup.sh, which installs nothing here. */
 function setup(mode: string): string {
   const env = { ...process.env, SETUP: "no" };
   return Bun.spawnSync([SETUP, mode], { env, stderr: "inherit" }).stdout.toString();
@@ -59,7 +59,7 @@ export function lacksIPv6(): boolean {
   return !hasIPv6;
 }
 
-/** What was skipped, why, and what to install for it: empty if nothing was. */
+/** Returns the skipped tests, the reasons, and the packages to install: empty if none was skipped. */
 export function report(command: "demo" | "test"): string {
   if (reasons.size === 0) return "";
   return `Skipped:\n${[...reasons].map((reason) => `  ${reason}\n`).join("")}${setup(command)}`;

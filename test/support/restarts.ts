@@ -8,7 +8,7 @@ import { until } from "./until.ts";
 
 const PLAIN = `${CHECKOUT}/test/bench/peers/http/plain.ts`;
 
-/** What a program does when it is asked to stop. */
+/** The last lines of a program that is asked to stop. */
 const ENDS = {
   drain: (grace: number) => `await drain(server, { grace: ${grace} });`,
   "server.stop()": () => "await server.stop();",
@@ -56,7 +56,7 @@ async function install(machine: Machine, end: string, name: string): Promise<str
   return `/srv/programs/${name}.ts`;
 }
 
-/** What runs side by side restarts in turn: several starts at once would take the clients' processors. */
+/** Loads side by side restart in turn: several starts at once would take the clients' processors. */
 let turn: Promise<unknown> = Promise.resolve();
 
 export async function restarts(machine: Machine, load: Load): Promise<Result> {
@@ -73,7 +73,7 @@ export async function restarts(machine: Machine, load: Load): Promise<Result> {
     const behind = `/run/${name}.socket`;
     const proxyd = "/lib/systemd/systemd-socket-proxyd --connections-max=4096";
     await unit(".service", "Service", [`ExecStart=${proxyd} ${behind}`]);
-    // What is restarted is the program behind it.
+    // systemd restarts the program behind it.
     service = `${name}-behind.service`;
     const own = [`ExecStart=${BUN} ${PLAIN} ${behind}`, `ExecStartPre=rm -f ${behind}`];
     await unit("-behind.service", "Service", own);

@@ -18,7 +18,7 @@ import {
   SOCK_STREAM,
 } from "../support/sockets.ts";
 
-/** What a descriptor is, and how it is called; it is closed then. */
+/** Describes a descriptor, formats it in both ways, and closes it. */
 function told(fd: number): [unknown, string, string] {
   const it = describeFd(fd);
   sockets.close(fd);

@@ -34,7 +34,7 @@ function makeStderrTheJournal(): void {
   process.env["JOURNAL_STREAM"] = `${dev}:${ino}`;
 }
 
-/** What `log` writes to stderr where that is not the journal. */
+/** Returns the text that `log` writes to stderr if that is not the journal. */
 function written(message: string, fields?: LogFields): unknown {
   const write = spyOn(fs, "writeSync").mockImplementation((_, text) => Buffer.byteLength(text));
   expect(log(LogLevel.error, message, fields)).toBe(true);
