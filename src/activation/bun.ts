@@ -53,12 +53,20 @@ export interface InetEndpoint {
 /** The address of a server, which bun-types does not declare. Bun reads it once. */
 export interface Reported {
   readonly protocol?: string | null;
-  /** A path, or `@` and an abstract name, over AF_UNIX; null if the server has stopped. */
+  /** A path, or NUL and an abstract name, over AF_UNIX; null if the server has stopped. */
   readonly address?: InetEndpoint | string | null;
 }
 
 // Not declared in Bun's own types: that would change them for every program that imports this module.
 export const runtime = Bun as unknown as Runtime;
+
+/** Whether Bun takes a value as a handler, or for none. For any other it throws the error. */
+export function isHandler(given: unknown): boolean {
+  return !given || typeof given === "function";
+}
+
+/** The options of a place to listen. Bun would check those that a passed socket replaces. */
+export const NOWHERE = { fd: undefined, hostname: undefined, port: undefined, unix: undefined };
 
 /** The longest that a timer waits, in milliseconds: 25 days. With more it fires at once. */
 export const LONGEST_TIMER = 0x7fffffff;
@@ -77,7 +85,16 @@ requireBun(Bun.version);
 
 /** Returns an object that inherits from another one, with other properties. Bun reads inherited ones too. */
 export function derive<T extends object>(object: T, properties: object): T {
-  return Object.create(object, Object.getOwnPropertyDescriptors(properties));
+  const all: PropertyDescriptorMap = Object.getOwnPropertyDescriptors(properties);
+  // A getter of a class may use a private field, which only the object itself has.
+  const isPlain = Object.getPrototypeOf(object) === Object.prototype;
+  for (let from: object | null = isPlain ? null : object; from && from !== Object.prototype;) {
+    for (const key of Reflect.ownKeys(from))
+      if (!(key in all) && Object.getOwnPropertyDescriptor(from, key)?.get)
+        all[key] = { get: (): unknown => Reflect.get(object, key), configurable: true };
+    from = Object.getPrototypeOf(from);
+  }
+  return Object.create(object, all);
 }
 
 /** Gives an object of Bun other properties as Bun does: in its prototype, and with read-only values. */

@@ -40,6 +40,11 @@ export function wrongNumber(name: string, value: unknown, wanted: string): Error
   return new Mistake(`${name} is ${String(value)}: give ${wanted}`);
 }
 
+/** @throws {TypeError} unless `fd` is a number. */
+export function requireNumber(fd: unknown): void {
+  if (typeof fd !== "number") throw wrongNumber("fd", fd, "the number of a descriptor");
+}
+
 /** The message of a thrown value, which may not be an `Error`. */
 export function messageOf(thrown: unknown): string {
   return thrown instanceof Error ? thrown.message : String(thrown);

@@ -10,6 +10,7 @@ import {
   printable,
   requireListenFds,
   startWatchdog,
+  whenIdle,
 } from "../activation/index.ts";
 import { Greeter } from "./greeter.ts";
 import { misused, run } from "./run.ts";
@@ -21,8 +22,6 @@ const IDLE_TIMEOUT = 30;
 const STATUS_INTERVAL = 1000;
 /** In characters: how much of the status the addresses may take. */
 const LONGEST_LIST = 256;
-/** In milliseconds. A timer of more than 25 days fires at once. */
-const DAY = 86_400_000;
 /** Descriptors that are left to the process itself, beside one for each socket. */
 const RESERVE = 16;
 
@@ -46,20 +45,13 @@ function parseTimeout(seconds: string): number {
 
 async function serve(idleTimeout: number): Promise<void> {
   let stopping = false;
-  // The clock counts from the start of the process.
-  let idleSince = 0;
-  let watching = true;
   // True from the start, so that systemd first hears that this process listens.
   let reporting = true;
   let reported = 0;
 
   const greeter = new Greeter("This is a test\n", {
     opened: () => reporting || report(),
-    idle: () => {
-      if (stopping) process.exit();
-      idleSince = performance.now();
-      if (!watching) watchIdle(idleTimeout);
-    },
+    idle: () => stopping && process.exit(),
   });
   const passed = requireListenFds();
   // Each socket has the same share: however many clients come to one, the others keep theirs.
@@ -73,7 +65,7 @@ async function serve(idleTimeout: number): Promise<void> {
   process.on("SIGINT", stop);
   // The client that waits is greeted first: see Start.
   await Bun.sleep(1);
-  watchIdle(idleTimeout);
+  void whenIdle(listeners, { timeout: idleTimeout }).then(stop);
   if (notifyEnabled()) announce();
 
   /** Tells systemd that this process listens. It tries until that could be sent: systemd waits for it. */
@@ -90,20 +82,6 @@ async function serve(idleTimeout: number): Promise<void> {
     notify({ stopping: true });
     for (const listener of listeners) listener.stop();
     if (greeter.open === 0) process.exit();
-  }
-
-  /** One timer for any number of connections. When it fires, it looks how long none was open. */
-  function watchIdle(milliseconds: number): void {
-    watching = true;
-    const check = () => {
-      watching = false;
-      // If a connection is open, its end starts the timer again.
-      if (greeter.open > 0) return;
-      const left = idleSince + idleTimeout - performance.now();
-      if (left > 0) watchIdle(left);
-      else stop();
-    };
-    setTimeout(check, Math.min(milliseconds, DAY));
   }
 
   /** Reports how many clients were served: at once, and again after each interval in which more came. */

@@ -18,8 +18,8 @@ export const LogLevel = {
 
 export type LogLevel = (typeof LogLevel)[keyof typeof LogLevel];
 
-/** How many entries were lost since the last that was written. */
-const kept = perProcess("log", () => ({ lost: 0 }));
+/** How many entries were lost since the last that was written, and whether a part of a line was. */
+const kept = perProcess("log", () => ({ lost: 0, isCut: false }));
 
 /** Where the journal listens (systemd-journald.service(8)). */
 const JOURNAL_SOCKET = "/run/systemd/journal/socket";
@@ -132,13 +132,14 @@ function write(level: LogLevel, message: string, fields: readonly Field[] = []):
  */
 export function logLine(level: LogLevel, message: string, fields: readonly Field[] = []): boolean {
   const { writeSync } = process.getBuiltinModule("node:fs");
-  const prefix = stderrIsJournal() ? `<${level}>` : "";
+  const prefix = (kept.isCut ? "\n" : "") + (stderrIsJournal() ? `<${level}>` : "");
   const line = Buffer.from(`${prefix}${entryLine(message, fields)}\n`);
   try {
     for (let done = 0; done < line.length;) {
       const written = patiently(["EAGAIN"], () => writeSync(2, line, done));
       if (written === undefined) return false;
       done += written;
+      kept.isCut = done < line.length;
     }
     return true;
   } catch {

@@ -12,6 +12,9 @@ import { type FFI, runtime } from "../bun.ts";
 /** A search for a descriptor of Bun ends at this number. The descriptors of Bun are among the first. */
 export const SEARCH_LIMIT = 1 << 16;
 
+/** The highest of the standard descriptors. Always open: Bun opens /dev/null there if it is not. */
+export const STANDARD_ERROR = 2;
+
 const O_NONBLOCK = 0o4000;
 const IPPROTO_TCP = 6;
 const TCP_INFO = 11;
@@ -25,8 +28,6 @@ const MFD = { CLOEXEC: 1, ALLOW_SEALING: 2 };
 const MSG = { DONTWAIT: 0x40, NOSIGNAL: 0x4000 };
 const EPOLL_CTL = { add: 1, delete: 2, modify: 3 };
 const RLIMIT_NOFILE = 7;
-/** Always open: Bun opens /dev/null there if it is not. */
-const STANDARD_ERROR = 2;
 const CLOCK_MONOTONIC = 1;
 const SYS_pidfd_open = 434;
 /** Of errno(3). */
@@ -251,10 +252,14 @@ export interface Watch {
   readonly data: layout.EpollData;
 }
 
-/** epoll_ctl(2). `modify` reports a descriptor that is ready once more. */
-export function epollControl(operation: keyof typeof EPOLL_CTL, to: Watch): void {
+/**
+ * epoll_ctl(2). `modify` reports a descriptor that is ready once more. Returns whether the instance
+ * watches the descriptor, or has watched it until now.
+ */
+export function epollControl(operation: keyof typeof EPOLL_CTL, to: Watch): boolean {
   const event = layout.epollEvent(to.events, to.data);
-  check("epoll_ctl", libc().epoll_ctl(to.epoll, EPOLL_CTL[operation], to.fd, event));
+  const result = libc().epoll_ctl(to.epoll, EPOLL_CTL[operation], to.fd, event);
+  return check("epoll_ctl", result, E.NOENT) !== undefined;
 }
 
 /** How many descriptors this process may have: each number is less than that. */

@@ -1,4 +1,4 @@
-import { misconfigured } from "../error.ts";
+import { misconfigured, requireNumber } from "../error.ts";
 import { AF, inetAddress, inetPort, MQUEUE_MAGIC, SO, SOCK, unixPath } from "../linux/layout.ts";
 import * as libc from "../linux/libc.ts";
 import type { InetEndpoint } from "../bun.ts";
@@ -71,8 +71,10 @@ const TYPES: Readonly<Record<number, SocketType>> = {
  * @returns The kind of the descriptor. For a socket also its type, its family, its local address, and
  *   whether it listens or is connected.
  * @throws {ActivationError} (78) if it is not open; (71) if another system call fails, or without FFI.
+ * @throws {TypeError} if `fd` is not a number.
  */
 export function describe(fd: number): Descriptor {
+  requireNumber(fd);
   if (libc.closesOnExec(fd) === undefined)
     throw misconfigured(`descriptor ${fd} is not open: give the number of an open descriptor`);
   const type = libc.socketOption(fd, SO.TYPE);

@@ -145,7 +145,9 @@ function readPassed(): Passed | NotPassed {
   if (pid === undefined) {
     if (kept.found === undefined) return { reason: "LISTEN_PID is not set" };
     if (isHot()) return { ...kept.found, again: true };
-    return { reason: "an earlier call returned it", remedy: "call it once and keep the result" };
+    const remedy =
+      "call it once and keep the result; with the preload socket-service/register, do not call it";
+    return { reason: "an earlier call returned it", remedy };
   }
   if (!isOwnPid("LISTEN_PID", pid)) {
     const reason = `LISTEN_PID is ${pid} and this is process ${process.pid}`;
