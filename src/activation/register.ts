@@ -10,7 +10,7 @@
 import type * as Main from "./register/main.ts";
 
 const { LISTEN_PID, NOTIFY_SOCKET } = process.env;
-if (Bun.isMainThread && (LISTEN_PID !== undefined || NOTIFY_SOCKET !== undefined)) {
+if ((LISTEN_PID !== undefined || NOTIFY_SOCKET !== undefined) && Bun.isMainThread) {
   const main: typeof Main = require("./register/main.js");
   main.run();
 }

@@ -1,13 +1,7 @@
 import { describe, expect, test } from "bun:test";
 
-import {
-  type Claimable,
-  Claims,
-  isClaimable,
-  listClaimable,
-  nameWanted,
-  type Wanted,
-} from "../../src/activation/register/claims.ts";
+import { type Claimable, Claims, isClaimable } from "../../src/activation/register/claims.ts";
+import { listClaimable, nameWanted, type Wanted } from "../../src/activation/register/claims.ts";
 
 let next = 3;
 function tcp(port: number, name = "app.socket", address = "127.0.0.1"): Claimable {
@@ -30,7 +24,7 @@ const stream = (at: number | string, hostname?: string): Wanted => ({
 });
 const datagram = (at: number): Wanted => ({ type: "datagram", at });
 
-/** The indices of the sockets that the calls get, in turn, and what is warned of. */
+/** Returns the indices of the sockets that the calls get, in turn, and the warnings. */
 function claims(sockets: readonly Claimable[], ...wanted: readonly Wanted[]) {
   const warnings: string[] = [];
   const all = new Claims(sockets, (message) => void warnings.push(message));
@@ -84,6 +78,12 @@ describe("a call gets", () => {
       [0, 1],
     ],
     ["the only socket of its type", [tcp(80), udp(53)], [datagram(5353), stream(3000)], [1, 0]],
+    [
+      "no socket of another type, which is no reason to warn",
+      [tcp(80)],
+      [stream(3000), datagram(5353)],
+      [0, undefined],
+    ],
   ])("%s", (_, sockets, wanted, got) => {
     expect(claims(sockets, ...wanted)).toEqual({ got, warnings: [] });
   });
@@ -95,20 +95,22 @@ describe("a call gets", () => {
       [tcp(80, "3000")],
       [stream(80)],
     ],
+    ["a socket whose name is another path", [tcp(80, "/run/a")], [stream(9100)]],
+    ["a socket whose name is an abstract name", [tcp(80, "@a")], [stream(9100)]],
     ["a socket of another type", [tcp(80)], [datagram(80)]],
   ])("never %s", (_, sockets, wanted) => {
     expect(claims(sockets, ...wanted)).toEqual({ got: wanted.map(() => undefined), warnings: [] });
   });
 });
 
-describe("one warning says what to do if it is not clear which call gets which socket:", () => {
+describe("one warning names the remedy if it is not clear which call gets which socket:", () => {
   test("two sockets, and neither is for the port", () => {
     const sockets = [tcp(80, "a.socket"), tcp(81, "b.socket")];
     expect(claims(sockets, stream(3000), stream(3001))).toEqual({
       got: [undefined, undefined],
       warnings: [
         '127.0.0.1:80 ("a.socket") and 127.0.0.1:81 ("b.socket") were passed, but none is for port 3000, ' +
-          "so the program opens its own: set FileDescriptorName=3000 in one of the socket units",
+          "so the program opens its own: keep one address in each socket unit, and set FileDescriptorName=3000 in one of them",
       ],
     });
   });
@@ -151,11 +153,31 @@ test("a later call gets a socket that was given back, and the old claim cannot g
 test("a second evaluation gets the sockets of the first", () => {
   const all = new Claims([tcp(80), tcp(81)], (message) => expect.unreachable(message));
   const first = all.claim(stream(81));
-  expect(all.again(stream(80))).toBeUndefined();
-  const second = all.again(stream(81));
+  expect(all.reclaim(stream(80))).toBeUndefined();
+  const second = all.reclaim(stream(81));
   expect(second?.fd).toBe(first?.fd ?? 0);
   if (first) all.release(first);
   expect(all.left).toHaveLength(1);
+});
+
+test("a second evaluation gets the socket of the same hostname", () => {
+  const all = new Claims([tcp(80), tcp(80, "b", "::1")], (message) => expect.unreachable(message));
+  const first = all.claim(stream(80, "::1"));
+  expect(all.reclaim(stream(80, "127.0.0.1"))).toBeUndefined();
+  const second = all.claim(stream(80, "127.0.0.1"));
+  expect(all.reclaim(stream(80, "::1"))?.fd).toBe(first?.fd ?? 0);
+  expect(all.reclaim(stream(80, "127.0.0.1"))?.fd).toBe(second?.fd ?? 0);
+});
+
+test("a second evaluation gets the socket of the same type, and knows that it was the only one", () => {
+  const warnings: string[] = [];
+  const all = new Claims([tcp(80), udp(53)], (message) => void warnings.push(message));
+  all.claim(stream(3000));
+  const datagrams = all.claim(datagram(3000));
+  expect(all.reclaim(datagram(3000))?.fd).toBe(datagrams?.fd ?? 0);
+  all.reclaim(stream(3000));
+  expect(all.claim(stream(3001))).toBeUndefined();
+  expect(warnings).toEqual([expect.stringContaining("the call for port 3000 came first")]);
 });
 
 test("a call can claim a socket that listens, or one for datagrams over IP", () => {

@@ -2,19 +2,21 @@ import { expect, spyOn, test } from "bun:test";
 import fs from "node:fs";
 
 import { Connections, openDescriptors } from "../../src/activation/adopt/connections.ts";
-import { descriptorLimit } from "../../src/activation/linux/libc.ts";
+import { descriptorLimit, socketName } from "../../src/activation/linux/libc.ts";
 import { client, FAMILIES, listening } from "../support/listening.ts";
 import { accept, close } from "../support/sockets.ts";
 
 test.each(FAMILIES)("a connection over %s is open from accept to close", async (family) => {
   using it = listening(family);
-  const connections = new Connections({ fd: it.fd, epoll: -1, events: 0, data: [0, 0] });
+  const watch = { fd: it.fd, epoll: -1, events: 0, data: [0, 0] } as const;
+  const address = socketName(it.fd);
+  const connections = new Connections({ ...watch, identity: "", address });
   const peer = await client(it.to);
-  expect(connections.areNone).toBe(true);
+  expect(connections.isEmpty()).toBe(true);
   const accepted = accept(it.fd);
-  expect(connections.areNone).toBe(false);
+  expect(connections.isEmpty()).toBe(false);
   close(accepted);
-  expect(connections.areNone).toBe(true);
+  expect(connections.isEmpty()).toBe(true);
   peer.destroy();
   close(it.fd);
 });

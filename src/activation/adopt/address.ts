@@ -2,13 +2,10 @@ import type { Reported } from "../bun.ts";
 import { type Descriptor, formatAddress } from "../receive/describe.ts";
 
 /** Returns the properties that a server on this socket must report instead of its own. */
-export function reportedAddress(
-  { protocol, address: bound }: Reported,
-  socket: Descriptor,
-): object {
+export function reportedAddress({ protocol, address: bound }: Reported, socket: Descriptor) {
   if (!("port" in socket)) {
     const address = formatAddress(socket);
-    return { url: unixURL(address), address };
+    return { url: unixURL(address), address: reportedPath(address) };
   }
   const { address, port, family } = socket;
   // Bun reports a server on all addresses in the same way.
@@ -19,6 +16,11 @@ export function reportedAddress(
   return typeof bound === "object" && bound?.address === address && bound.port === port
     ? { hostname, url }
     : { hostname, url, port, address: { address, family, port } };
+}
+
+/** A path as Bun reports it: with a NUL before an abstract name. */
+export function reportedPath(path: string): string {
+  return path[0] === "@" ? `\0${path.slice(1)}` : path;
 }
 
 /** As Bun writes them: unix:///run/example.socket, abstract://example/. */

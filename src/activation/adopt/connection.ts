@@ -1,10 +1,10 @@
 import type { Socket, SocketHandler } from "bun";
 
 import { describe, formatDescriptor } from "../receive/describe.ts";
-import { codeOf, misconfigured } from "../error.ts";
+import { codeOf, misconfigured, requireNumber } from "../error.ts";
 import { hasCloseOnExec, S_IFMT } from "../linux/layout.ts";
 import { canCallLibc, isDescriptor, wasConnected } from "../linux/libc.ts";
-import { derive, runtime } from "../bun.ts";
+import { derive, isHandler, runtime } from "../bun.ts";
 import { isStandard, replaceClosed } from "./handover.ts";
 
 const REMEDY = "set ListenStream= and Accept=yes in the socket unit";
@@ -22,7 +22,7 @@ const REMEDY = "set ListenStream= and Accept=yes in the socket unit";
  * @returns A promise of the socket. It is undefined if `fd` is a file, a FIFO or a device, which is
  *   left as it is.
  * @throws {ActivationError} (78) if `fd` is not open, is an anonymous file, or is a socket that
- *   listens, has another type, or never had a peer; (71) if a system call fails. Nothing was sent
+ *   listens, has another type, or never had a peer; (71) if a system call fails. `open` was not called
  *   then. A peer that is gone is no error.
  * @throws What `open` throws. The connection is closed then, over TCP by a reset: the client does not
  *   take an incomplete answer for a complete one.
@@ -33,26 +33,31 @@ export async function adoptConnection(
 ): Promise<Socket<undefined> | undefined> {
   if (!(await isSocket(fd))) return undefined;
   let refusal: unknown;
+  const { open, close } = handlers;
+  const ours = derive(handlers, {
+    open(socket: Socket<undefined>) {
+      try {
+        // Bun knows the peer of a connection over IP. The call to libc takes longer: see Start.
+        if (socket.remoteFamily === undefined) requireConnection(fd);
+        return open?.call(socket, socket);
+      } catch (error) {
+        refusal = error;
+        socket.terminate();
+      }
+    },
+    close(socket: Socket<undefined>, error?: Error) {
+      try {
+        replaceClosed(fd);
+      } finally {
+        close?.call(socket, socket, error);
+      }
+    },
+  });
   const socket = await runtime.connect<undefined>({
     fd,
     allowHalfOpen: true,
-    socket: derive(handlers, {
-      open(socket: Socket<undefined>) {
-        try {
-          // Unlike an unconnected IP socket, a Unix datagram socket would send: check that first.
-          if (socket.localFamily === undefined) requireConnection(fd);
-          handlers.open?.call(socket, socket);
-          if (socket.bytesWritten === 0) requireConnection(fd);
-        } catch (error) {
-          refusal = error;
-          socket.terminate();
-        }
-      },
-      close(socket: Socket<undefined>, error?: Error) {
-        replaceClosed(fd);
-        return handlers.close?.call(socket, socket, error);
-      },
-    }),
+    // For wrong ones, Bun throws the error.
+    socket: isHandler(open) && isHandler(close) ? ours : handlers,
   });
   if (refusal !== undefined) throw refusal;
   return socket;
@@ -60,6 +65,7 @@ export async function adoptConnection(
 
 /** Reports whether `fd` is a socket, by the error of Bun when it adopts `fd` for datagrams. */
 async function isSocket(fd: number): Promise<boolean> {
+  requireNumber(fd);
   const adopt = async () => (await runtime.udpSocket({ fd })).close();
   const code = isDescriptor(fd) ? await adopt().catch(codeOf) : "EBADF";
   if (code === undefined)

@@ -1,4 +1,4 @@
-import { pendingWrites } from "./event-loop.ts";
+import { pendingWrites, type Watched } from "./event-loop.ts";
 import { AF, isAcceptedAt } from "../linux/layout.ts";
 import * as libc from "../linux/libc.ts";
 
@@ -20,15 +20,15 @@ export class Connections {
   readonly #address: Uint8Array;
   readonly #known: ReadonlySet<string>;
 
-  constructor({ fd, epoll }: libc.Watch) {
+  constructor({ address, epoll }: Watched) {
     this.#epoll = epoll;
-    this.#address = libc.socketName(fd);
+    this.#address = address;
     const isUnix = this.#address[0] === AF.UNIX;
     this.#known = new Set(isUnix ? connectionsAt(this.#address).map(libc.identity) : []);
   }
 
   /** Whether none is open now. */
-  get areNone(): boolean {
+  isEmpty(): boolean {
     return connectionsAt(this.#address).length === 0;
   }
 

@@ -1,13 +1,14 @@
 import type { Server } from "bun";
 import type { Server as HttpServer } from "node:http";
 
+import { overlay } from "../bun.ts";
 import { wrongNumber } from "../error.ts";
 import { perProcess } from "../hot.ts";
-import type { Talk, Watch } from "../linux/libc.ts";
+import type { Talk } from "../linux/libc.ts";
 import { type Connection, Connections } from "./connections.ts";
-import { pause } from "./event-loop.ts";
+import { pause, type Watched } from "./event-loop.ts";
 import { type Served, servedBy, watchOf } from "./served.ts";
-import { PATIENCE, type Requests } from "./requests.ts";
+import { PATIENCE, Requests } from "./requests.ts";
 import { withClose } from "./with-close.ts";
 
 /** The times of {@link drain}, in milliseconds. */
@@ -37,15 +38,16 @@ const LOOK = 1;
 /**
  * Ends a server without losing a request, in four phases:
  *
- * 1. Announce: from the call on, each response says `Connection: close`, and upgrades get 503. This
- *    phase waits for nothing.
+ * 1. Announce: from the call on, each response says `Connection: close`, and upgrades get 503, except
+ *    those of an `http.Server`. This phase waits for nothing.
  * 2. Grace: clients are served as before, until `grace` has passed after the last request that was
  *    under way at the call. This phase ends at the latest after half of `timeout`, or after `grace` if
- *    that is longer. Then it waits up to 200 milliseconds for a moment in which nobody asks.
+ *    that is longer. Then `drain` waits up to 200 milliseconds for a moment without a request under way.
  * 3. Linger: the server accepts no more. New clients wait in the queue of the passed socket, for the
  *    next process. This phase waits for the first request of each accepted connection: up to 500
  *    milliseconds, and up to 2,000 while its TLS handshake or parts of the request keep coming. After that,
- *    the connection is cut off, and the result is false. If nobody is about to ask, it takes no time.
+ *    the connection is cut off. If a part of a request has come, the result is false then, except
+ *    over TLS and AF_UNIX. If there is no such connection, this phase takes no time.
  * 4. Stop: the server waits until each request is answered and each response is sent. It closes
  *    WebSockets with 1001, and stops.
  *
@@ -54,23 +56,26 @@ const LOOK = 1;
  * - No header can be added to the responses of directory routes and HTML bundles, and to the responses
  *   of requests that were under way at the call.
  * - Bun resets a client that still sends when a response says close. So a response waits up to 500
- *   milliseconds for a body that the handler has not read. It does not say close if the body takes
- *   longer, or if the handler has read the body as a stream.
+ *   milliseconds until the body of its request has come. It does not say close if the body takes longer.
+ *   Each body is read into memory, as far as the handler has not read it. In Bun 1.4.0,
+ *   `Bun.write(path, request)` never ends then.
+ * - With `http2`, a session does not learn of the drain before the server stops (GOAWAY).
  * - A client that pauses for longer than `grace` can meet the close (RFC 9112, 9.5). So can requests
  *   that were sent behind one whose response says close (9.3.2).
  * - Over TLS and AF_UNIX, with a `grace` of less than 500 milliseconds, phase 3 waits for every
  *   connection that may still ask.
  * - A stream that never ends keeps phase 2 going for half of `timeout`. After that, new clients wait,
  *   and at `timeout` the stream is cut off. {@link draining} tells a stream to end.
- * - With no passed socket, nobody reaches a server that has stopped.
+ * - With no passed socket, nobody reaches a server that has stopped. The clients of several servers that
+ *   this process has on one address (`reusePort`) cannot be told apart: the promise is rejected.
  *
  * Before the call, a request costs nothing.
  *
  * @param server A server of `serve`, or an `http.Server` in a program with the preload
  *   `socket-service/register`. A second call for it returns the promise of the first one.
  * @param options `grace` and `timeout` in milliseconds, and `signal`: see {@link DrainOptions}.
- * @returns A promise of whether nobody was cut off. For a server that has stopped already: whether
- *   everything that it still had to answer was answered by `timeout`.
+ * @returns A promise of true if no connection was cut off, and of false otherwise. For a server that has
+ *   stopped already: true if it has answered all of its requests by `timeout`.
  * @throws {TypeError} if `serve` did not make the server, or if `grace` or `timeout` is not a number.
  * @throws {RangeError} if `grace` or `timeout` is a number below 0, or `NaN`.
  *
@@ -90,16 +95,16 @@ export function drain(
   for (const [name, value] of Object.entries({ grace, timeout }))
     if (!(typeof value === "number" && value >= 0))
       throw wrongNumber(name, value, "milliseconds from 0 on");
-  return drainOf(found, { grace, timeout, signal }).run();
+  return drainOf(found).run({ grace, timeout, signal });
 }
 
 /**
- * Runs the first three phases of {@link drain}. The grace ends as soon as no connection is open. A later
- * `drain` runs the last phase.
+ * Runs the first three phases of {@link drain}, and waits until the responses are sent. The grace ends as
+ * soon as no connection is open. After five seconds, a response that is still being sent is not waited
+ * for, because it may be an endless stream. A later `drain` runs the last phase.
  */
 export async function becomeQuiet(server: Server<unknown>): Promise<void> {
-  const options = { grace: 1000, timeout: 10_000, signal: undefined };
-  await drainOf(requireServed(server), options).becomeQuiet(true);
+  await drainOf(requireServed(server)).becomeQuiet({ grace: 1000, timeout: 10_000 });
 }
 
 /**
@@ -139,7 +144,11 @@ function requireServed(given: Server<unknown> | HttpServer): Found {
     const served = typeof server === "object" && server !== null && servedBy(server);
     if (served) return { server, served };
   }
-  throw new TypeError("serve did not make this server: use serve instead of Bun.serve");
+  throw new TypeError(
+    "getConnections" in given
+      ? "this http.Server does not listen, or the program runs without the preload socket-service/register"
+      : "serve did not make this server: use serve instead of Bun.serve",
+  );
 }
 
 function drainingOf(served: Served): AbortController {
@@ -149,13 +158,13 @@ function drainingOf(served: Served): AbortController {
 interface Limits {
   readonly grace: number;
   readonly timeout: number;
-  readonly signal: AbortSignal | undefined;
+  readonly signal?: AbortSignal | undefined;
 }
 
 const drains = perProcess("drains", () => new WeakMap<object, Drain>());
 
-function drainOf({ server, served }: Found, limits: Limits): Drain {
-  const drain = drains.get(server) ?? new Drain(server, served, limits);
+function drainOf({ server, served }: Found): Drain {
+  const drain = drains.get(server) ?? new Drain(server, served);
   drains.set(server, drain);
   return drain;
 }
@@ -163,46 +172,71 @@ function drainOf({ server, served }: Found, limits: Limits): Drain {
 class Drain {
   #result: Promise<boolean> | undefined;
   #quiet: Promise<Connections | undefined> | undefined;
-  #isCut = false;
+  #hasCutOff = false;
+  #signal: AbortSignal | undefined;
+  /** In milliseconds. */
+  #grace = 0;
+  /** When the grace ends at the latest: requests that come until then can be answered before the deadline. */
+  #latest = 0;
+  #deadline = 0;
   readonly #begun = performance.now();
-  readonly #aborted: Promise<unknown>;
-  readonly #requests: Requests = { handled: 0, unfinished: -Infinity };
+  readonly #requests = new Requests();
 
   constructor(
     readonly server: Server<unknown>,
     readonly served: Served,
-    readonly options: Limits,
-  ) {
-    this.#aborted = new Promise((resolve) => options.signal?.addEventListener("abort", resolve));
-  }
+  ) {}
 
-  run(): Promise<boolean> {
+  /** All phases. After `becomeQuiet`, the new limits count from now on. */
+  run(limits: Limits): Promise<boolean> {
+    if (this.#result === undefined) this.#limit(limits);
     return (this.#result ??= this.#run());
   }
 
+  #limit({ grace, timeout, signal }: Limits): void {
+    const now = performance.now();
+    this.#grace = grace;
+    this.#latest = now + Math.max(grace, timeout / 2);
+    this.#deadline = now + timeout;
+    this.#signal = signal;
+  }
+
   async #run(): Promise<boolean> {
-    const connections = await this.becomeQuiet(false);
-    // There are none if somebody has stopped the server.
+    const connections = await this.#phases(() => false);
     return await (connections ? this.#stop(connections) : this.#until(this.#areAnswered));
   }
 
+  /** The first three phases, and the answers: after them, the program may end at any time. */
+  async becomeQuiet(limits: Limits): Promise<void> {
+    if (this.#quiet === undefined) this.#limit(limits);
+    const connections = await this.#phases((all) => all.isEmpty());
+    // There are none if somebody has stopped the server.
+    const areSent = () => !connections || connections.count(({ isSending }) => isSending) === 0;
+    await this.#until(() => {
+      if (this.#requests.mayHaveMore) return false;
+      if (this.#areAnswered() && areSent()) return true;
+      return performance.now() >= this.#latest && this.#requests.open === 0;
+    });
+  }
+
   /**
-   * Runs the first three phases. With `endsWhenEmpty`, the grace ends as soon as no connection is open.
+   * Runs the first three phases. The grace ends early if `isOver`.
    *
    * @returns The connections of the server; undefined if it has stopped.
    */
-  becomeQuiet(endsWhenEmpty: boolean): Promise<Connections | undefined> {
-    return (this.#quiet ??= this.#becomeQuiet(endsWhenEmpty));
+  #phases(isOver: (connections: Connections) => boolean): Promise<Connections | undefined> {
+    return (this.#quiet ??= this.#runPhases(isOver));
   }
 
-  async #becomeQuiet(endsWhenEmpty: boolean): Promise<Connections | undefined> {
+  async #runPhases(
+    isOver: (connections: Connections) => boolean,
+  ): Promise<Connections | undefined> {
     const watch = watchOf(this.server, this.served);
     if (watch === undefined) return undefined;
     const connections = new Connections(watch);
-    const isOver = () => endsWhenEmpty && connections.areNone;
 
     this.#announce();
-    if (!isOver()) await this.#grace(connections, isOver);
+    if (!isOver(connections)) await this.#waitForGrace(connections, () => isOver(connections));
     await this.#linger(connections, watch);
     return connections;
   }
@@ -211,20 +245,23 @@ class Drain {
   #announce(): void {
     drainingOf(this.served).abort();
     this.served.change((options) => withClose(options, this.#requests));
+    // `server.fetch` calls a handler at once.
+    const { fetch } = this.server;
+    overlay(this.server, {
+      fetch: (...args: unknown[]): unknown =>
+        this.#requests.uncounted(() => Reflect.apply(fetch, this.server, args)),
+    });
   }
 
   /** 2. Grace: waits until each client had the time to ask once more, or until `isOver`. */
-  async #grace(connections: Connections, isOver: () => boolean): Promise<void> {
-    const { grace, timeout } = this.options;
-    // So that the requests that come until then can be answered before the end.
-    const latest = this.#begun + Math.max(grace, timeout / 2);
+  async #waitForGrace(connections: Connections, isOver: () => boolean): Promise<void> {
     // Our handlers do not count those that were under way at the call.
     let underWay = this.server.pendingRequests;
     await this.#until(() => {
-      underWay = Math.min(underWay, this.server.pendingRequests - this.#requests.handled);
-      return underWay <= 0 || performance.now() >= latest;
+      underWay = Math.min(underWay, this.server.pendingRequests - this.#requests.open);
+      return underWay <= 0 || performance.now() >= this.#latest;
     });
-    const end = Math.min(performance.now() + grace, latest);
+    const end = Math.min(performance.now() + this.#grace, this.#latest);
     await this.#until(() => performance.now() >= end || isOver());
     // If nobody asks at that moment, the next clients need not wait until others are answered. The first
     // look loads what the looks need, which takes 5 to 10 ms.
@@ -232,13 +269,19 @@ class Drain {
   }
 
   /** 3. Linger: stops accepting, and waits until each accepted connection has asked. */
-  async #linger(connections: Connections, watch: Watch): Promise<void> {
+  async #linger(connections: Connections, watch: Watched): Promise<void> {
     pause(watch);
     // A connection with a request or a WebSocket can look as if it asked. After PATIENCE, as many as have
     // one do not count.
     const busy = () => this.server.pendingRequests + this.served.sockets.size;
     const ignored = (waited: number) => (waited < PATIENCE ? 0 : busy());
-    this.#isCut = !(await this.#silence(connections, STARVED, ignored));
+    const isSilent = await this.#silence(connections, STARVED, ignored);
+    // A client that has paused for PATIENCE in the middle of its request is cut off. The rest of a body
+    // that was answered early looks the same.
+    const answered = busy() + this.#requests.early;
+    const isTLS = this.server.protocol === "https";
+    const incomplete = connections.count(({ talk }) => talk !== undefined && isPart(talk, isTLS));
+    this.#hasCutOff = !isSilent || incomplete > answered;
   }
 
   /** 4. Stop: waits until all that was read is answered, closes the WebSockets, and stops the server. */
@@ -249,18 +292,14 @@ class Drain {
     for (const socket of served.sockets) socket.close(1001);
     // Not server.stop(): it would close a connection on which Bun still sends a direct stream.
     const hasWork = ({ isUnread, isSending, talk }: Connection): boolean =>
-      isUnread || isSending || (!this.#isCut && talk !== undefined && isAsking(talk));
+      isUnread || isSending || (!this.#hasCutOff && talk !== undefined && isAsking(talk));
     const isComplete = await this.#until(
-      () =>
-        this.#areAnswered() &&
-        // The rest of that body may still come.
-        performance.now() >= this.#requests.unfinished + PATIENCE &&
-        connections.count(hasWork) === 0,
+      () => this.#areAnswered() && !this.#requests.mayHaveMore && connections.count(hasWork) === 0,
     );
     // Closes what is idle, or left, at once. The promise tells nothing more, and before Bun 1.4.3 it never
     // resolves if a handler goes on.
     void server.stop(true);
-    return isComplete && !this.#isCut;
+    return isComplete && !this.#hasCutOff;
   }
 
   /**
@@ -302,22 +341,21 @@ class Drain {
       if (isSo()) return true;
       if (this.#left() === 0) return false;
       // With thousands of connections, a look takes long.
-      await this.#wait(Math.max(LOOK, performance.now() - begun));
+      await Bun.sleep(Math.min(Math.max(LOOK, performance.now() - begun), this.#left()));
     }
   }
 
   #left(): number {
-    const { timeout, signal } = this.options;
-    return signal?.aborted ? 0 : Math.max(0, this.#begun + timeout - performance.now());
-  }
-
-  async #wait(milliseconds: number): Promise<void> {
-    const time = Math.max(0, Math.min(milliseconds, this.#left()));
-    await Promise.race([Bun.sleep(time), this.#aborted]);
+    return this.#signal?.aborted ? 0 : Math.max(0, this.#deadline - performance.now());
   }
 }
 
 /** Whether the peer was the last to send data, a moment ago: a request, or a part of one. */
 function isAsking({ heard, said }: Talk): boolean {
   return heard < said && heard < PATIENCE;
+}
+
+/** Whether the peer has sent data that was not answered. In a TLS handshake it is often the last to send. */
+function isPart({ heard, said, segments, answered }: Talk, isTLS: boolean): boolean {
+  return answered ? !isTLS && heard < said : segments > 0;
 }

@@ -7,18 +7,24 @@
  * placeholder from epoll, and epoll_ctl(2) adds the number again with what Bun had registered there.
  */
 import { ActivationError, ExitStatus } from "../error.ts";
+import { perProcess } from "../hot.ts";
 import { EPOLLOUT } from "../linux/layout.ts";
 import * as libc from "../linux/libc.ts";
 
 /** How often the event loop looks at every listening socket again, in milliseconds. */
 const LOOK_AGAIN = 500;
-/** How a socket is watched, and its identity: Bun does not tell when it closes a number. */
+
+/** How a listening socket is watched. */
 export interface Watched extends libc.Watch {
+  /** Bun does not tell when it closes a number, which another file can have then. */
   readonly identity: string;
+  /** A sockaddr. */
+  readonly address: Uint8Array;
 }
-/** The watched sockets, by number. */
-const watched = new Map<number, Watched>();
-let timer: NodeJS.Timeout | undefined;
+
+/** The watched sockets by number, and the timer that looks at them again. */
+const watching: { readonly sockets: Map<number, Watched>; timer?: NodeJS.Timeout | undefined } =
+  perProcess("watched sockets", () => ({ sockets: new Map() }));
 
 /**
  * Puts the listening socket `passed` in the place of the placeholder, on the number of the latter.
@@ -29,7 +35,9 @@ export function substitute(passed: number, placeholder: number): Watched {
   const watch = registration(placeholder);
   // Bun accepts until it would block.
   libc.setNonBlocking(passed);
-  return resume(watch, passed);
+  libc.replace(passed, watch.fd);
+  libc.epollControl("add", watch);
+  return watchEdges(watch);
 }
 
 /** Watches a listening socket that Bun has opened, in the way of a passed one. */
@@ -37,23 +45,32 @@ export function watchListener(fd: number): Watched {
   return watchEdges(registration(fd));
 }
 
-/** Whether Bun still has the watched socket: not if that was closed. */
-export function isWatched({ fd, identity }: Watched): boolean {
-  return libc.identity(fd) === identity;
+/** Whether Bun still has the watched socket: not if that was closed, is paused, or was replaced. */
+export function isWatched(watch: Watched): boolean {
+  const { fd, identity } = watch;
+  return watching.sockets.get(fd) === watch && libc.identity(fd) === identity;
 }
 
-/** Stops accepting at once. If a handler calls it, no connection is accepted after that handler's. */
-export function pause(watch: libc.Watch): void {
-  libc.epollControl("delete", watch);
+/** Forgets a socket that is about to be closed: another descriptor of it can get the same number. */
+export function unwatch(watch: Watched): void {
+  if (watching.sockets.get(watch.fd) === watch) watching.sockets.delete(watch.fd);
+}
+
+/**
+ * Stops accepting at once, unless the socket was closed already. If a handler calls it, no connection
+ * is accepted after that handler's.
+ */
+export function pause(watch: Watched): void {
+  if (!isWatched(watch) || !libc.epollControl("delete", watch)) return;
   // Bun would go on accepting from the queue. On the epoll instance, its accept4(2) fails.
   libc.replace(watch.epoll, watch.fd);
 }
 
 /** Accepts again. `socket` is another descriptor of the socket that was watched before. */
-export function resume(watch: libc.Watch, socket: number): Watched {
+export function resume(watch: Watched, socket: number): void {
   libc.replace(socket, watch.fd);
   libc.epollControl("add", watch);
-  return watchEdges(watch);
+  keepLooking(watch);
 }
 
 /**
@@ -62,21 +79,25 @@ export function resume(watch: libc.Watch, socket: number): Watched {
  * comes. Looking again finds the clients that still wait when a descriptor becomes free.
  */
 function watchEdges(watch: libc.Watch): Watched {
-  const known = { ...watch, identity: libc.identity(watch.fd) };
-  watched.set(watch.fd, known);
-  timer ??= setInterval(lookAgain, LOOK_AGAIN).unref();
-  return known;
+  const { fd } = watch;
+  const watched = { ...watch, identity: libc.identity(fd), address: libc.socketName(fd) };
+  keepLooking(watched);
+  return watched;
+}
+
+function keepLooking(watch: Watched): void {
+  watching.sockets.set(watch.fd, watch);
+  watching.timer ??= setInterval(lookAgain, LOOK_AGAIN).unref();
 }
 
 function lookAgain(): void {
-  for (const [fd, watch] of watched) {
+  for (const watch of watching.sockets.values()) {
     // Another file may have the number by now, whose registration must stay as it is.
-    if (libc.identity(fd) === watch.identity) libc.epollControl("modify", watch);
-    else watched.delete(fd);
+    if (!isWatched(watch) || !libc.epollControl("modify", watch)) unwatch(watch);
   }
-  if (watched.size > 0) return;
-  clearInterval(timer);
-  timer = undefined;
+  if (watching.sockets.size > 0) return;
+  clearInterval(watching.timer);
+  watching.timer = undefined;
 }
 
 /** The epoll instance of Bun's event loop, once it is found. With one passed socket, it is 4. */

@@ -1,11 +1,11 @@
 import type { Server } from "bun";
 
-import { derive, type Listener, LONGEST_TIMER } from "../bun.ts";
+import { derive, type Listener } from "../bun.ts";
 import { wrongNumber } from "../error.ts";
 import { isHot, perProcess } from "../hot.ts";
-import { socketName, type Watch } from "../linux/libc.ts";
+import { type Answers, mapAnswers } from "./answers.ts";
 import { connectionsAt } from "./connections.ts";
-import { watchOfListener } from "./listening.ts";
+import { listeningOf } from "./listening.ts";
 import { servedBy } from "./served.ts";
 
 /** How long a program has to be idle. */
@@ -29,9 +29,9 @@ const evaluation = ++evaluations.count;
  * It looks at the descriptors of this process ten times in `timeout`, and at least once a second. A
  * look takes 20 µs. A request costs nothing that can be measured.
  *
- * Limitations: it looks only at intervals. If no connection is open when it looks, it notices a client
- * between two looks only by a call of `fetch`, `error` or the function of a route: not by a static
- * response, and not by a connection to `listen`. Under `bun --hot`, the promise of the code before an
+ * Limitations: if no connection is open when it looks, it notices a client between two looks only by a
+ * call of `fetch`, `error` or the function of a route, and by each connection to `listen`: not by a
+ * static response, and not after `socket.reload`. Under `bun --hot`, the promise of the code before an
  * edit never resolves. Do not wait for it with a top-level `await` there: Bun evaluates no edit until
  * that is over.
  *
@@ -66,84 +66,77 @@ type ServerOrListener = Server<unknown> | Listener<unknown>;
 
 /** Watches servers for connections. */
 export class Idle {
-  /** Where they listen, as sockaddrs. */
-  readonly #addresses: Uint8Array[] = [];
-  #isEndless = false;
-  #wasUsed = false;
+  /** Where they listen, as sockaddrs, by their text: a later server may have the socket of a stopped one. */
+  readonly #addresses = new Map<string, Uint8Array>();
+  /** The servers that were passed no socket. While there is one, nobody is idle. */
+  readonly #withoutSocket = new Set<object>();
+  /** The sets of functions in which `mark` is. */
+  readonly #uses = new Set<Set<() => void>>();
+  #lastUse = 0;
 
-  /** Notes that a client was there. */
-  readonly mark = (): void => void (this.#wasUsed = true);
+  /** Notes that a client is there. */
+  readonly mark = (): void => void (this.#lastUse = performance.now());
 
   add(server: object): void {
     const served = servedBy(server);
-    const watch = served === undefined ? watchOfListener(server) : served.watch;
-    if (served === undefined && watch === undefined && !("getsockname" in server))
+    const listening = listeningOf(server);
+    if (!served && !listening && !("getsockname" in server))
       throw new TypeError(
         "serve or listen did not make this server: use them instead of Bun.serve and Bun.listen",
       );
-    served?.change((options) => noticing(options, this.mark));
-    this.watch(watch);
+    if (served && !served.isNoticing) {
+      served.isNoticing = true;
+      served.change((options) => noticing(options, served.onUse));
+    }
+    const { onUse, watch } = served ?? listening ?? {};
+    if (onUse) this.#uses.add(onUse.add(this.mark));
+    if (watch === undefined) this.addOwn(server);
+    else this.#addresses.set(String(watch.address), watch.address);
   }
 
-  /** @param watch undefined for a server that was passed no socket. */
-  watch(watch: Watch | undefined): void {
-    if (watch === undefined) this.#isEndless = true;
-    else this.#addresses.push(socketName(watch.fd));
+  addOwn(server: object): void {
+    this.#withoutSocket.add(server);
+  }
+
+  removeOwn(server: object): void {
+    this.#withoutSocket.delete(server);
   }
 
   /** Resolves when no client was there for `timeout` milliseconds; never if `isOver` returns true before. */
   after(timeout: number, isOver = () => false): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
-    if (this.#isEndless) return promise;
+    if (timeout === Infinity) return promise;
+    const interval = Math.min(timeout / 10, LONGEST_INTERVAL);
     let since = performance.now();
-    const timer = setInterval(
-      () => {
-        if (isOver()) return clearInterval(timer);
-        const now = performance.now();
-        if (this.#wasUsed || this.isUsed()) since = now;
-        this.#wasUsed = false;
-        if (now - since < timeout) return;
-        clearInterval(timer);
-        resolve();
-      },
-      Math.min(timeout / 10, LONGEST_INTERVAL, LONGEST_TIMER),
-    );
-    timer.unref();
+    const look = () => {
+      if (isOver()) return;
+      const now = performance.now();
+      since = this.#withoutSocket.size > 0 || this.#isOpen() ? now : Math.max(since, this.#lastUse);
+      const left = since + timeout - now;
+      if (left > 0) return void setTimeout(look, Math.min(interval, left)).unref();
+      // A server may be watched again and again.
+      for (const onUse of this.#uses) onUse.delete(this.mark);
+      resolve();
+    };
+    setTimeout(look, interval).unref();
     return promise;
   }
 
   /** Whether a connection is open now. */
-  isUsed(): boolean {
-    return this.#addresses.some((at) => connectionsAt(at).length > 0);
+  #isOpen(): boolean {
+    return this.#addresses.values().some((at) => connectionsAt(at).length > 0);
   }
 }
 
-/** The options that hold the functions that answer requests. */
-type Answering = {
-  routes?: object;
-  fetch?: Function | null;
-  error?: Function | null;
-  onNodeHTTPRequest?: Function;
-};
-
-/** The same options, but each function that answers calls `mark`. */
-function noticing(options: object, mark: () => void): object {
-  const { routes, fetch, error, onNodeHTTPRequest }: Answering = options;
+/** The same options, but each function that answers first calls all of `onUse`. */
+function noticing(options: Answers, onUse: ReadonlySet<() => void>): Answers {
+  const { error, onNodeHTTPRequest } = options;
   const notice = (answer: Function) =>
     function (this: unknown, ...args: unknown[]): unknown {
-      mark();
+      for (const used of onUse) used();
       return Reflect.apply(answer, this, args);
     };
-  const route = (value: unknown): unknown => {
-    if (typeof value === "function") return notice(value);
-    if (Object.getPrototypeOf(value ?? 0) !== Object.prototype) return value;
-    return all(value ?? {});
-  };
-  const all = (values: object) =>
-    Object.fromEntries(Object.entries(values).map(([name, value]) => [name, route(value)]));
-  return derive(options, {
-    ...(routes && !Array.isArray(routes) && { routes: all(routes) }),
-    ...(fetch && { fetch: notice(fetch) }),
+  return derive(mapAnswers(options, notice), {
     ...(error && { error: notice(error) }),
     ...(onNodeHTTPRequest && { onNodeHTTPRequest: notice(onNodeHTTPRequest) }),
   });

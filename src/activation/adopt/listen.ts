@@ -1,13 +1,14 @@
 import type { FdSocketOptions, TCPSocketListenOptions, UnixSocketOptions } from "bun";
 
-import { derive, type Listener, overlay, runtime } from "../bun.ts";
+import { derive, type Listener, NOWHERE, overlay, runtime } from "../bun.ts";
 import * as libc from "../linux/libc.ts";
 import { keepNotifySocket } from "../notify/notify.ts";
 import { describe, formatAddress } from "../receive/describe.ts";
+import { reportedPath } from "./address.ts";
 import { ConnectionLimit } from "./connection-limit.ts";
-import { substitute, watchListener } from "./event-loop.ts";
-import { disposable, release, supersede } from "./handover.ts";
-import { keepWatch, requireListening } from "./listening.ts";
+import { substitute, unwatch, watchListener, type Watched } from "./event-loop.ts";
+import { descriptorForBun, release, supersede } from "./handover.ts";
+import { keepListening, requireListening } from "./listening.ts";
 
 /**
  * The options of `Bun.listen`, and a descriptor. If it is given, it is used instead of the address.
@@ -18,8 +19,8 @@ export type ListenOptions<Data = undefined> = (
 ) & {
   /**
    * The most connections that are open at once, also those in a TLS handshake. Further clients wait in
-   * the socket's queue. Default: as many as there are descriptors. The count stays right after
-   * `listener.reload`, but not after `socket.reload`.
+   * the socket's queue. Default: `Infinity`, so the descriptors are the limit. Do not use
+   * `socket.reload` with it: then the count is wrong, and clients can wait for ever.
    */
   readonly maxConnections?: number;
 };
@@ -39,7 +40,7 @@ export type ListenOptions<Data = undefined> = (
  * @throws {ActivationError} (78) if the descriptor is not such a socket; (71) if a system call fails,
  *   or this Bun does not keep its sockets as expected.
  * @throws {TypeError} if `maxConnections` is not a number.
- * @throws {RangeError} if `maxConnections` is not a whole number from 1.
+ * @throws {RangeError} if `maxConnections` is a number, but not a whole one from 1 on.
  * @throws What `Bun.listen` throws. After any error the descriptor is as it was.
  *
  * @example
@@ -49,13 +50,18 @@ export type ListenOptions<Data = undefined> = (
  * ```
  */
 export function listen<Data = undefined>(options: ListenOptions<Data>): Listener<Data> {
-  const { fd: passed, maxConnections, socket, tls } = options;
-  const limit =
-    maxConnections === undefined ? undefined : new ConnectionLimit<Data>(maxConnections, tls);
-  const counted = limit ? derive(options, { socket: limit.counted(socket) }) : options;
+  const { fd: passed, maxConnections = Infinity, tls } = options;
+  if (passed === undefined && maxConnections === Infinity) return runtime.listen(options);
+  const limit = new ConnectionLimit<Data>(maxConnections, tls);
+  const counted = limit.counted(options);
   if (passed === undefined) {
     const listener = runtime.listen(counted);
-    limit?.apply(listener, watchListener(listener.fd), libc.duplicate(listener.fd));
+    try {
+      limit.apply(listener, watchListener(listener.fd), libc.duplicate(listener.fd));
+    } catch (error) {
+      listener.stop(true);
+      throw error;
+    }
     return listener;
   }
   requireListening(passed);
@@ -68,19 +74,19 @@ export function listen<Data = undefined>(options: ListenOptions<Data>): Listener
 function listenOn<Data>(
   passed: number,
   options: ListenOptions<Data>,
-  limit: ConnectionLimit<Data> | undefined,
+  limit: ConnectionLimit<Data>,
 ): Listener<Data> {
   // Bun gets this number. At first, the placeholder is on it.
-  const fd = disposable(passed);
+  const fd = descriptorForBun(passed);
   const socket = libc.duplicate(fd);
   let listener: ReturnType<typeof runtime.listen<Data>> | undefined;
+  let watch: Watched;
   try {
     libc.replaceByPlaceholder(fd);
-    listener = runtime.listen(derive(options, { fd }));
-    const watch = substitute(socket, fd);
-    keepWatch(listener, watch);
-    if (limit) limit.apply(listener, watch, socket);
-    else libc.close(socket);
+    listener = runtime.listen(derive(options, { ...NOWHERE, fd }));
+    watch = substitute(socket, fd);
+    keepListening(listener, { watch, onUse: limit.onUse });
+    limit.apply(listener, watch, socket);
   } catch (error) {
     listener?.stop();
     libc.replace(socket, fd);
@@ -89,10 +95,14 @@ function listenOn<Data>(
     throw error;
   }
   if (fd !== passed) release(passed);
-  supersede(passed, () => listener.stop());
+  supersede(passed, () => {
+    unwatch(watch);
+    listener.stop();
+  });
   // Bun knows it if it is over IP, and `describe` takes longer: see Start.
   const address: { address?: string; port?: number } = {};
   listener.getsockname(address);
   const { address: hostname, port } = address;
-  return overlay(listener, port ? { hostname, port } : { unix: formatAddress(describe(fd)) });
+  if (port) return overlay(listener, { hostname, port });
+  return overlay(listener, { unix: reportedPath(formatAddress(describe(fd))) });
 }

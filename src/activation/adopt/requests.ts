@@ -1,13 +1,51 @@
-/** The requests that came since a drain began. */
-export interface Requests {
-  /** How many the handlers are answering. */
-  handled: number;
-  /** When a request was last answered before its body had come, as performance.now() counts. */
-  unfinished: number;
-}
-
 /**
  * How long a client may take for its first request, or for more of one, in milliseconds. If all
  * processors are busy, a client may not run for some hundred milliseconds.
  */
 export const PATIENCE = 500;
+
+/** The requests that came since a drain began. */
+export class Requests {
+  readonly #open = new Set<() => boolean>();
+  #isCounting = true;
+  #lastEarly = -Infinity;
+  /** How many were answered before their body had come. */
+  early = 0;
+
+  /**
+   * Notes a request, and returns a function to call at its end. `isCounted` tells whether Bun has it in
+   * `pendingRequests`.
+   */
+  begin(isCounted: () => boolean): () => void {
+    if (this.#isCounting) this.#open.add(isCounted);
+    return () => void this.#open.delete(isCounted);
+  }
+
+  /** Calls a function. Requests that it makes itself do not count: Bun does not count them. */
+  uncounted<T>(make: () => T): T {
+    this.#isCounting = false;
+    try {
+      return make();
+    } finally {
+      this.#isCounting = true;
+    }
+  }
+
+  /** How many of those that Bun counts have no answer yet. */
+  get open(): number {
+    let count = 0;
+    for (const isCounted of this.#open) if (isCounted()) count++;
+    return count;
+  }
+
+  /** Notes that a request was answered before its body had come. */
+  noteEarly(): void {
+    this.early++;
+    this.#lastEarly = performance.now();
+  }
+
+  /** Whether such a body may still come. */
+  get mayHaveMore(): boolean {
+    return performance.now() < this.#lastEarly + PATIENCE;
+  }
+}

@@ -1,15 +1,15 @@
 import type { Serve, Server } from "bun";
 
-import { derive, overlay, type Reported } from "../bun.ts";
+import { derive, NOWHERE, overlay, type Reported } from "../bun.ts";
 import { codeOf } from "../error.ts";
 import { isHot } from "../hot.ts";
 import { SEARCH_LIMIT } from "../linux/libc.ts";
 import { keepNotifySocket } from "../notify/notify.ts";
-import { describe, formatAddress, formatEndpoint, isListeningStream } from "../receive/describe.ts";
+import { describe, formatEndpoint } from "../receive/describe.ts";
 import { reportedAddress } from "./address.ts";
-import { substitute, unexpectedRuntime, type Watched } from "./event-loop.ts";
+import { substitute, unexpectedRuntime, unwatch } from "./event-loop.ts";
 import { release, supersede } from "./handover.ts";
-import { requireListening } from "./listening.ts";
+import { listensAt, requireListening } from "./listening.ts";
 import { keep, recordSockets, type Served, servedBy } from "./served.ts";
 
 /** The options of `Bun.serve`, and a descriptor. If it is given, it is used instead of the address. */
@@ -17,7 +17,7 @@ export type ServeOptions<Data = undefined, Route extends string = string> = {
   readonly fd?: number | undefined;
 } & Serve.Options<Data, Route>;
 
-const LOOPBACK = "127.0.0.1";
+export const LOOPBACK = "127.0.0.1";
 /** The errors if a sandbox allows only AF_UNIX, or no bind(2), or if no port is free. */
 const UNAVAILABLE = ["EAFNOSUPPORT", "EPERM", "EACCES", "EADDRINUSE"];
 
@@ -61,47 +61,54 @@ export function serve<Data = undefined, Route extends string = never>(
 ): Server<Data> {
   const { fd } = options;
   const sockets: Served["sockets"] = new Set();
-  const recorded = recordSockets(options, sockets);
-  if (fd === undefined) return keepOrRenew(Bun.serve(recorded), { options, sockets });
+  if (fd === undefined) {
+    const server = Bun.serve(recordSockets(options, sockets));
+    return keep(server, { options, sockets, watch: undefined });
+  }
   requireListening(fd);
   // Now, while a descriptor is free: clients may take all.
   keepNotifySocket();
-  const { server, watch } = serveOn(fd, recorded);
-  return keepOrRenew(server, { options, sockets, watch });
-}
-
-/** Keeps a server that is new. Under `bun --hot`, Bun returns the one of an earlier evaluation. */
-function keepOrRenew<Data>(
-  server: Server<Data>,
-  {
-    options,
-    sockets,
-    watch,
-  }: Pick<Served, "options" | "sockets"> & { watch?: Watched | undefined },
-): Server<Data> {
-  const known = servedBy(server);
-  if (known === undefined) return keep(server, { options, sockets, watch });
-  for (const socket of known.sockets) sockets.add(socket);
-  known.renew({ options, sockets });
-  return server;
+  // `reload` would check the address that is ignored.
+  const placeless = derive(options, NOWHERE);
+  const { server, watch } = serveOn(fd, recordSockets(placeless, sockets), options.hostname);
+  return keep(server, { options: placeless, sockets, watch });
 }
 
 /** Starts a server on a placeholder, and puts the passed socket in its place: see event-loop.ts. */
-function serveOn<Data, Route extends string>(passed: number, options: ServeOptions<Data, Route>) {
+function serveOn<Data, Route extends string>(
+  passed: number,
+  options: ServeOptions<Data, Route>,
+  hostname: string | undefined,
+) {
   if (options.http3 === true)
     throw new TypeError("serve cannot use HTTP/3 on a passed socket: leave http3 out");
   const socket = describe(passed);
   // Bun recognises a server by its id, by default its address; all placeholders share one.
   const identity = options.id === undefined && isHot() ? { id: `fd-${passed}` } : {};
-  const none = { fd: undefined, hostname: undefined, port: undefined, unix: undefined };
-  const start = (where: object) => Bun.serve(derive(options, { ...none, ...identity, ...where }));
-  const [server, at] = startOnPlaceholder("port" in socket, options, start);
+  const start = (where: object) => Bun.serve(derive(options, { ...identity, ...where }));
+  // Bun's development server answers to no other name than that with which it was started.
+  const hasName = hostname !== undefined && hasPages(options.routes);
+  const [server, at] = startOnPlaceholder("port" in socket, hasName ? hostname : undefined, start);
   if (servedBy(server) !== undefined) return { server };
   try {
     const watch = substitute(passed, listenerAt(at));
+    const reported = reportedAddress(server, socket);
+    const { fetch } = server;
+    // Bun would take the placeholder's port.
+    const resolve = (to: unknown) =>
+      typeof to === "string" && to.startsWith("/") && "port" in socket
+        ? new URL(to, reported.url).href
+        : to;
+    overlay(server, {
+      ...reported,
+      fetch: (to: unknown, ...others: unknown[]): unknown =>
+        Reflect.apply(fetch, server, [resolve(to), ...others]),
+    });
     release(passed);
-    overlay(server, reportedAddress(server, socket));
-    supersede(passed, () => void server.stop());
+    supersede(passed, () => {
+      unwatch(watch);
+      void server.stop();
+    });
     return { server, watch };
   } catch (error) {
     void server.stop(true);
@@ -112,12 +119,11 @@ function serveOn<Data, Route extends string>(passed: number, options: ServeOptio
 /** Starts a server at an address that nobody knows, and returns the server and the address, as text. */
 function startOnPlaceholder<T extends Server<unknown>>(
   isInternet: boolean,
-  { hostname, routes }: { hostname?: string | undefined; routes?: object },
+  hostname: string | undefined,
   start: (at: object) => T,
 ) {
   const hosts = isInternet ? [LOOPBACK] : [];
-  // Bun's development server answers to no other name than that with which it was started.
-  if (isInternet && hostname !== undefined && hasPages(routes)) hosts.unshift(hostname);
+  if (isInternet && hostname !== undefined) hosts.unshift(hostname);
   for (const host of hosts)
     try {
       const server: T & Reported = start({ hostname: host, port: 0 });
@@ -144,7 +150,6 @@ function hasPages(routes: object = {}): boolean {
 
 /** The descriptor of the socket that listens at an address. */
 function listenerAt(address: string): number {
-  for (let fd = 0; fd < SEARCH_LIMIT; fd++)
-    if (isListeningStream(fd) && formatAddress(describe(fd)) === address) return fd;
+  for (let fd = 0; fd < SEARCH_LIMIT; fd++) if (listensAt(fd, address)) return fd;
   throw unexpectedRuntime(`does not listen on ${address}`);
 }

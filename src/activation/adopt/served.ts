@@ -1,27 +1,34 @@
 /* The servers of `serve`, and the state of each that `drain` needs. */
 import type { Server } from "bun";
 
-import { derive, overlay, type Reported } from "../bun.ts";
+import { derive, isHandler, overlay, type Reported } from "../bun.ts";
 import { perProcess } from "../hot.ts";
-import { describe, formatAddress, formatEndpoint, isListeningStream } from "../receive/describe.ts";
+import { formatEndpoint } from "../receive/describe.ts";
+import { type Answers, reloaded } from "./answers.ts";
 import { openDescriptors } from "./connections.ts";
-import { isWatched, watchListener, type Watched } from "./event-loop.ts";
+import { isWatched, unexpectedRuntime, watchListener, type Watched } from "./event-loop.ts";
+import { listensAt } from "./listening.ts";
 
 /** State that cannot be read from a server. */
 export interface Served {
-  /** The options that the program gave last, to `serve` or to `reload`. */
-  options: object;
+  /** The options that Bun uses: `reload` keeps some of the former ones. */
+  options: Answers;
   /** How the event loop watches the passed socket, if there is one. */
   readonly watch: Watched | undefined;
   /** The open WebSockets. */
   sockets: Set<Closable>;
-  /** Gives Bun the options as `change` returns them: now, and at each later `reload`. */
-  readonly change: (change: (options: object) => object) => void;
-  /** Takes the options of another evaluation, under `bun --hot`. A change stays in force. */
-  readonly renew: (of: Pick<Served, "options" | "sockets">) => void;
+  /** Called for each request, once `isNoticing`. */
+  readonly onUse: Set<() => void>;
+  isNoticing?: boolean;
+  /** Gives Bun the options as `change` returns them: now, and at each later `reload`. Changes add up. */
+  readonly change: (change: (options: Answers) => Answers) => void;
+  /** Takes the options of another evaluation, under `bun --hot`. The changes stay in force. */
+  readonly renew: (start: Start) => void;
   /** Aborted when the server begins to drain. */
   draining?: AbortController;
 }
+
+type Start = Pick<Served, "options" | "watch" | "sockets">;
 
 interface Closable {
   close(code: number): void;
@@ -34,46 +41,62 @@ export function servedBy(server: object): Served | undefined {
   return servers.get(server);
 }
 
-/** Keeps what is known of a new server. */
-export function keep<Data>(
-  server: Server<Data>,
-  start: Pick<Served, "options" | "watch" | "sockets">,
-): Server<Data> {
+/** Keeps what is known of a server. Under `bun --hot`, Bun returns that of an earlier evaluation. */
+export function keep<Data>(server: Server<Data>, start: Start): Server<Data> {
+  const known = servers.get(server);
+  if (known !== undefined) {
+    known.renew(start);
+    return server;
+  }
   const native = server.reload;
-  let adapt: ((options: object) => object) | undefined;
-  const reload = (options: object) => {
-    Reflect.apply(native, server, [recordSockets(adapt?.(options) ?? options, served.sockets)]);
+  const changes: ((options: Answers) => Answers)[] = [];
+  const reload = (given: Answers) => {
+    const options = reloaded(served.options, given);
+    const changed = changes.reduce((before, change) => change(before), options);
+    Reflect.apply(native, server, [recordSockets(changed, served.sockets)]);
     served.options = options;
     return server;
   };
   const served: Served = {
     ...start,
+    onUse: new Set(),
     change(change) {
-      adapt = change;
+      changes.push(change);
       reload(served.options);
     },
     renew({ options, sockets }) {
-      Object.assign(served, { options, sockets });
+      for (const socket of served.sockets) sockets.add(socket);
+      served.sockets = sockets;
       // Bun has the handlers of the new evaluation already.
-      if (adapt !== undefined) reload(options);
+      if (changes.length > 0) reload(options);
+      else served.options = reloaded(served.options, options);
     },
   };
   servers.set(server, served);
   return overlay(server, { reload });
 }
 
-/** Returns how the event loop watches the socket of a server; undefined if the server has stopped. */
-export function watchOf(server: Reported & object, { watch = watchOwn(server) }: Served) {
+/**
+ * Returns how the event loop watches the socket of a server; undefined if the server has stopped.
+ *
+ * @throws {TypeError} if another server of this process has the same address (`reusePort`).
+ */
+export function watchOf(server: Reported & object, served: Served): Watched | undefined {
+  const watch = served.watch ?? watchOwn(server);
   return watch !== undefined && isWatched(watch) ? watch : undefined;
 }
 
 /** The same for a server that opened its own socket. */
 function watchOwn({ address }: Reported): Watched | undefined {
   if (address === undefined || address === null) return undefined;
-  const at = typeof address === "string" ? address : formatEndpoint(address);
-  const isThere = (fd: number) => isListeningStream(fd) && formatAddress(describe(fd)) === at;
-  const fd = openDescriptors().find(isThere);
-  return fd === undefined ? undefined : watchListener(fd);
+  const at = typeof address === "string" ? address.replace("\0", "@") : formatEndpoint(address);
+  const [fd, ...others] = openDescriptors().filter((one) => listensAt(one, at));
+  if (fd === undefined) throw unexpectedRuntime(`does not listen on ${at}`);
+  if (others.length > 0)
+    throw new TypeError(
+      `more than one server of this process listens on ${at}, so their clients cannot be told apart: give each one its own address`,
+    );
+  return watchListener(fd);
 }
 
 /** The same options, whose open WebSockets are in a set. */
@@ -85,6 +108,7 @@ export function recordSockets<Options extends object>(
   // Build tools write null, which Bun accepts. For other values, the error of Bun is better than ours.
   if (typeof websocket !== "object" || websocket === null) return options;
   const { open, close } = websocket;
+  if (!isHandler(open) || !isHandler(close)) return options;
   const handlers = {
     open(socket: Closable): unknown {
       sockets.add(socket);

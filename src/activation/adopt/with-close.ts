@@ -1,101 +1,73 @@
 import { derive } from "../bun.ts";
+import { type Answers, mapAnswers } from "./answers.ts";
 import { withNodeClose } from "./node-http.ts";
 import { PATIENCE, type Requests } from "./requests.ts";
 
-/** The options that answer requests. */
-type Handlers = {
-  routes?: object;
-  static?: object;
-  fetch?: Function | null;
-  error?: Function | null;
-  /** Of `node:http`. */
-  onNodeHTTPRequest?: Function;
-};
-
 /** The same options, but each response ends its connection, and upgrades get 503. */
-export function withClose(options: object, requests: Requests): object {
-  const { routes, static: files, fetch, error, onNodeHTTPRequest }: Handlers = options;
+export function withClose(options: Answers, requests: Requests): Answers {
+  const { fetch, error, onNodeHTTPRequest } = options;
   if (onNodeHTTPRequest)
     return derive(options, { onNodeHTTPRequest: withNodeClose(onNodeHTTPRequest, requests) });
   const handler = (answer: Function) =>
     async function (this: unknown, request: Request, ...others: unknown[]): Promise<unknown> {
       if (request.headers.get("upgrade")?.toLowerCase() === "websocket")
         return close(new Response(null, { status: 503 }));
-      requests.handled++;
-      const hasCome = watchBody(request, () => (requests.unfinished = performance.now()));
+      const end = requests.begin(() => !request.signal.aborted);
+      const hasCome = watchBody(request);
       try {
         let response: unknown;
         try {
-          response = await Reflect.apply(answer, this, [request, ...others]);
+          response = Reflect.apply(answer, this, [request, ...others]);
+          // Bun takes it for one that was thrown, unless a promise has it.
+          if (response instanceof Error) throw response;
+          response = await response;
         } catch (problem) {
-          response = await Reflect.apply(error ?? failed, this, [problem]);
+          response = await fail(this, problem);
         }
         // Bun closes at once. A client that still sends would be reset.
-        return (await hasCome()) ? close(response) : response;
+        if (await hasCome()) return close(response);
+        requests.noteEarly();
+        return response;
       } finally {
-        requests.handled--;
+        end();
       }
     };
-  const route = (value: unknown): unknown => {
-    if (typeof value === "function") return handler(value);
-    if (value instanceof Response) return close(value.clone());
-    if (value instanceof Blob) return close(new Response(value));
-    const byMethod = Object.entries(value ?? {});
-    return byMethod.length > 0 && byMethod.every(([name]) => /^[A-Z]+$/.test(name))
-      ? mapped(byMethod, route)
-      : value;
+  const fail = async (self: unknown, problem: unknown): Promise<unknown> => {
+    try {
+      const response: unknown = await Reflect.apply(error ?? failed, self, [problem]);
+      return response instanceof Response ? response : failed(problem);
+    } catch (another) {
+      return failed(another);
+    }
   };
-  const all = (given: object) => mapped(Object.entries(given), route);
-  return derive(options, {
-    // Bun ignores an array, which Hono has.
-    ...(routes && !Array.isArray(routes) && { routes: all(routes) }),
-    ...(files && { static: all(files) }),
-    fetch: handler(fetch ?? notFound),
-  });
+  const value = (answer: unknown): unknown => {
+    if (answer instanceof Response) return close(answer.clone());
+    return answer instanceof Blob ? close(new Response(answer)) : answer;
+  };
+  return mapAnswers(derive(options, { fetch: fetch ?? notFound }), handler, value);
 }
 
-/** The methods that read a body to its end. */
-const READERS = ["arrayBuffer", "blob", "bytes", "formData", "json", "text"] as const;
-
 /**
- * Returns a function to call after the handler. It returns whether all of the request's body has come (true
- * for no body), and calls `late` if a body still comes that nobody reads.
+ * Returns a function to call after the handler. It returns whether all of the request's body has come, for
+ * which it waits.
  */
-function watchBody(request: Request, late: () => void): () => boolean | Promise<boolean> {
+function watchBody(request: Request): () => boolean | Promise<boolean> {
   const { headers } = request;
   if (!headers.has("transfer-encoding") && !(Number(headers.get("content-length")) > 0))
     return () => true;
-  let isRead = false;
-  let isTaken = false;
-  for (const name of READERS) {
-    const native = request[name];
-    const value = async () => await native.call(request).finally(() => (isRead = true));
-    Object.defineProperty(request, name, { value, configurable: true, writable: true });
-  }
-  const { get } = Object.getOwnPropertyDescriptor(Request.prototype, "body") ?? {};
-  const taken = () => {
-    isTaken = true;
-    return get?.call(request);
-  };
-  Object.defineProperty(request, "body", { get: taken, configurable: true });
-  return async () => {
-    if (isRead) return true;
-    // A stream does not tell whether it was read or cancelled.
-    if (isTaken || request.bodyUsed) return false;
-    // Not the original: the response may still read that.
-    const read = async () => {
-      await request.clone().arrayBuffer();
-      return true;
-    };
-    const patience = Bun.sleep(PATIENCE).then(() => false);
-    const comes = await Promise.race([read().catch(() => false), patience]);
-    if (!comes) late();
-    return comes;
-  };
+  // Before the handler, which may read it in any way, or not at all.
+  const all = readAll(request.clone().body);
+  return async () => await Promise.race([all, Bun.sleep(PATIENCE).then(() => false)]);
 }
 
-function mapped(entries: readonly [string, unknown][], map: (value: unknown) => unknown): object {
-  return Object.fromEntries(entries.map(([name, value]) => [name, map(value)]));
+/** Returns whether the body came to its end. */
+async function readAll(body: Request["body"]): Promise<boolean> {
+  try {
+    for await (const _ of body ?? []);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function close(answer: unknown): unknown {

@@ -72,16 +72,20 @@ export class Claims {
     if (more.length > 0)
       this.#warn(
         `${list(unnamed)} were passed, but none is for ${nameWanted(wanted)}, so the program opens its own: ` +
-          `set FileDescriptorName=${wanted.at} in one of the socket units`,
+          `keep one address in each socket unit, and set FileDescriptorName=${wanted.at} in one of them`,
       );
     else this.#warnOfGuess(wanted);
     return undefined;
   }
 
-  /** Claims the socket that an earlier evaluation of the same call has, under `bun --hot`. */
-  again(wanted: Wanted): Claim | undefined {
-    const same = ({ type, at }: Wanted) => type === wanted.type && at === wanted.at;
-    const former = this.#claims.values().find((claim) => same(claim.wanted));
+  /**
+   * Claims the socket that a call for the same place has: under `bun --hot`, most likely the call of an
+   * earlier evaluation. Bun itself knows its servers by their hostname and port there.
+   */
+  reclaim(wanted: Wanted): Claim | undefined {
+    const isSame = ({ type, at, hostname }: Wanted) =>
+      type === wanted.type && at === wanted.at && hostname === wanted.hostname;
+    const former = this.#claims.values().find((claim) => isSame(claim.wanted));
     const socket = this.sockets.find(({ fd }) => fd === former?.fd);
     return socket && former && this.#take(socket, wanted, former.isGuess);
   }

@@ -24,12 +24,15 @@ const ADD = {
  * without that, which saves 1 ms.
  *
  * @param otherwise Called if the program has no handler.
- * @returns A function that does the same as a SIGTERM.
+ * @returns A function that does the same as a first SIGTERM, and nothing after one.
  */
 export function holdSigterm(before: () => Promise<void>, otherwise: () => void): () => void {
   const held: Handler[] = [];
-  const remove = (handler: Handler | undefined) => handler && held.splice(held.indexOf(handler), 1);
-  const call = (...args: unknown[]) => {
+  const remove = (handler: Handler | undefined) => {
+    // Another handler may have removed it.
+    if (handler && held.includes(handler)) held.splice(held.indexOf(handler), 1);
+  };
+  const callHandlers = (...args: unknown[]) => {
     const handlers = [...held];
     for (const handler of handlers) {
       if (handler.isOnce) remove(handler);
@@ -38,29 +41,31 @@ export function holdSigterm(before: () => Promise<void>, otherwise: () => void):
     return handlers.length > 0;
   };
 
-  let isDelivered = false;
-  const deliver = (...args: unknown[]) => {
-    isDelivered = true;
-    if (!call(...args)) otherwise();
+  let isReleased = false;
+  const release = (...args: unknown[]) => {
+    isReleased = true;
+    if (!callHandlers(...args)) otherwise();
   };
   let isHeld = false;
-  const receive = (...args: unknown[]) => {
-    if (isHeld) return deliver(...args);
+  const onSigterm = (...args: unknown[]) => {
+    if (isHeld) return release(...args);
     isHeld = true;
-    void before().finally(() => isDelivered || deliver(...args));
+    // Inside the promise, an error of a handler would be an unhandled rejection, not an uncaught exception.
+    const releaseOnce = () => queueMicrotask(() => isReleased || release(...args));
+    before().then(releaseOnce, releaseOnce);
   };
   const listenNatively = process.on.bind(process);
-  listenNatively(SIGTERM, receive);
+  listenNatively(SIGTERM, onSigterm);
 
   for (const [name, { isFirst, isOnce }] of Object.entries(ADD))
-    replace(name, (call: unknown) => {
-      if (typeof call !== "function")
+    replace(name, (handler: unknown) => {
+      if (typeof handler !== "function")
         throw new TypeError("a handler of SIGTERM must be a function");
-      held.splice(isFirst ? 0 : held.length, 0, { call, isOnce });
+      held.splice(isFirst ? 0 : held.length, 0, { call: handler, isOnce });
       return process;
     });
-  const removeLast = (call: unknown) => {
-    remove(held.findLast((handler) => handler.call === call));
+  const removeLast = (handler: unknown) => {
+    remove(held.findLast((one) => one.call === handler));
     return process;
   };
   replace("off", removeLast);
@@ -68,20 +73,20 @@ export function holdSigterm(before: () => Promise<void>, otherwise: () => void):
   const list = () => held.map(({ call }) => call);
   replace("listeners", list);
   replace("rawListeners", list);
-  replace("listenerCount", (call: unknown) =>
-    call === undefined ? held.length : list().filter((one) => one === call).length,
+  replace("listenerCount", (handler: unknown) =>
+    handler === undefined ? held.length : list().filter((one) => one === handler).length,
   );
-  replace("emit", call);
+  replace("emit", callHandlers);
   const { removeAllListeners } = process;
   Object.assign(process, {
     removeAllListeners(...events: [string?]) {
       if (events.length === 0 || events[0] === SIGTERM) held.length = 0;
       if (events[0] !== SIGTERM) removeAllListeners.apply(process, events);
-      if (events.length === 0) listenNatively(SIGTERM, receive);
+      if (events.length === 0) listenNatively(SIGTERM, onSigterm);
       return process;
     },
   });
-  return () => receive(SIGTERM, 15);
+  return () => void (isHeld || onSigterm(SIGTERM, 15));
 }
 
 /** Replaces a method of `process` if it is called for SIGTERM. */

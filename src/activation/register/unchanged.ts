@@ -1,19 +1,20 @@
 import type { Server } from "bun";
 import type { EventEmitter } from "node:events";
 
+import { reportedPath } from "../adopt/address.ts";
 import { becomeQuiet, drain } from "../adopt/drain.ts";
 import { isWatched, pause, substitute } from "../adopt/event-loop.ts";
 import { Idle } from "../adopt/idle.ts";
 import { listen, type ListenOptions } from "../adopt/listen.ts";
-import { keepWatch, watchOfListener } from "../adopt/listening.ts";
-import { serve, type ServeOptions } from "../adopt/serve.ts";
+import { keepListening, listeningOf } from "../adopt/listening.ts";
+import { LOOPBACK, serve, type ServeOptions } from "../adopt/serve.ts";
 import { udpSocket, type UdpSocketOptions } from "../adopt/udp.ts";
 import { derive, overlay, runtime } from "../bun.ts";
-import { messageOf, misconfigured, quote } from "../error.ts";
+import { messageOf, misconfigured, printable, quote } from "../error.ts";
 import { isHot } from "../hot.ts";
 import { log, LogLevel } from "../journal/log.ts";
 import * as libc from "../linux/libc.ts";
-import { notify } from "../notify/notify.ts";
+import { notify, notifyEnabled } from "../notify/notify.ts";
 import { startWatchdog } from "../notify/watchdog.ts";
 import { describe, formatDescriptor } from "../receive/describe.ts";
 import { listenFds } from "../receive/listen-fds.ts";
@@ -26,6 +27,7 @@ import {
   nameWanted,
   type Wanted,
 } from "./claims.ts";
+import { isNetServer, onceHandled, type Probe, probing } from "./probe.ts";
 import { holdSigterm } from "./sigterm.ts";
 
 /** Where a call of `Bun.serve`, `Bun.listen` or `Bun.udpSocket` is to listen. */
@@ -44,21 +46,27 @@ interface Session extends EventEmitter {
 const SESSIONS_TIMEOUT = 5000;
 const LOOK = 5;
 
-interface Probe {
-  readonly server: EventEmitter;
-  readonly event: string;
-}
+/** How long answers may take after SIGTERM if the program has no handler, in milliseconds. */
+const END_TIMEOUT = 10_000;
+
 type BunListener = ReturnType<typeof runtime.listen>;
 
-const LOOPBACK = "127.0.0.1";
+/** The methods that end a server or a listener, and a socket for datagrams. */
+const STOPS = ["stop", Symbol.dispose];
+const CLOSES = ["close", Symbol.dispose];
+
 /** The port of `Bun.serve` if none is set. */
 const DEFAULT_PORT = 3000;
+/** The variables that set another one. Bun reads them once, at its start. */
+const { BUN_PORT, PORT, NODE_PORT } = process.env;
 
 /** When to warn of a socket that no call has claimed, in milliseconds from the start. */
-const PATIENCE = 10_000;
+const REMIND_AFTER = 10_000;
 
 /** Puts the servers that this program opens from now on onto the passed sockets. */
 export function register(): void {
+  // Children that the program starts before it listens must not get the address of systemd.
+  notifyEnabled();
   const sockets: Claimable[] = [];
   for (const { fd, name } of listenFds()) {
     const socket = describe(fd);
@@ -71,30 +79,39 @@ export function register(): void {
   const claims = new Claims(sockets, warn);
   // With no socket passed, nobody would start the program again.
   const timeout = sockets.length > 0 ? idleTimeout() : undefined;
-  Object.assign(Bun, new Unchanged(claims, timeout).replacements);
+  const { replacements } = new Unchanged(claims, timeout);
+  for (const [name, replacement] of Object.entries(replacements)) {
+    const native = Reflect.get(Bun, name);
+    // Bun throws the error for no object.
+    const choose = (options: unknown, ...others: unknown[]) =>
+      call(typeof options === "object" && options ? replacement : native, options, ...others);
+    Object.assign(Bun, { [name]: choose });
+  }
   const remind = () => claims.left.length > 0 && warn(unclaimed(claims.left));
-  if (sockets.length > 0) setTimeout(remind, PATIENCE).unref();
+  if (sockets.length > 0) setTimeout(remind, REMIND_AFTER).unref();
 }
 
 class Unchanged {
   readonly #native = { serve: Bun.serve, listen: Bun.listen, udpSocket: Bun.udpSocket };
   readonly #claims: Claims;
-  /** True while the module's own functions call the replaced ones. */
-  #isInside = false;
   #isReady = false;
   #isQuiet = false;
+  /** When the connections of a program that has no handler of SIGTERM are cut off. */
+  #deadline = 0;
   readonly #servers = new Set<Server<unknown>>();
   readonly #listeners = new Set<object>();
   /** The open sessions of `node:http2`. */
   readonly #sessions = new Set<Session>();
-  readonly #idle = new Idle();
-  readonly #idleTimeout: number | undefined;
+  /** undefined if the program never ends because it is idle. */
+  readonly #idle: Idle | undefined;
+  readonly #idleTimeout: number;
   readonly #end: () => void;
 
   /** @param idleTimeout In milliseconds; undefined for ever. */
   constructor(claims: Claims, idleTimeout: number | undefined) {
     this.#claims = claims;
-    this.#idleTimeout = idleTimeout;
+    this.#idle = idleTimeout === undefined ? undefined : new Idle();
+    this.#idleTimeout = idleTimeout ?? Infinity;
     this.#end = holdSigterm(
       () => this.#becomeQuiet(),
       () => void this.#exit(),
@@ -107,13 +124,15 @@ class Unchanged {
       const wanted = this.#wanted(options, defaultPort);
       if (wanted === undefined) return native();
       const claim = this.#claim(wanted);
-      const make = (fd?: number) => {
-        const server = this.#inside(() => serve(derive(options, { fd })));
-        this.#track(server, this.#servers);
-        return server;
-      };
-      if (claim === undefined) return this.#opened(make(), wanted);
-      return this.#adopted(claim, this.#adopt(claim, make), ["stop", Symbol.dispose]);
+      const make = (fd?: number) => this.#natively(() => serve(derive(options, { fd })));
+      const server = claim ? this.#onDuplicate(claim, make) : make();
+      this.#servers.add(server);
+      // A server that was stopped may still answer requests.
+      const forget = () => this.#servers.delete(server);
+      atEnd(server, STOPS, undefined, (stopped) => void Promise.resolve(stopped).then(forget));
+      if (claim === undefined) return this.#own(server, wanted);
+      this.#idle?.add(server);
+      return this.#giveBackAtEnd(claim, server, STOPS);
     },
 
     listen: (options: ListenOptions, ...others: unknown[]): object => {
@@ -124,30 +143,34 @@ class Unchanged {
       const probe = probing(options);
       if (probe !== undefined) {
         if (claim !== undefined) return this.#placeholder(claim, options, probe);
-        onceHandled(probe, () => void this.#opened(probe, wanted));
-        return native();
+        const listener = native();
+        const ignore = onceHandled(probe, () => void this.#own(listener, wanted));
+        return atEnd(listener, STOPS, ignore);
       }
-      if (claim === undefined) return this.#opened(native(), wanted);
-      const counted = this.#noticing(options, "open");
-      const make = (fd: number) => this.#inside(() => listen({ ...counted, fd }));
-      const listener = this.#adopt(claim, make);
       const { data }: { data?: unknown } = options;
-      if (isEmitter(data)) data.on("session", this.#noteSession);
-      this.#track(listener, this.#listeners);
-      return this.#adopted(claim, listener, ["stop", Symbol.dispose]);
+      // Once, though a server may listen several times.
+      if (isNetServer(data))
+        data.off("session", this.#noteSession).on("session", this.#noteSession);
+      if (claim === undefined) return this.#own(native(), wanted);
+      const make = (fd: number) => this.#natively(() => listen(derive(options, { fd })));
+      const listener = this.#onDuplicate(claim, make);
+      return this.#listening(claim, listener);
     },
 
     udpSocket: async (options: UdpSocketOptions, ...others: unknown[]): Promise<object> => {
       const native = () => call<Promise<object>>(this.#native.udpSocket, options, ...others);
       const wanted =
-        "connect" in options ? undefined : this.#wanted(options, undefined, "datagram");
+        "connect" in options && options.connect
+          ? undefined
+          : this.#wanted(options, undefined, "datagram");
       if (wanted === undefined) return await native();
       const claim = this.#claim(wanted);
-      if (claim === undefined) return this.#opened(await native(), wanted);
+      if (claim === undefined) return this.#own(await native(), wanted, CLOSES);
       const fd = duplicate(claim);
+      const noticing = derive(this.#noticing(options, "data"), { fd });
       try {
-        const socket = await udpSocket({ ...this.#noticing(options, "data"), fd });
-        return this.#adopted(claim, socket, ["close", Symbol.dispose]);
+        const socket = await this.#natively(() => udpSocket(noticing));
+        return this.#giveBackAtEnd(claim, socket, CLOSES);
       } catch (error) {
         this.#giveUp(claim, fd);
         throw error;
@@ -161,27 +184,32 @@ class Unchanged {
     byDefault?: () => number,
     type: Wanted["type"] = "stream",
   ): Wanted | undefined {
-    if (this.#isInside || typeof fd === "number") return undefined;
+    if (typeof fd === "number") return undefined;
     if (typeof unix === "string" && unix !== "") return { type, at: unix.replace(/^\0/, "@") };
-    const at = port === undefined || port === null ? byDefault?.() : Number(port);
+    const isUnset = port === undefined || port === null || port === "";
+    const at = isUnset ? byDefault?.() : Number(port);
     const host = typeof hostname === "string" ? hostname : undefined;
-    return at !== undefined && at > 0 ? { type, at, hostname: host } : undefined;
+    // Bun throws the error for a wrong port.
+    return at && isPort(at) ? { type, at, hostname: host } : undefined;
   }
 
   #claim(wanted: Wanted): Claim | undefined {
-    return (isHot() ? this.#claims.again(wanted) : undefined) ?? this.#claims.claim(wanted);
+    return (isHot() ? this.#claims.reclaim(wanted) : undefined) ?? this.#claims.claim(wanted);
   }
 
-  #inside<T>(make: () => T): T {
-    this.#isInside = true;
+  /** Calls a function of the module with Bun's own functions: not with ours, nor with a program's. */
+  #natively<T>(make: () => T): T {
+    const { serve, listen, udpSocket } = Bun;
+    Object.assign(Bun, this.#native);
     try {
       return make();
     } finally {
-      this.#isInside = false;
+      Object.assign(Bun, { serve, listen, udpSocket });
     }
   }
 
-  #adopt<T>(claim: Claim, make: (fd: number) => T): T {
+  /** Makes a server or a listener on a duplicate of the claimed descriptor. */
+  #onDuplicate<T>(claim: Claim, make: (fd: number) => T): T {
     const fd = duplicate(claim);
     try {
       return make(fd);
@@ -198,31 +226,44 @@ class Unchanged {
 
   /** Returns the same options, but one of the handlers notes that a client is there. */
   #noticing<T extends { readonly socket?: object }>(options: T, name: "open" | "data"): T {
-    if (this.#idleTimeout === undefined) return options;
-    const handler: unknown = Reflect.get(options.socket ?? {}, name);
-    const notice = (...args: unknown[]): unknown => {
-      this.#idle.mark();
-      return typeof handler === "function" ? Reflect.apply(handler, undefined, args) : undefined;
+    const idle = this.#idle;
+    if (idle === undefined) return options;
+    const { socket = {} } = options;
+    // Bun throws the error for these.
+    if (typeof socket !== "object" || socket === null) return options;
+    const handler: unknown = Reflect.get(socket, name);
+    if (handler && typeof handler !== "function") return options;
+    const notice = function (this: unknown, ...args: unknown[]): unknown {
+      idle.mark();
+      return typeof handler === "function" ? Reflect.apply(handler, this, args) : undefined;
     };
-    return { ...options, socket: { ...options.socket, [name]: notice } };
+    return derive(options, { socket: derive(socket, { [name]: notice }) });
   }
 
-  /** Notes a server or listener, which SIGTERM and the idle time end. */
-  #track<T extends object>(it: T, all: Set<T>): void {
-    if (this.#idleTimeout !== undefined && !all.has(it)) this.#idle.add(it);
-    all.add(it);
+  /** Notes a server, listener or socket that was not passed: nobody would start the program for that. */
+  #own<T extends object>(it: T, wanted: Wanted, ends = STOPS): T {
+    this.#idle?.addOwn(it);
+    atEnd(it, ends, () => this.#idle?.removeOwn(it));
+    return this.#opened(it, wanted);
+  }
+
+  /** Notes a listener on a passed socket, which SIGTERM and the idle time end. */
+  #listening<T extends object>(claim: Claim, listener: T): T {
+    this.#listeners.add(listener);
+    atEnd(listener, STOPS, () => this.#listeners.delete(listener));
+    this.#idle?.add(listener);
+    return this.#giveBackAtEnd(claim, listener, STOPS);
   }
 
   async #becomeQuiet(): Promise<void> {
     this.#isReady = true;
+    this.#deadline = performance.now() + END_TIMEOUT;
     notify({ stopping: true });
-    for (const listener of this.#listeners) {
-      const watch = watchOfListener(listener);
-      if (watch && isWatched(watch)) pause(watch);
-    }
-    await Promise.all([...Array.from(this.#servers, becomeQuiet), this.#closeSessions()]).catch(
-      warn,
-    );
+    await allOf([
+      ...Array.from(this.#listeners, (listener) => Promise.try(stopAccepting, listener)),
+      ...Array.from(this.#servers, becomeQuiet),
+      this.#closeSessions(),
+    ]);
     this.#isQuiet = true;
   }
 
@@ -242,21 +283,15 @@ class Unchanged {
   async #exit(): Promise<void> {
     if (this.#isQuiet) {
       this.#isQuiet = false;
-      await Promise.all(Array.from(this.#servers, (server) => drain(server)));
+      const timeout = Math.max(0, this.#deadline - performance.now());
+      await allOf(Array.from(this.#servers, (server) => drain(server, { timeout })));
     }
     process.exit();
   }
 
   /** Gives the socket back for a later call when one of the methods in `ends` is called. */
-  #adopted<T extends object>(claim: Claim, it: T, ends: readonly (string | symbol)[]): T {
-    const release =
-      (native: unknown) =>
-      (...args: unknown[]): unknown => {
-        this.#claims.release(claim);
-        this.#listeners.delete(it);
-        return typeof native === "function" ? Reflect.apply(native, it, args) : undefined;
-      };
-    overlay(it, Object.fromEntries(ends.map((end) => [end, release(Reflect.get(it, end))])));
+  #giveBackAtEnd<T extends object>(claim: Claim, it: T, ends: readonly (string | symbol)[]): T {
+    atEnd(it, ends, () => this.#claims.release(claim));
     return this.#opened(it, claim.wanted);
   }
 
@@ -265,10 +300,10 @@ class Unchanged {
     const { left, sockets } = this.#claims;
     if (this.#isReady || left.length > 0) return it;
     this.#isReady = true;
-    const where = sockets.length > 0 ? listClaimable(sockets) : nameWanted(wanted);
+    const where = sockets.length > 0 ? listClaimable(sockets) : printable(nameWanted(wanted), "?");
     notify({ ready: true, status: `Listening on ${where}` });
     startWatchdog();
-    if (this.#idleTimeout !== undefined) void this.#idle.after(this.#idleTimeout).then(this.#end);
+    void this.#idle?.after(this.#idleTimeout).then(this.#end);
     return it;
   }
 
@@ -279,42 +314,57 @@ class Unchanged {
   #placeholder(claim: Claim, options: ListenOptions, probe: Probe): object {
     this.#claims.release(claim);
     const { at, hostname } = claim.wanted;
-    const isPort = typeof at === "number";
+    const isInternet = typeof at === "number";
     const name = `\0bun-listen-${crypto.randomUUID()}`;
-    const place = isPort ? { hostname: LOOPBACK, port: 0 } : { unix: name };
-    const listener = call<BunListener>(this.#native.listen, { ...options, ...place });
-    const { getsockname, stop } = listener;
+    const place = isInternet ? { hostname: LOOPBACK, port: 0 } : { unix: name };
+    const counted = this.#noticing(options, "open");
+    const listener = call<BunListener>(this.#native.listen, derive(counted, place));
+    const { getsockname } = listener;
     const ignore = onceHandled(probe, () => {
       const late = this.#claim(claim.wanted);
       if (late === undefined) return;
-      keepWatch(listener, substitute(late.fd, listener.fd));
-      this.#track(listener, this.#listeners);
-      this.#adopted(late, listener, ["stop"]);
+      const watch = substitute(late.fd, listener.fd);
+      // Its handlers are those of the placeholder.
+      keepListening(listener, { watch, onUse: new Set() });
+      this.#listening(late, listener);
     });
+    atEnd(listener, STOPS, ignore);
     return overlay(listener, {
-      ...(isPort ? { port: at, hostname } : { unix: at }),
+      ...(isInternet ? { port: at, hostname } : { unix: reportedPath(at) }),
       getsockname(address: { address?: string; port?: number }) {
         getsockname.call(listener, address);
         Object.assign(address, { port: at }, hostname && { address: hostname });
-      },
-      stop(...args: [boolean?]) {
-        ignore();
-        stop.apply(listener, args);
       },
     });
   }
 }
 
-/** Calls `then` when the server gets a handler for connections. The function that it returns cancels that. */
-function onceHandled({ server, event }: Probe, then: () => void): () => void {
-  const added = (name: unknown) => {
-    if (name !== event) return;
-    ignore();
-    then();
-  };
-  const ignore = () => void server.off("newListener", added);
-  server.on("newListener", added);
-  return ignore;
+/** Calls `before` and `after` at each call of one of the methods in `ends`, the latter with its result. */
+function atEnd<T extends object>(
+  it: T,
+  ends: readonly (string | symbol)[],
+  before?: () => void,
+  after?: (result: unknown) => void,
+): T {
+  const ending =
+    (native: unknown) =>
+    (...args: unknown[]): unknown => {
+      before?.();
+      const result = typeof native === "function" ? Reflect.apply(native, it, args) : undefined;
+      after?.(result);
+      return result;
+    };
+  return overlay(it, Object.fromEntries(ends.map((end) => [end, ending(Reflect.get(it, end))])));
+}
+
+/** Waits for all. A failure is a warning, and the others go on. */
+async function allOf(ends: readonly Promise<unknown>[]): Promise<void> {
+  for (const end of await Promise.allSettled(ends)) if (end.status === "rejected") warn(end.reason);
+}
+
+function stopAccepting(listener: object): void {
+  const watch = listeningOf(listener)?.watch;
+  if (watch && isWatched(watch)) pause(watch);
 }
 
 function unclaimed(left: readonly Claimable[]): string {
@@ -343,30 +393,17 @@ function idleTimeout(): number | undefined {
 
 /** The port that `Bun.serve` takes from the environment, or from Bun's own options. */
 function defaultPort(): number {
-  const { BUN_PORT, PORT, NODE_PORT } = process.env;
   const { execArgv } = process;
   const at = execArgv.indexOf("--port");
   const option = at < 0 ? execArgv.find((it) => it.startsWith("--port=")) : execArgv[at + 1];
   const given = [BUN_PORT, PORT, NODE_PORT, option?.replace("--port=", "")];
-  return given.map(Number).find((port) => port > 0) ?? DEFAULT_PORT;
+  // Bun ignores anything else, but not a 0.
+  const isNumber = (text = "") => /^\+?\d+$/.test(text) && isPort(Number(text));
+  return Number(given.find(isNumber) ?? DEFAULT_PORT);
 }
 
-/** The `net.Server` that calls `Bun.listen`, if it handles no connections: no `event`. */
-function probing({ data, tls }: { data?: unknown; tls?: unknown }): Probe | undefined {
-  const event = tls ? "secureConnection" : "connection";
-  if (!isEmitter(data) || data.listenerCount(event) > 0 || hasListener(data)) return undefined;
-  return { server: data, event };
-}
-
-/** Whether a `net.Server` was made with a handler: Bun 1.4.0 keeps that among its options. */
-function hasListener(server: object): boolean {
-  return Object.getOwnPropertySymbols(server).some(
-    (symbol) => typeof Object(Reflect.get(server, symbol)).connectionListener === "function",
-  );
-}
-
-function isEmitter(it: unknown): it is EventEmitter {
-  return typeof it === "object" && it !== null && "listenerCount" in it;
+function isPort(number: number): boolean {
+  return Number.isInteger(number) && number >= 0 && number <= 0xffff;
 }
 
 function warn(problem: unknown): void {
