@@ -78,7 +78,7 @@ test("the declarations leave Bun's own types and the global names as they are", 
   for (const name of declarations.filter((file) => file.endsWith(".ts"))) {
     const text = installed(`types/${name}`);
     expect(text).not.toMatch(/declare (module|global)|\/\/\/ *<reference/);
-    // What is no module declares global names.
+    // A file without an export declares global names.
     expect(text).toMatch(/^export /m);
   }
 });
@@ -130,7 +130,7 @@ const CONFIGURATIONS = {
   "module: nodenext": { ...EMPTY, module: "nodenext" },
 };
 
-/** What must not compile, in any configuration. */
+/** These calls must not compile, in any configuration. */
 const WRONG = `
 import { drain, listen, listenFds, notify, pick, serve } from "socket-service/activation";
 const fetch = () => new Response();
@@ -158,7 +158,7 @@ drain(serve({ fetch }), { grece: 5 });
 // @ts-expect-error: Bun's own types are as they were
 Bun.listen({ fd: 3, socket });
 `;
-/** What must not compile either, if undefined is a type of its own. */
+/** This call must not compile if undefined is a type of its own. */
 const WRONG_IF_STRICT = `
 import { listen, passedFd } from "socket-service/activation";
 // @ts-expect-error: nothing may have been passed, and there is no address then
@@ -183,7 +183,7 @@ test.each(Object.entries(CONFIGURATIONS))("a project type-checks with %s", (_, o
   tsc(options, [...sources.keys()]);
 });
 
-test("the installed module runs, from TypeScript and from what the compiler emitted", () => {
+test("the installed module runs, from TypeScript and from emitted JavaScript", () => {
   for (const program of ["hello.ts", "emitted/hello.js"])
     expect(run(project, process.execPath, program)).toBe("boolean 0 installed\n");
 });

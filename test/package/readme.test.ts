@@ -5,16 +5,8 @@ import { connect } from "node:net";
 import { basename, join, resolve } from "node:path";
 
 import { serve } from "../../src/activation/index.ts";
-import {
-  activate,
-  ask,
-  Client,
-  execute,
-  executable,
-  freePort,
-  Running,
-  scratch,
-} from "../support/daemon.ts";
+import { activate, ask, askDatagram, Client, get } from "../support/daemon.ts";
+import { execute, executable, freePort, type Running, scratch } from "../support/daemon.ts";
 import { CERTIFICATE } from "../support/listening.ts";
 import { lacks } from "../support/needs.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
@@ -22,21 +14,14 @@ import { project } from "../support/project.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, SOCK_DGRAM } from "../support/sockets.ts";
 import { until } from "../support/until.ts";
-import {
-  activation,
-  furtherLines,
-  programs,
-  README,
-  REFERENCE,
-  ROOT,
-  units,
-} from "../support/pages.ts";
+import { activation, furtherLines, programs, README } from "../support/pages.ts";
+import { REFERENCE, ROOT, units } from "../support/pages.ts";
 import { withReference } from "./reference.ts";
 
 setDefaultTimeout(60_000);
 
 const PROGRAMS = programs(README);
-/** Those that need no framework: frameworks.test.ts has the others. */
+/** The programs that need no framework: frameworks.test.ts has the others. */
 const OWN = [...PROGRAMS.keys()].filter(
   (name) => !/ from "(?!node:|socket-service\/)/.test(PROGRAMS.get(name) ?? ""),
 );
@@ -76,9 +61,6 @@ async function run(name: string, ports: number[], options: RunOptions = {}): Pro
   return await activate(process.execPath, { ...activator, args: [...bun, ...args], env, cwd });
 }
 
-const get = async (port: number, path = "/"): Promise<string> =>
-  await (await fetch(`http://127.0.0.1:${port}${path}`, { keepalive: false })).text();
-
 activated("the README's hello.ts serves as it stands, and compiled to one executable", async () => {
   const source = write("hello.ts", HELLO);
   const executable = join(directory.path, "hello");
@@ -88,12 +70,10 @@ activated("the README's hello.ts serves as it stands, and compiled to one execut
     [process.execPath, [source]],
     [executable, []],
   ] as const) {
-    const port = freePort();
-    await using service = await activate(command, { listen: [port], args });
-    expect(await get(port)).toBe("Hello\n");
+    await using service = await activate(command, { args });
+    expect(await service.get()).toBe("Hello\n");
     expect(service.said).toBe("");
-    service.process.kill("SIGTERM");
-    expect(await service.status()).toBe(0);
+    expect(await service.stop()).toBe(0);
   }
 });
 
@@ -106,28 +86,27 @@ test("the README's hello.ts says in one line that nothing was passed, and opens 
 
 activated("the README's hello.ts answers its watchdog, and ends when it is idle", async () => {
   const source = write("hello.ts", HELLO?.replace("60_000", "500"));
-  const [port, receiver] = [freePort(), new NotifyReceiver(join(directory.path, "watched"))];
+  using receiver = new NotifyReceiver();
+  const port = freePort();
   const env = { NOTIFY_SOCKET: receiver.address, WATCHDOG_USEC: "200000" };
   const options = { listen: [`127.0.0.1:${port}`], args: [source], env };
   await using service = await activate(process.execPath, options);
   expect(await get(port)).toBe("Hello\n");
-  expect((await receiver.next()).text).toBe(`READY=1\nSTATUS=Serving http://127.0.0.1:${port}/\n`);
-  expect((await receiver.next()).text).toBe("WATCHDOG=1\n");
+  expect(await receiver.text()).toBe(`READY=1\nSTATUS=Serving http://127.0.0.1:${port}/\n`);
+  expect(await receiver.text()).toBe("WATCHDOG=1\n");
   expect(await service.status()).toBe(0);
-  receiver.close();
 });
 
 activated("http.ts serves, reports readiness, and ends at SIGTERM", async () => {
   const port = freePort();
-  const receiver = new NotifyReceiver(join(directory.path, "notify"));
+  using receiver = new NotifyReceiver();
   await using service = await run("http.ts", [port], { env: { NOTIFY_SOCKET: receiver.address } });
   expect(await get(port)).toBe("Hello\n");
-  expect((await receiver.next()).text).toBe(`READY=1\nSTATUS=Serving http://127.0.0.1:${port}/\n`);
+  expect(await receiver.text()).toBe(`READY=1\nSTATUS=Serving http://127.0.0.1:${port}/\n`);
   expect(await get(port, "/hello/you")).toBe("Hello you\n");
   service.process.kill("SIGTERM");
-  expect((await receiver.next()).text).toBe("STOPPING=1\n");
+  expect(await receiver.text()).toBe("STOPPING=1\n");
   expect(await service.status()).toBe(0);
-  receiver.close();
 });
 
 /** http.ts with the lines of the recipe for idle exit, but for another time. */
@@ -139,9 +118,8 @@ function idleExit(milliseconds: number): string {
 
 activated("http.ts ends when it is idle, with the lines of the recipe", async () => {
   const file = write("idle.ts", idleExit(500));
-  const port = freePort();
-  await using service = await activate(process.execPath, { listen: [port], args: [file] });
-  expect(await get(port)).toBe("Hello\n");
+  await using service = await activate(process.execPath, { args: [file] });
+  expect(await service.get()).toBe("Hello\n");
   expect(await service.status()).toBe(0);
   expect(service.said).toBe("");
 });
@@ -150,15 +128,14 @@ activated(
   "under bun --hot, too, http.ts ends when it is idle, and not while it is busy",
   async () => {
     const file = write("idle.ts", idleExit(1000));
-    const port = freePort();
-    const options = { listen: [port], args: ["--hot", file] };
+    const options = { args: ["--hot", file] };
     await using service = await activate(process.execPath, options);
-    expect(await get(port)).toBe("Hello\n");
+    expect(await service.get()).toBe("Hello\n");
     write("idle.ts", idleExit(1000).replaceAll("Hello", "Edited"));
-    await until("the new code answers", 10, async () => (await get(port)) === "Edited\n");
+    await until("the new code answers", 10, async () => (await service.get()) === "Edited\n");
     // For longer than the code before the edit would wait.
     for (const begun = performance.now(); performance.now() - begun < 2000; await Bun.sleep(50))
-      expect(await get(port)).toBe("Edited\n");
+      expect(await service.get()).toBe("Edited\n");
     expect(await service.status()).toBe(0);
   },
 );
@@ -174,38 +151,25 @@ activated("http.ts reloads at SIGHUP, with the lines of the page", async () => {
   const text = join(directory.path, "hello");
   const lines = linesFor(`process.on("SIGHUP"`).replace("/etc/hello", text);
   const file = write("reload.ts", PROGRAMS.get("http.ts")?.replace("notify({ ready", `${lines}$&`));
-  const receiver = new NotifyReceiver(join(directory.path, "reloads"));
-  const port = freePort();
-  const options = { listen: [port], args: [file], env: { NOTIFY_SOCKET: receiver.address } };
+  using receiver = new NotifyReceiver();
+  const options = { args: [file], env: { NOTIFY_SOCKET: receiver.address } };
   await using service = await activate(process.execPath, options);
-  expect(await get(port)).toBe("Hello\n");
-  expect((await receiver.next()).text).toStartWith("READY=1\n");
+  expect(await service.get()).toBe("Hello\n");
+  expect(await receiver.text()).toStartWith("READY=1\n");
   writeFileSync(text, "Reloaded\n");
   service.process.kill("SIGHUP");
-  expect((await receiver.next()).text).toMatch(/^RELOADING=1\nMONOTONIC_USEC=\d+\n$/);
-  expect((await receiver.next()).text).toBe("READY=1\n");
-  expect(await get(port)).toBe("Reloaded\n");
-  receiver.close();
+  expect(await receiver.text()).toMatch(/^RELOADING=1\nMONOTONIC_USEC=\d+\n$/);
+  expect(await receiver.text()).toBe("READY=1\n");
+  expect(await service.get()).toBe("Reloaded\n");
 });
 
 activated("http.ts logs with fields, with the line of the page", async () => {
   const source = PROGRAMS.get("http.ts")?.replace("{ drain,", "{ log, LogLevel, drain,");
   const file = write("log.ts", `${source}${linesFor("log(")}`);
-  const port = freePort();
-  await using service = await activate(process.execPath, { listen: [port], args: [file] });
-  expect(await get(port)).toBe("Hello\n");
+  await using service = await activate(process.execPath, { args: [file] });
+  expect(await service.get()).toBe("Hello\n");
   expect(service.said).toBe("payment refused ORDER_ID=4711 REASON=limit REASON=country\n");
 });
-
-/** How a connection to a port goes: "connected", or the error. */
-async function reach(port: number, host: string): Promise<string> {
-  try {
-    (await Client.connect(port, host)).close();
-    return "connected";
-  } catch (error) {
-    return error instanceof Error && "code" in error ? String(error.code) : String(error);
-  }
-}
 
 test.each(["http.ts", "tls.ts"])(
   "%s serves on the loopback's first address alone if nothing was passed",
@@ -213,71 +177,59 @@ test.each(["http.ts", "tls.ts"])(
     const port = freePort();
     // The port that the README names may be taken here.
     const file = write(`alone-${name}`, PROGRAMS.get(name)?.replace("4000", String(port)));
-    const child = Bun.spawn([process.execPath, file], {
-      cwd: directory.path,
-      stdin: "ignore",
-      stdout: "pipe",
-      stderr: "pipe",
-    });
-    await using service = new Running(child);
+    const variables = { LISTEN_PID: undefined, LISTEN_FDS: undefined };
+    const cwd = directory.path;
+    await using service = execute(process.execPath, [], variables, [file], cwd);
     const url = `${name === "tls.ts" ? "https" : "http"}://127.0.0.1:${port}/`;
     const options = { keepalive: false, tls: { rejectUnauthorized: false } };
     await until("it answers", 10, () => fetch(url, options).catch(() => undefined));
-    // What listens on all addresses has this one too.
-    expect(await reach(port, "127.0.0.2")).toBe("ECONNREFUSED");
-    service.process.kill("SIGTERM");
-    expect(await service.status()).toBe(0);
+    // A server on all addresses would have this one too.
+    const elsewhere = Client.connect(port, "127.0.0.2");
+    expect(await elsewhere.catch((error) => error)).toMatchObject({ code: "ECONNREFUSED" });
+    expect(await service.stop()).toBe(0);
   },
 );
 
-activated("named.ts serves both of its sockets", async () => {
+activated("named.ts serves both of its sockets, and reports readiness", async () => {
+  using receiver = new NotifyReceiver();
   const [http, admin] = [freePort(), freePort()];
-  await using service = await run("named.ts", [http, admin]);
+  const env = { NOTIFY_SOCKET: receiver.address };
+  await using service = await run("named.ts", [http, admin], { env });
   expect(await get(http)).toBe("Hello\n");
   expect(await ask(admin)).toBe(`1 requests on 127.0.0.1:${http}\n`);
+  expect(await receiver.text()).toMatch(/^READY=1$/m);
   expect(service.stderr).not.toContain("error");
 });
 
 activated("named.ts says which socket is missing", async () => {
-  const port = freePort();
   const flags = ["--fdname=http"];
   const args = [write("named.ts")];
-  await using service = await activate(process.execPath, { flags, listen: [port], args });
-  const client = await Client.connect(port);
+  await using service = await activate(process.execPath, { flags, args });
+  const client = await service.client();
   await service.says(/0 descriptors have the name "admin", but the program expects one/);
   client.close();
 });
 
-activated("echo.ts sends datagrams back", async () => {
+activated("echo.ts sends datagrams back, and reports readiness", async () => {
+  using receiver = new NotifyReceiver();
   const port = freePort(AF_INET, SOCK_DGRAM);
-  await using service = await run("echo.ts", [port]);
-  const received = Promise.withResolvers<string>();
-  const socket = await Bun.udpSocket({
-    connect: { hostname: "127.0.0.1", port },
-    socket: { data: (_, data) => received.resolve(data.toString()) },
-  });
-  socket.send("hello");
-  expect(await received.promise).toBe("hello");
-  socket.close();
+  await using service = await run("echo.ts", [port], { env: { NOTIFY_SOCKET: receiver.address } });
+  expect(await askDatagram(port)).toBe("hello");
+  expect(await receiver.text()).toMatch(/^READY=1$/m);
   expect(service.stderr).not.toContain("error");
 });
 
 test("counter.ts goes on counting after a restart", async () => {
   const file = join(directory.path, "counter.ts");
-  const receiver = new NotifyReceiver(join(directory.path, "store"));
+  using receiver = new NotifyReceiver();
   const http = sockets.listening(AF_INET, 5);
   const port = sockets.portOf(http);
-  /** As the service manager starts it: the socket first, and then what it has stored. */
-  const start = (stored: readonly number[]) =>
-    execute(
-      process.execPath,
-      [http, ...stored],
-      {
-        LISTEN_FDNAMES: ["http", ...stored.map(() => "state")].join(":"),
-        NOTIFY_SOCKET: receiver.address,
-      },
-      [file],
-    );
+  /** Starts it as the service manager does: the socket comes first, and then the stored descriptors. */
+  const start = (stored: readonly number[]) => {
+    const LISTEN_FDNAMES = ["http", ...stored.map(() => "state")].join(":");
+    const variables = { LISTEN_FDNAMES, NOTIFY_SOCKET: receiver.address };
+    return execute(process.execPath, [http, ...stored], variables, [file]);
+  };
   const stored: number[] = [];
   {
     await using _ = start([]);
@@ -285,32 +237,13 @@ test("counter.ts goes on counting after a restart", async () => {
     const { text, fds } = await receiver.next();
     expect(text).toBe("FDSTORE=1\nFDNAME=state\n");
     stored.push(...fds);
-    expect((await receiver.next()).text).toBe("READY=1\n");
+    expect(await receiver.text()).toBe("READY=1\n");
   }
   await using _ = start(stored);
   for (const count of [4, 5]) expect(await get(port)).toBe(`${count}\n`);
-  expect((await receiver.next()).text).toBe("READY=1\n");
+  expect(await receiver.text()).toBe("READY=1\n");
   for (const fd of [http, ...stored]) sockets.close(fd);
-  receiver.close();
 });
-
-activated.each(["http.ts", "named.ts", "echo.ts"])(
-  "%s tells systemd that it is ready",
-  async (name) => {
-    const [port, other] = [freePort(), freePort()];
-    using scratched = scratch();
-    const receiver = new NotifyReceiver(join(scratched.path, "notify"));
-    await using _ = await run(name, [port, other], { env: { NOTIFY_SOCKET: receiver.address } });
-    // What comes first has systemd-socket-activate start it.
-    if (name === "echo.ts") {
-      const client = await Bun.udpSocket({ connect: { hostname: "127.0.0.1", port } });
-      client.send("hello");
-      client.close();
-    } else expect(await reach(port, "127.0.0.1")).toBe("connected");
-    expect((await receiver.next()).text).toMatch(/^READY=1$/m);
-    receiver.close();
-  },
-);
 
 activated(
   "under bun --hot, open connections of serve get the new code, of listen not",
@@ -369,7 +302,7 @@ test("every program is started by a command, or by a unit", () => {
   const varied = [...furtherLines(README).keys()].map((unit) => unit.replace(".service", ".ts"));
   const names = [...started.map((found) => found?.[1]), ...varied];
   const left = OWN.filter((name) => {
-    const { listen } = activation(README, name, [1, 2]);
+    const { listen = [] } = activation(README, name, [1, 2]);
     return listen.length === 0 && !names.includes(name);
   });
   expect(left).toEqual([]);
@@ -414,7 +347,7 @@ const SOCKET = [
 const EXAMPLES = PAGES.flatMap((page) => [...units(join(ROOT, page))]);
 
 test.each(EXAMPLES)(
-  "%s, an example, has what keeps socket-service's own units running",
+  "%s, an example, has the limits of socket-service's own units",
   (name, unit) => {
     const own = (suffix: string) =>
       readFileSync(join(ROOT, "units/socket-service") + suffix, "utf8");
@@ -457,7 +390,7 @@ test("without the JIT, a listening socket passed by mistake is a client that has
   sockets.close(fd);
 });
 
-test("the reference is what the doc comments say: make format puts it there", () => {
+test("the reference holds the doc comments: make format writes it", () => {
   const text = readFileSync(REFERENCE, "utf8");
   // The formatter breaks a declaration elsewhere if it is shorter without `export`.
   const unbroken = (page: string) => page.replace(/,?\s+/g, "");

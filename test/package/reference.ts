@@ -34,7 +34,7 @@ function reference(): string {
   return text.replace(/\n{3,}/g, "\n\n").trimEnd();
 }
 
-/** What the reference says of one export. */
+/** Returns the section of one export. */
 function entry(name: string, source: string): string {
   const start = new RegExp(
     `^/\\*\\*\\n?((?:(?!\\*/)[^])*)\\*/\\n(export (?:async )?(?:function|class|interface|const|type) ${name}\\b)`,
@@ -47,7 +47,7 @@ function entry(name: string, source: string): string {
   return `### \`${name}\`\n\n\`\`\`ts\n${declared}\n\`\`\`\n\n${prose(lines)}\n`;
 }
 
-/** The declaration that a source begins with: of a function or a class without what it does. */
+/** Returns the declaration at the begin of a source: a function or a class without its code. */
 function declaration(source: string): string {
   const [, kind = ""] = /^export (?:async )?(\w+)/.exec(source) ?? [];
   const end =

@@ -1,4 +1,4 @@
-/* What stands around the code: setting up, fetching the pinned bun, the habits of npm and bun, CI. */
+/* The Makefile, test/setup.sh, the scripts of package.json, and CI. */
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { chmodSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { symlinkSync, utimesSync, writeFileSync } from "node:fs";
@@ -49,15 +49,15 @@ describe("test/setup.sh", () => {
     "mandoc mount netcat-openbsd nginx-light npm procps systemd systemd-container telnet util-linux xz-utils";
   const INSTALL = `apt-get install --no-install-recommends ${ALL}`;
 
-  /** What an installation brings. */
+  /** Makes the files that an installation brings. */
   const BRING = `mkdir -p ../bin ../lib/x/security ../usr/lib/systemd/user && touch ../bin/kill \
     ../lib/x/libsystemd.so.0 ../lib/x/security/pam_systemd.so ../usr/lib/systemd/user/dbus.socket &&
     for name in curl dh dpkg-parsechangelog ip lintian man mandoc mount nc nginx npm nsenter setpriv ss systemd-nspawn \
     systemd-socket-activate telnet unshare xz; do ln -s /bin/true $name; done`;
 
   /**
-   * Runs it on a machine that has nothing of what it looks for, with an apt-get that writes down how
-   * it is called and then does as told, or with none. Returns that too, and what a second run says.
+   * Runs it on a machine that has none of the programs, with an apt-get that writes down its calls
+   * and then runs `aptGet`, or with none. Returns the calls too, and the output of a second run.
    */
   async function setUp(
     mode: string,
@@ -74,18 +74,7 @@ describe("test/setup.sh", () => {
       mkdirSync(join(machine.path, dirname(path)), { recursive: true });
       script(join(machine.path, path), "");
     }
-    for (const name of [
-      "cat",
-      "cut",
-      "dirname",
-      "ln",
-      "mkdir",
-      "paste",
-      "sed",
-      "sh",
-      "sort",
-      "touch",
-    ])
+    for (const name of "cat cut dirname ln mkdir paste sed sh sort touch".split(" "))
       symlinkSync(`/bin/${name}`, join(bin, name));
     script(join(bin, "id"), `echo ${uid}`);
     if (aptGet !== undefined)
@@ -126,21 +115,16 @@ describe("test/setup.sh", () => {
     expect(stdout.trim().split("\n").at(-1)).toEndWith(INSTALL);
   });
 
-  test("has the demo need only what it uses", async () => {
-    const { stdout } = await setUp("demo", 1000, BRING);
-    expect(stdout).toEndWith(": apt-get install --no-install-recommends npm systemd\n");
+  const HAS = ["proc/self/stat"];
+  test.each([
+    ["demo", HAS, "npm systemd"],
+    ["demo", [...HAS, "programs/bun"], "systemd"],
+    ["demo", [...HAS, "node_modules/.bun-1.4.5"], "systemd"],
+    ["check", HAS, "npm shellcheck"],
+  ])("for the %s, on a machine that has %j, asks for %s", async (mode, has, packages) => {
+    const { stdout } = await setUp(mode, 1000, BRING, {}, has);
+    expect(stdout).toEndWith(`: apt-get install --no-install-recommends ${packages}\n`);
   });
-
-  test("has the check need what reads the shell scripts", async () => {
-    const { stdout } = await setUp("check", 1000, BRING);
-    expect(stdout).toEndWith(": apt-get install --no-install-recommends npm shellcheck\n");
-  });
-
-  for (const bun of ["programs/bun", "node_modules/.bun-1.4.5"])
-    test(`asks for no npm where ${bun} is there`, async () => {
-      const { stdout } = await setUp("demo", 1000, BRING, {}, ["proc/self/stat", bun]);
-      expect(stdout).toEndWith(": apt-get install --no-install-recommends systemd\n");
-    });
 
   test("has a root need debootstrap, and names what it has inside", async () => {
     const { status, stdout } = await setUp("debian-root", 1000, BRING);
@@ -181,14 +165,14 @@ describe("test/setup.sh", () => {
   });
 });
 
-/** What a service manager tells a service. */
+/** The variables that a service manager sets for a service. */
 const VARIABLES = [
   ...["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET"],
   ...["WATCHDOG_PID", "WATCHDOG_USEC", "JOURNAL_STREAM"],
 ];
 
 describe("make", () => {
-  /** A checkout of its own, with what is needed to build or without. */
+  /** A checkout of its own, with these further files and folders. */
   function checkout(...more: string[]) {
     const directory = scratch();
     const own = ["Makefile", "package.json", "bun.lock", "bunfig.toml", "src", "units", "test"];
@@ -204,7 +188,7 @@ describe("make", () => {
   test("-B -j2 fetches bun, installs and builds; make test ends with what was skipped", async () => {
     using directory = checkout("node_modules");
     const { path } = directory;
-    // The registry is not asked: this one has what a fetch brings.
+    // The registry is not asked: this npm copies the files of a fetch.
     const bin = join(path, "bin");
     mkdirSync(bin);
     const packages = join(ROOT, "node_modules");
@@ -303,7 +287,7 @@ describe("make", () => {
   });
 });
 
-// Dry runs: the recipes, not what they do.
+// Dry runs: make prints the recipes.
 const BUN = `node_modules/.bun-${devDependencies.bun}`;
 const DRY = { MAKEFLAGS: "-n -B" };
 
@@ -338,6 +322,36 @@ test("make deb stops at what test/setup.sh says is missing", async () => {
   const { status, stdout } = await run(["make", "deb"], {}, path);
   expect([status, stdout]).toEqual([2, "make deb lacks some programs.\n"]);
   expect(existsSync(join(path, "called"))).toBe(false);
+});
+
+test("make test sums what each run says of itself, not what a failure quotes", async () => {
+  using directory = scratch();
+  const file = join(directory.path, "quotes.test.ts");
+  const quoted = String.raw`status 1\n 7 pass\n 5 skip\n 9 fail\n`;
+  writeFileSync(
+    file,
+    `import { test } from "bun:test";
+    test("passes", () => {});
+    test("quotes", () => { throw new Error("${quoted}"); });`,
+  );
+  const { status, stdout } = await run([process.execPath, join(ROOT, "test/run.ts"), file]);
+  expect(status).toBe(1);
+  expect(stdout).toEndWith("\n\n 1 pass\n 0 skip\n 1 fail\n");
+});
+
+test("make test says if something failed, but no test", async () => {
+  using directory = scratch();
+  const file = join(directory.path, "covers-little.test.ts");
+  const module = JSON.stringify(join(ROOT, "src/activation/index.ts"));
+  writeFileSync(
+    file,
+    `import { test } from "bun:test"; import ${module}; test("passes", () => {});`,
+  );
+  const runner = [process.execPath, join(ROOT, "test/run.ts"), file];
+  expect((await run(runner)).status).toBe(0);
+  const { status, stdout } = await run([...runner, "--coverage"]);
+  expect(status).toBe(1);
+  expect(stdout).toContain("\n 0 fail\nno test failed: too little coverage, or a crash: ");
 });
 
 test("a changed bun.lock or package.json has make install again", async () => {
@@ -411,8 +425,9 @@ describe(".ci/run", () => {
     const { status, stdout, stderr } = await run([join(ROOT, ".ci/run")], {
       PATH: `${bin.path}:${PATH}`,
     });
-    const called = stdout.match(/^make .*$/gm) ?? [];
-    return { status, called, stderr, last: stdout.trim().split("\n").at(-1) };
+    const [before = ""] = stdout.split("\nThese failed:\n");
+    const called = before.match(/^make .*$/gm) ?? [];
+    return { status, called, stderr, stdout, last: stdout.trim().split("\n").at(-1) };
   }
 
   test("says that it has to be root", async () => {
@@ -423,7 +438,8 @@ describe(".ci/run", () => {
 
   test("calls the README's commands, and counts", async () => {
     const { called, ...result } = await ci(0);
-    expect(result).toEqual({ status: 0, stderr: "", last: "15 passed, 0 failed, 0 skipped" });
+    expect(result).toMatchObject({ status: 0, stderr: "", last: "15 passed, 0 failed, 0 skipped" });
+    expect(result.stdout).not.toMatch(/^These/m);
     const readme = readFileSync(join(ROOT, "README.md"), "utf8");
     for (const command of called) expect(readme).toMatch(new RegExp(`^    ${command}( |$)`, "m"));
     expect(called).toContain("make test");
@@ -437,25 +453,35 @@ describe(".ci/run", () => {
       expect(called).toHaveLength(8);
     });
 
+  test.each([
+    ["a failure", "error: why\\n(fail) it works\\n", "error: why\n(fail) it works\n"],
+    ["a failure in a machine", "> (fail) it works\\n", "> (fail) it works\n"],
+    ["a run without one", "error: why\\n", "error: why\n 0 fail\n"],
+  ])("repeats %s at the end", async (_, says, repeated) => {
+    const { stdout } = await ci(0, "test", says);
+    const [, end] = stdout.split("\nThese failed:\n");
+    expect(end).toStartWith("(make test)\n");
+    expect(end).toContain(repeated);
+  });
+
+  test("names the tests that passed at the second attempt", async () => {
+    const line = "(pass) it works (attempt 2) [1ms]\n";
+    const { status, stdout } = await ci(0, "", line.replace("\n", "\\n"));
+    expect(status).toBe(0);
+    expect(stdout).toContain(`\nThese passed at the second attempt:\n${line}`);
+  });
+
   test("fails where there is no other root", async () => {
     const { status, called, last } = await ci(0, "debian-root");
     expect([status, last]).toEqual([1, "10 passed, 1 failed, 0 skipped"]);
     expect(called).toHaveLength(7);
   });
 
-  test("fails where a test is skipped", async () => {
-    const { status, last } = await ci(0, "", " 2 skip\\n");
-    expect([status, last]).toEqual([1, "15 passed, 0 failed, 6 skipped"]);
-  });
-
-  test("fails where a check is skipped", async () => {
-    const skips = "Skipped:\\n  a check\\n";
-    const { status, last } = await ci(0, "", skips, "check");
-    expect([status, last]).toEqual([1, "5 passed, 0 failed, 1 skipped"]);
-  });
-
-  test("fails where the end of a run says that something was left out", async () => {
-    const { status, last } = await ci(0, "", "Skipped:\\n  IPv6\\n");
-    expect([status, last]).toEqual([1, "15 passed, 0 failed, 3 skipped"]);
+  test.each([
+    ["a test is skipped", "test", " 2 skip\\n", "15 passed, 0 failed, 6 skipped"],
+    ["a check is skipped", "check", "Skipped:\\n  a check\\n", "5 passed, 0 failed, 1 skipped"],
+    ["a run skips a part", "test", "Skipped:\\n  IPv6\\n", "15 passed, 0 failed, 3 skipped"],
+  ])("fails where %s", async (_, tests, skips, result) => {
+    expect(await ci(0, "", skips, tests)).toMatchObject({ status: 1, last: result });
   });
 });

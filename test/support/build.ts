@@ -5,7 +5,7 @@ import { EMULATED } from "./until.ts";
 
 const ROOT = resolve(import.meta.dir, "../..");
 
-// What `make` starts, such as the demo, finds them built. Only `bun test` sets this variable.
+// `make` has built them for its own programs, such as the demo. Only `bun test` sets this variable.
 let isBuilt = process.env["NODE_ENV"] !== "test";
 
 /**

@@ -2,6 +2,7 @@
 import { expect, spyOn } from "bun:test";
 import fs, { readdirSync, readlinkSync } from "node:fs";
 
+import { ActivationError } from "../../src/activation/error.ts";
 import "./hang.ts";
 import { closesOnExec } from "./sockets.ts";
 import { until } from "./until.ts";
@@ -16,22 +17,36 @@ export function thrown(call: () => unknown): unknown {
   return undefined;
 }
 
-/** What an ActivationError should look like. */
-export function refusal(status: 71 | 78, message: RegExp, code?: string) {
-  return expect.objectContaining({
-    name: "ActivationError",
-    status,
-    code,
-    message: expect.stringMatching(message),
-  });
+/** Returns an error as text: "78: message" of an ActivationError, "TypeError: message" of another. */
+export function errorText(error: unknown): string {
+  if (error === undefined) return "no error";
+  if (!(error instanceof ActivationError)) return String(error);
+  const { status, code, message } = error;
+  return `${status}${code === undefined ? "" : ` ${code}`}: ${message}`;
 }
 
-/** How the error for a wrong argument should look. */
-export function misuse(name: "TypeError" | "RangeError", message: RegExp) {
-  return expect.objectContaining({ name, message: expect.stringMatching(message) });
+/** Returns the text of the error that a call throws. */
+export const refusal = (call: () => unknown): string => errorText(thrown(call));
+
+/** Returns the text of the error that a promise is rejected with. */
+export const rejection = async (promise: unknown): Promise<string> =>
+  errorText(
+    await Promise.resolve(promise).then(
+      () => undefined,
+      (error: unknown) => error,
+    ),
+  );
+
+/** Calls `look` before each call of Bun.serve, until it is disposed of. */
+export function onServe(look: (options: Bun.Serve.Options<undefined>) => void): Disposable {
+  const native = Bun.serve;
+  return spyOn(Bun, "serve").mockImplementation(((options: Bun.Serve.Options<undefined>) => {
+    look(options);
+    return native(options);
+  }) as typeof Bun.serve);
 }
 
-/** What `log` writes to stderr during a call, which is not the journal in a test. */
+/** Returns the lines that `log` writes to stderr during a call: in a test, that is not the journal. */
 export async function logged(call: () => unknown): Promise<string> {
   let text = "";
   using write = spyOn(fs, "writeSync");
@@ -44,8 +59,8 @@ export async function logged(call: () => unknown): Promise<string> {
 }
 
 /**
- * How many descriptors of each socket, pidfd, memory file and file of /proc this process has, and
- * which of them children inherit that should not: not so the first three, which may be sockets.
+ * Counts the descriptors that this process has of each socket, pidfd, memory file and file of /proc.
+ * The name says if children inherit one that they should not. The first three may be sockets.
  */
 export function descriptors(): Map<string, number> {
   const held = new Map<string, number>();
@@ -68,6 +83,6 @@ export function descriptors(): Map<string, number> {
 /** Waits until nothing is open that was not `before`: Bun closes some a moment later. */
 export async function nothingLeft(before: Map<string, number>): Promise<void> {
   const more = () => [...descriptors()].filter(([name, count]) => count > (before.get(name) ?? 0));
-  await until("nothing more is open than before", 3, () => more().length === 0).catch(() => {});
+  await until("nothing more is open than before", 10, () => more().length === 0).catch(() => {});
   expect(more()).toEqual([]);
 }

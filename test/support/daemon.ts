@@ -1,10 +1,11 @@
 /* Starts the compiled executables as systemd would, and is their client. */
-import { mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { isAbsolute, join, resolve } from "node:path";
 
 import { build } from "./build.ts";
+import type { NotifyReceiver } from "./notify-receiver.ts";
 import * as sockets from "./sockets.ts";
 import { SLOW, until } from "./until.ts";
 
@@ -42,18 +43,22 @@ export function freePort(family = sockets.AF_INET, type = sockets.SOCK_STREAM): 
   }
 }
 
-/** Waits no longer than that, so that a test ends by itself and takes what it started with it. */
-async function within<T>(limit: number, what: string, promise: Promise<T>): Promise<T> {
+/** Waits for at most that long, so that a test ends by itself, and its processes with it. */
+async function within<T>(
+  limit: number,
+  what: string | (() => string),
+  promise: Promise<T>,
+): Promise<T> {
   const milliseconds = SLOW * limit;
   const { promise: late, reject } = Promise.withResolvers<never>();
-  const timer = setTimeout(
-    () => reject(new Error(`${what} did not come within ${milliseconds} ms`)),
-    milliseconds,
-  );
+  const timer = setTimeout(() => {
+    const subject = typeof what === "string" ? what : what();
+    reject(new Error(`${subject} did not come within ${milliseconds} ms`));
+  }, milliseconds);
   return await Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-/** A process and all that it says on stderr. */
+/** A process, and all that it writes to stderr. */
 export class Running implements AsyncDisposable {
   stderr = "";
   readonly #drained: Promise<void>;
@@ -90,9 +95,29 @@ export class Running implements AsyncDisposable {
 
   /** Waits for the end: the exit status, or the signal as 128 and its number. */
   async status(milliseconds = 10_000): Promise<number> {
-    const status = await within(milliseconds, "the process's end", this.process.exited);
+    const what = () => `the end of process ${this.process.pid} (${this.#state()})`;
+    const status = await within(milliseconds, what, this.process.exited);
     await this.#drained;
     return status;
+  }
+
+  /** What the reader of a failure asks first: what it waits for in the kernel, and what it has said. */
+  #state(): string {
+    const read = (file: string) => {
+      try {
+        return readFileSync(`/proc/${this.process.pid}/${file}`, "latin1");
+      } catch (error) {
+        return String(error);
+      }
+    };
+    const [state] = /^State:.*/m.exec(read("status")) ?? [];
+    return `${state}, wchan ${read("wchan")}, syscall ${read("syscall").trim()}, stderr ${JSON.stringify(this.stderr)}`;
+  }
+
+  /** Sends SIGTERM, and waits for the end: the exit status. */
+  async stop(milliseconds?: number): Promise<number> {
+    this.process.kill("SIGTERM");
+    return await this.status(milliseconds);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -101,11 +126,33 @@ export class Running implements AsyncDisposable {
   }
 }
 
+/** A service on a port of the loopback. */
+export class Served extends Running {
+  constructor(
+    process: Running["process"],
+    readonly port: number,
+  ) {
+    super(process);
+  }
+
+  client(): Promise<Client> {
+    return Client.connect(this.port);
+  }
+
+  ask(): Promise<string> {
+    return ask(this.port);
+  }
+
+  get(path?: string): Promise<string> {
+    return get(this.port, path);
+  }
+}
+
 export interface ActivateOptions {
   /** Options of systemd-socket-activate, such as -a. */
   readonly flags?: readonly string[];
-  /** The addresses to listen on, as -l takes them. */
-  readonly listen: readonly (string | number)[];
+  /** The addresses to listen on, as -l takes them. Default: a free port. */
+  readonly listen?: readonly (string | number)[];
   /** Options of the service. */
   readonly args?: readonly string[];
   /** Environment variables of the service: the activator passes no others. */
@@ -114,9 +161,10 @@ export interface ActivateOptions {
 }
 
 /** A service under the real systemd-socket-activate, which listens when this resolves. */
-export async function activate(name: string, options: ActivateOptions): Promise<Running> {
-  const { flags = [], listen, args = [], env = {}, cwd } = options;
-  const running = new Running(
+export async function activate(name: string, options: ActivateOptions = {}): Promise<Served> {
+  const port = freePort();
+  const { flags = [], listen = [port], args = [], env = {}, cwd } = options;
+  const running = new Served(
     Bun.spawn(
       [
         "systemd-socket-activate",
@@ -128,6 +176,7 @@ export async function activate(name: string, options: ActivateOptions): Promise<
       ],
       { stdin: "ignore", stdout: "pipe", stderr: "pipe", ...(cwd === undefined ? {} : { cwd }) },
     ),
+    port,
   );
   await until("systemd-socket-activate listens", 10, () => {
     if (running.process.exitCode !== null) throw new Error(`it does not start: ${running.stderr}`);
@@ -140,25 +189,75 @@ export async function activate(name: string, options: ActivateOptions): Promise<
  * A service as systemd itself executes it: `fds` from number 3 on, and the variables that go with
  * them, `LISTEN_PID` being its own. `variables` adds to those or, with undefined, leaves one out.
  */
-export function execute(
+export function execute(...how: Parameters<typeof spawn>): Running {
+  return new Running(spawn(...how));
+}
+
+function spawn(
   name: string,
   fds: readonly number[],
   variables: Readonly<Record<string, string | undefined>> = {},
   args: readonly string[] = [],
   cwd = process.cwd(),
-): Running {
+): Running["process"] {
   const env: Record<string, string> = {};
   const all = { LISTEN_PID: "self", LISTEN_FDS: String(fds.length), ...variables };
   for (const [key, value] of Object.entries(all)) if (value !== undefined) env[key] = value;
   // The shell becomes the service, so that its own process id is the right one.
   const script = `[ "$LISTEN_PID" = self ] && export LISTEN_PID=$$; exec "$0" "$@"`;
-  return new Running(
-    Bun.spawn(["/bin/sh", "-c", script, executable(name), ...args], {
-      env,
-      cwd,
-      stdio: ["ignore", "pipe", "pipe", ...fds],
-    }),
-  );
+  return Bun.spawn(["/bin/sh", "-c", script, executable(name), ...args], {
+    env,
+    cwd,
+    stdio: ["ignore", "pipe", "pipe", ...fds],
+  });
+}
+
+/** Runs a program in Bun to its end, as systemd executes it, if need be with few descriptors. */
+export async function run(
+  source: string,
+  variables: Readonly<Record<string, string | undefined>> = {},
+  descriptors?: number,
+): Promise<{ status: number; stdout: string; stderr: string }> {
+  const limited = ["-c", `ulimit -n ${descriptors}; exec "$0" -e "$1"`, process.execPath, source];
+  await using child =
+    descriptors === undefined
+      ? execute(process.execPath, [], variables, ["-e", source])
+      : execute("/bin/sh", [], variables, limited);
+  const stdout = await child.process.stdout.text();
+  return { status: await child.status(), stdout, stderr: child.stderr };
+}
+
+export interface ListenerOptions {
+  /** Default: socket-service. */
+  readonly name?: string;
+  readonly args?: readonly string[];
+  readonly env?: Readonly<Record<string, string>>;
+  /** The service manager that it notifies, if any. */
+  readonly receiver?: NotifyReceiver;
+  readonly backlog?: number;
+}
+
+/** A service as systemd executes it on a listening socket, of which `fd` is the manager's copy. */
+export class Listener extends Served {
+  readonly fd: number;
+
+  constructor(options: ListenerOptions = {}) {
+    const { name = "socket-service", args = [], env = {}, receiver, backlog = 5 } = options;
+    const fd = sockets.listening(sockets.AF_INET, backlog);
+    const manager = receiver === undefined ? {} : { NOTIFY_SOCKET: receiver.address };
+    super(spawn(name, [fd], { ...env, ...manager }, args), sockets.portOf(fd));
+    this.fd = fd;
+  }
+
+  /** Whether it accepts: it closes its copy of the socket when it stops. */
+  get accepts(): boolean {
+    return existsSync(`/proc/${this.process.pid}/fd/3`);
+  }
+
+  override async [Symbol.asyncDispose](): Promise<void> {
+    await super[Symbol.asyncDispose]();
+    sockets.close(this.fd);
+  }
 }
 
 /** A client as a raw stream: half-open, so that the service's end of file is not its own. */
@@ -217,7 +316,7 @@ export class Client {
     await within(10_000, "the first byte", Promise.race([promise, this.#closed.promise]));
   }
 
-  /** All that came until the service's end of file, or how the connection failed instead. */
+  /** Reads to the service's end of file. If the connection fails, returns the code of the error. */
   async received(limit = 10_000): Promise<string> {
     this.#socket.resume();
     return await within(limit, "an end of file", this.#greeted.promise);
@@ -233,12 +332,29 @@ export class Client {
   }
 }
 
-/** Connects, reads to the end of file, and closes: what most clients do. */
+/** Connects, reads to the end of file, and closes, as most clients do. */
 export async function ask(to: number | string, host?: string): Promise<string> {
   const client = await Client.connect(to, host);
   const received = await client.received();
   client.close();
   return received;
+}
+
+/** Asks a port over HTTP, on a connection of its own, and returns the body of the answer. */
+export async function get(port: number | string, path = "/", host = "127.0.0.1"): Promise<string> {
+  return await (await fetch(`http://${host}:${port}${path}`, { keepalive: false })).text();
+}
+
+/** Sends a datagram to a port, and returns the one that answers it. */
+export async function askDatagram(port: number, hostname = "127.0.0.1"): Promise<string> {
+  const { promise, resolve } = Promise.withResolvers<string>();
+  const client = await Bun.udpSocket({
+    hostname,
+    connect: { hostname, port },
+    socket: { data: (_, data) => resolve(data.toString()) },
+  });
+  client.send("hello");
+  return await within(10_000, "an answer", promise).finally(() => client.close());
 }
 
 /** Asks `total` times, `atOnce` at a time, and counts the answers. */

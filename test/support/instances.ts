@@ -36,13 +36,13 @@ export async function instances(
   };
   for (const [path, text] of Object.entries(files)) await machine.write(path, text);
   await linkModule(machine);
-  await machine.must("systemctl", "daemon-reload");
+  await machine.systemctl("daemon-reload");
   const names = Array.from({ length: count }, (_, i) => `web@${i + 1}`);
   const sockets = way === "web.socket" ? [way] : names.map((name) => `${name}.socket`);
-  await machine.must("systemctl", "start", ...sockets, ...names.map((name) => `${name}.service`));
+  await machine.systemctl("start", ...sockets, ...names.map((name) => `${name}.service`));
   return {
     async [Symbol.asyncDispose]() {
-      await machine.must("systemctl", "stop", "web*.socket", "web@*.service");
+      await machine.systemctl("stop", "web*.socket", "web@*.service");
       await machine.must("rm", ...Object.keys(files));
     },
   };
@@ -66,7 +66,7 @@ export async function roll(machine: Machine, times: number, pause: number): Prom
   for (let i = 0; i < 2 * times; i++) {
     // Every client asks on a connection that it keeps.
     await Bun.sleep(200 + pause);
-    await machine.must("systemctl", "restart", `web@${1 + (i % 2)}.service`);
+    await machine.systemctl("restart", `web@${1 + (i % 2)}.service`);
   }
 }
 

@@ -58,7 +58,7 @@ export async function client(to: Listening["to"]): Promise<Socket> {
   return socket;
 }
 
-/** All that comes from a connection until its end of file. */
+/** Reads a connection to its end of file. */
 export async function text(socket: Socket): Promise<string> {
   let received = "";
   for await (const chunk of socket) received += String(chunk);

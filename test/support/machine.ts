@@ -19,16 +19,7 @@ import { lacks } from "./needs.ts";
 import { until } from "./until.ts";
 
 /** The programs that are needed outside and inside. */
-const PROGRAMS = [
-  "systemd-nspawn",
-  "nsenter",
-  "unshare",
-  "setpriv",
-  "mount",
-  "ip",
-  "ss",
-  "/bin/kill",
-];
+const PROGRAMS = "systemd-nspawn nsenter unshare setpriv mount ip ss /bin/kill".split(" ");
 
 /**
  * Seconds in which a machine has to be up. With the 25 seconds after which systemctl gives up, that is
@@ -43,7 +34,7 @@ export const ROOT = process.env["ROOT"] || "/";
 
 /**
  * Becomes a machine's init, after $1: removes what was added to Debian's own files, so that no unit,
- * drop-in or executable of the machine outside changes what a test sees. All of it is in the overlay.
+ * drop-in or executable of the machine outside changes a test. All of it is in the overlay.
  */
 const INIT = String.raw`set -e
   eval "$1"
@@ -73,7 +64,7 @@ export async function linkModule(machine: Machine): Promise<void> {
   await machine.must("ln", "-sfn", CHECKOUT, "/srv/programs/node_modules/socket-service");
 }
 
-/** How a machine is booted. */
+/** The options of a boot. */
 export interface Boot {
   /** In which it has to be up. */
   readonly seconds?: number;
@@ -184,9 +175,9 @@ export class Machine implements AsyncDisposable {
         return ["running", "degraded"].includes(stdout.trim());
       });
       // From here on a failed unit is the doing of a test.
-      await machine.must("systemctl", "reset-failed");
+      await machine.systemctl("reset-failed");
       await machine.must("ip", "link", "set", "lo", "up");
-      const version = await machine.must("systemctl", "--version");
+      const version = await machine.systemctl("--version");
       machine.systemd = Number(/^systemd (\d+)/.exec(version)?.[1]);
       return machine;
     } catch (error) {
@@ -231,6 +222,11 @@ export class Machine implements AsyncDisposable {
     return stdout.trim();
   }
 
+  /** Runs systemctl, which must succeed. */
+  systemctl(...args: string[]): Promise<string> {
+    return this.must("systemctl", ...args);
+  }
+
   /**
    * Returns whether systemd can filter addresses, for which it needs bpf(2): it counts what a unit
    * receives by the same means.
@@ -240,13 +236,20 @@ export class Machine implements AsyncDisposable {
     const options = ["--property=IPAccounting=yes", "--property=RemainAfterExit=yes"];
     await this.must("systemd-run", "--quiet", `--unit=${unit}`, ...options, "true");
     const received = await this.show(unit, "IPIngressBytes");
-    await this.must("systemctl", "stop", unit);
+    await this.systemctl("stop", unit);
     return received !== "[no data]";
   }
 
   /** One property of a unit, as `systemctl show` has it. */
   show(unit: string, property: string): Promise<string> {
-    return this.must("systemctl", "show", "--property", property, "--value", unit);
+    return this.systemctl("show", "--property", property, "--value", unit);
+  }
+
+  /** Waits until a property of a unit has a value. */
+  async becomes(unit: string, property: string, value: string, seconds = 10): Promise<void> {
+    await until(`${property} of ${unit} is ${value}`, seconds, async () => {
+      return (await this.show(unit, property)) === value;
+    });
   }
 
   /** Writes a file inside, with the directories above it. */
@@ -311,7 +314,7 @@ async function remove(directory: string): Promise<void> {
 
 /**
  * The control group for a machine, below this process's own: two machines in one would be two managers
- * of the same groups, each of which kills what the other has started. If the hierarchies are hybrid,
+ * of the same groups, each of which kills the processes of the other. If the hierarchies are hybrid,
  * systemd-nspawn makes one of the same path in systemd's own, too.
  */
 async function groups(name: string): Promise<[string, ...string[]]> {

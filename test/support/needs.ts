@@ -20,7 +20,7 @@ for (const line of setup("list").trim().split("\n")) {
 
 const reasons = new Set<string>();
 
-/** Has the end of the run say what is skipped, and why. */
+/** Has the end of the run name a skipped test, and the reason. */
 export function skipped(what: string, why: string): void {
   addSkipped(`${what}: ${why}`);
 }

@@ -31,7 +31,7 @@ export function furtherLines(readme: string): Map<string, string> {
   return new Map([...found].map(([, name = "", text = ""]) => [name, text.trimEnd()]));
 }
 
-/** How a README has systemd-socket-activate start a program, on these ports. */
+/** Returns the command of a README that starts a program under systemd-socket-activate, on these ports. */
 export function activation(
   readme: string,
   program: string,

@@ -12,6 +12,13 @@ export function project(files: Readonly<Record<string, string>> = {}): ReturnTyp
   return directory;
 }
 
+/** A program in a directory of its own, where it finds this checkout as `socket-service`. */
+export function program(source: string): { path: string } & Disposable {
+  const directory = project({ "program.ts": source });
+  const path = join(directory.path, "program.ts");
+  return { path, [Symbol.dispose]: () => directory[Symbol.dispose]() };
+}
+
 /** Has the programs of a directory find this checkout as `socket-service`. */
 export function linkModule(directory: string): void {
   mkdirSync(join(directory, "node_modules"), { recursive: true });

@@ -23,7 +23,7 @@ export interface Load {
   readonly pause: number;
   readonly grace?: number;
   readonly restarts: number;
-  /** How many at least. */
+  /** The least number of requests. */
   readonly requests: number;
   /** Directives of the service. */
   readonly sandbox?: readonly string[];
@@ -33,7 +33,7 @@ export interface Load {
   readonly unix?: boolean;
   /** Whether the clients ask nginx, which keeps its connections to the service. */
   readonly nginx?: boolean;
-  /** How many bytes each request sends, which the program does not read. */
+  /** The bytes that each request sends. The program does not read them. */
   readonly body?: number;
   /** The program in Go, as the machine sees it. */
   readonly go?: string;
@@ -77,8 +77,8 @@ export async function restarts(machine: Machine, load: Load): Promise<Result> {
     service = `${name}-behind.service`;
     const own = [`ExecStart=${BUN} ${PLAIN} ${behind}`, `ExecStartPre=rm -f ${behind}`];
     await unit("-behind.service", "Service", own);
-    await machine.must("systemctl", "daemon-reload");
-    await machine.must("systemctl", "start", service);
+    await machine.systemctl("daemon-reload");
+    await machine.systemctl("start", service);
     await until("the program listens", 20, async () => {
       return (await machine.run("test", "-S", behind)).status === 0;
     });
@@ -93,8 +93,8 @@ export async function restarts(machine: Machine, load: Load): Promise<Result> {
   const path = nginx ? `/run/${name}.socket` : `@${name}`;
   const listen = unix ? path : `127.0.0.1:${port}`;
   await unit(".socket", "Socket", [`ListenStream=${listen}`, "Backlog=4096"]);
-  await machine.must("systemctl", "daemon-reload");
-  await machine.must("systemctl", "start", `${name}.socket`);
+  await machine.systemctl("daemon-reload");
+  await machine.systemctl("start", `${name}.socket`);
 
   const address = nginx ? port + 1000 : unix ? path : port;
   if (nginx)
@@ -102,16 +102,14 @@ export async function restarts(machine: Machine, load: Load): Promise<Result> {
   const args = [address, requests, connections, pause, body].map(String);
   const client = machine.client(join(ROOT, "test/support/http.ts"), ...args);
   const output = client.stdout.text();
-  await until("the service runs", 20, async () => {
-    return (await machine.show(`${name}.service`, "ActiveState")) === "active";
-  });
+  await machine.becomes(`${name}.service`, "ActiveState", "active", 20);
   const time = async (event: string) =>
     Number(await machine.show(service, `${event}TimestampMonotonic`)) / 1000;
   let start = 0;
   for (let i = 0; i < load.restarts; i++) {
     // Every client asks on a connection that it keeps.
     await Bun.sleep(200 + pause);
-    turn = turn.then(() => machine.must("systemctl", "restart", service));
+    turn = turn.then(() => machine.systemctl("restart", service));
     await turn;
     start = Math.max(start, (await time("ActiveEnter")) - (await time("ExecMainStart")));
   }
@@ -120,7 +118,7 @@ export async function restarts(machine: Machine, load: Load): Promise<Result> {
   const status = await machine.show(service, "StatusText");
   const units = [`${name}.socket`, `${name}.service`, service];
   if (nginx) units.push(`${name}-nginx.service`);
-  await machine.must("systemctl", "stop", ...units);
+  await machine.systemctl("stop", ...units);
   return { ...tally, start, status };
 }
 

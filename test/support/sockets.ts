@@ -178,7 +178,16 @@ export function accept(fd: number): number {
   return check("accept4", libc.accept4(fd, null, null, SOCK_CLOEXEC));
 }
 
-/** What came on a descriptor so far, without waiting: nothing at the end of file, too. */
+/** The two ends of a TCP connection over the loopback. */
+export function tcpPair(family = AF_INET): [client: number, accepted: number] {
+  const listener = listening(family, 1);
+  const client = connected({ family, port: portOf(listener) }) ?? -1;
+  const accepted = accept(listener);
+  close(listener);
+  return [client, accepted];
+}
+
+/** Reads from a descriptor without waiting. Returns nothing at the end of file, too. */
 export function peek(fd: number): string {
   const bytes = new Uint8Array(new ArrayBuffer(4096));
   setNonBlocking(fd);
@@ -186,9 +195,10 @@ export function peek(fd: number): string {
   return new TextDecoder().decode(bytes.subarray(0, Math.max(length, 0)));
 }
 
-/** Makes the next close of a TCP socket send a reset. */
-export function resetOnClose(fd: number): void {
+/** Closes a TCP socket with a reset. */
+export function reset(fd: number): void {
   check("setsockopt", libc.setsockopt(fd, 1, 13, Int32Array.of(1, 0), 8));
+  close(fd);
 }
 
 /** A field of TCP_INFO. */
@@ -203,7 +213,7 @@ export function backlogOf(fd: number): number {
   return tcpInfo(fd, 28);
 }
 
-/** How many wait to be accepted from a listening TCP socket: tcpi_unacked. */
+/** The number of connections in the queue of a listening TCP socket: tcpi_unacked. */
 export function queueOf(fd: number): number {
   return tcpInfo(fd, 24);
 }
@@ -266,7 +276,7 @@ export interface Datagram {
   readonly text: string;
   /** Descriptors that came with it (SCM_RIGHTS), to be closed by the receiver. */
   readonly fds: readonly number[];
-  /** Who sent it (SCM_CREDENTIALS), if the receiver has asked for that: process, user and group. */
+  /** Its sender (SCM_CREDENTIALS), if the receiver has asked for it: process, user and group. */
   readonly sender: readonly number[];
 }
 

@@ -1,6 +1,6 @@
 /*
- * A preload that says on stderr, one line each, what a service used before it greeted its first client
- * and what takes time at a start: see Start in src/README.md.
+ * A preload that lists on stderr, one line each, the slow functions that a service used before it
+ * greeted its first client: see Start in src/README.md.
  */
 let isWatching = true;
 const used = new Set<string>();

@@ -16,7 +16,7 @@ export function started<S extends { stop(force: true): unknown }>(server: S): S 
   return server;
 }
 
-/** Ends what each test of a file has started, and checks that nothing is left open. */
+/** Ends the servers of each test of a file, and checks that nothing is left open. */
 export function cleansUp(): void {
   let before: Map<string, number>;
   beforeEach(() => void (before = descriptors()));

@@ -3,7 +3,7 @@ import { mkdirSync, renameSync, writeFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 
 import type { Tally } from "./http.ts";
-import { executable, execute, type Running, scratch } from "./daemon.ts";
+import { executable, execute, get, type Running, scratch } from "./daemon.ts";
 import { FAMILIES, type Listening, listening } from "./listening.ts";
 import { NotifyReceiver } from "./notify-receiver.ts";
 import * as sockets from "./sockets.ts";
@@ -49,7 +49,7 @@ export interface StartOptions {
 export class Service implements AsyncDisposable {
   readonly directory = scratch();
   readonly sockets: readonly Socket[];
-  readonly receiver: NotifyReceiver;
+  readonly receiver = new NotifyReceiver();
   /** Every process that was started. */
   readonly processes: Running[] = [];
   readonly #names: string;
@@ -57,7 +57,6 @@ export class Service implements AsyncDisposable {
   constructor(units: readonly Unit[] = [{}]) {
     this.sockets = units.map(({ family }) => open(family));
     this.#names = units.map(({ name = "app.socket" }) => name).join(":");
-    this.receiver = new NotifyReceiver(join(this.directory.path, "notify"));
   }
 
   /** Where the first socket listens. */
@@ -136,8 +135,7 @@ export class Service implements AsyncDisposable {
   }
 
   async get(path = "/"): Promise<string> {
-    const response = await fetch(`http://127.0.0.1:${this.port}${path}`, { keepalive: false });
-    return await response.text();
+    return await get(this.port, path);
   }
 
   /** Sends SIGTERM to the process that runs, and returns its exit status and how long it took. */
@@ -153,7 +151,7 @@ export class Service implements AsyncDisposable {
   /**
    * Restarts the program that runs under clients that keep their connections, as systemd does: the
    * next process starts when the last one has ended. Clients pause for `pause` milliseconds at most, and
-   * send bodies of `body` bytes. Returns what the clients saw, and the statuses.
+   * send bodies of `body` bytes. Returns the tally of the clients, and the statuses.
    */
   async restarts(count: number, start: () => unknown, pause = 20, body = 0) {
     const numbers = [this.port, 1, CONNECTIONS, pause, body].map(String);

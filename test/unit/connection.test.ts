@@ -1,42 +1,30 @@
-import { afterEach, describe, expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import { once } from "node:events";
 import { connect } from "node:net";
 
 import { adoptConnection } from "../../src/activation/index.ts";
-import { descriptors, nothingLeft, refusal } from "../support/checks.ts";
+import { rejection } from "../support/checks.ts";
 import { execute } from "../support/daemon.ts";
+import { cleansUp } from "../support/started.ts";
 import * as sockets from "../support/sockets.ts";
 import { AF_INET, AF_INET6, AF_UNIX, SOCK_DGRAM, SOCK_SEQPACKET } from "../support/sockets.ts";
 import { EMULATED, until } from "../support/until.ts";
 
-/** The two ends of a TCP connection. */
-function tcp(family: number): [client: number, accepted: number] {
-  const listener = sockets.listening(family, 1);
-  const client = sockets.connected({ family, port: sockets.portOf(listener) }) ?? -1;
-  const accepted = sockets.accept(listener);
-  sockets.close(listener);
-  return [client, accepted];
-}
-
-/** What adopting a descriptor throws, with handlers that send at once; what is no connection is closed. */
-async function refused(fd: number): Promise<unknown> {
+/** Adopts a descriptor with handlers that send at once. Returns the error, once the descriptor is closed. */
+async function refused(fd: number): Promise<string> {
   sockets.clearCloseOnExec(fd);
   const open = (socket: Bun.Socket<undefined>) => void socket.write("must not arrive");
-  const error = await adoptConnection(fd, { open, data() {} }).catch((error: unknown) => error);
+  const error = await rejection(adoptConnection(fd, { open, data() {} }));
   await until("the descriptor is closed", 3, () => !sockets.isOpen(fd));
   return error;
 }
 
 describe("adoptConnection", () => {
-  let before = descriptors();
-  afterEach(async () => {
-    await nothingLeft(before);
-    before = descriptors();
-  });
+  cleansUp();
 
   test.each([
-    ["IPv4", () => tcp(AF_INET)],
-    ["IPv6", () => tcp(AF_INET6)],
+    ["IPv4", () => sockets.tcpPair()],
+    ["IPv6", () => sockets.tcpPair(AF_INET6)],
     ["AF_UNIX", () => sockets.socketPair()],
   ] as const)("adopts a connection over %s, half-open", async (_, connection) => {
     const [client, fd] = connection();
@@ -75,9 +63,8 @@ describe("adoptConnection", () => {
       const open = (socket) => void socket.end("without");
       if (await adoptConnection(acceptedFd(), { open, data() {} })) console.error("adopted");
       if (${isReset}) process.exitCode = 0;`;
-    const [client, fd] = tcp(AF_INET);
-    if (isReset) sockets.resetOnClose(client);
-    if (isReset) sockets.close(client);
+    const [client, fd] = sockets.tcpPair();
+    if (isReset) sockets.reset(client);
     await using child = execute(process.execPath, [fd], variables, ["-e", script]);
     expect([await child.status(), child.stderr]).toEqual([0, "adopted\n"]);
     if (!isReset) expect(sockets.peek(client)).toBe("without");
@@ -104,12 +91,9 @@ describe("adoptConnection", () => {
       ...[2 ** 32 + epoll, -1, 2 ** 53, 0.5, Number.NaN].map((fd) => [fd, "not open"] as const),
       [epoll, "not a socket, because no connection was passed"],
     ] as const)
-      expect(await adoptConnection(fd, { data() {} }).catch((error: unknown) => error)).toEqual(
-        refusal(
-          78,
-          RegExp(
-            `^descriptor ${fd} is ${is}: set ListenStream= and Accept=yes in the socket unit$`,
-          ),
+      expect(await rejection(adoptConnection(fd, { data() {} }))).toMatch(
+        RegExp(
+          `^78: descriptor ${fd} is ${is}: set ListenStream= and Accept=yes in the socket unit$`,
         ),
       );
     sockets.close(epoll);
@@ -123,24 +107,17 @@ describe("adoptConnection", () => {
     expect(await adoptConnection(0, { data() {} })).toBeUndefined();
     // As Bun opens it.
     sockets.setCloseOnExec(0);
-    const error = await adoptConnection(0, { data() {} }).catch((error: unknown) => error);
-    expect(error).toEqual(
-      refusal(
-        78,
-        /^descriptor 0 is not open: set ListenStream= and Accept=yes in the socket unit$/,
-      ),
+    expect(await rejection(adoptConnection(0, { data() {} }))).toMatch(
+      /^78: descriptor 0 is not open: set ListenStream= and Accept=yes in the socket unit$/,
     );
     sockets.close(opened);
   });
 
   test.each([AF_INET, AF_INET6])("refuses a datagram socket of family %i", async (family) => {
-    const [fd, wanted] = [
-      sockets.bound(family, SOCK_DGRAM),
-      /is a datagram socket, not a connecti/,
-    ];
-    const handlers = { data() {} };
-    const error = await adoptConnection(fd, handlers).catch((error: unknown) => error);
-    expect(error).toEqual(refusal(78, wanted));
+    const fd = sockets.bound(family, SOCK_DGRAM);
+    expect(await rejection(adoptConnection(fd, { data() {} }))).toMatch(
+      /^78: .*is a datagram socket, not a connecti/,
+    );
   });
 
   test.each([
@@ -148,9 +125,9 @@ describe("adoptConnection", () => {
     ["seqpacket", SOCK_SEQPACKET],
   ])("refuses a connected %s socket over AF_UNIX, and sends nothing", async (name, type) => {
     const [one, other] = sockets.socketPair(type);
-    const message = `^descriptor ${one} is a connected ${name} socket \\(Unix\\), not a connection: `;
-    expect(await refused(one)).toEqual(
-      refusal(78, RegExp(`${message}set ListenStream= and Accept=yes in the socket unit$`)),
+    const message = `^78: descriptor ${one} is a connected ${name} socket \\(Unix\\), not a connection: `;
+    expect(await refused(one)).toMatch(
+      RegExp(`${message}set ListenStream= and Accept=yes in the socket unit$`),
     );
     expect(sockets.peek(other)).toBe("");
     sockets.close(other);
@@ -163,21 +140,21 @@ describe("adoptConnection", () => {
       const fd = sockets.listening(family, 1, path);
       // One that has received segments.
       const client = sockets.connected(path ?? { family, port: sockets.portOf(fd) }) ?? -1;
-      expect(await refused(fd)).toEqual(
-        refusal(78, /^descriptor \d+ is a listening stream socket \(.*\), not a connection: set/),
+      expect(await refused(fd)).toMatch(
+        /^78: descriptor \d+ is a listening stream socket \(.*\), not a connection: set/,
       );
       sockets.close(client);
-      expect(await refused(sockets.socket(family, sockets.SOCK_STREAM))).toEqual(
-        refusal(78, /^descriptor \d+ is an unconnected stream socket /),
+      expect(await refused(sockets.socket(family, sockets.SOCK_STREAM))).toMatch(
+        /^78: descriptor \d+ is an unconnected stream socket /,
       );
     },
   );
 
   test.each([
-    ["TCP", () => tcp(AF_INET)],
+    ["TCP", () => sockets.tcpPair()],
     ["AF_UNIX", () => sockets.socketPair()],
   ] as const)(
-    "passes on what a handler throws, and closes the connection (%s)",
+    "passes on the error of a handler, and closes the connection (%s)",
     async (_, pair) => {
       const [other, one] = pair();
       const open = () => {
@@ -213,7 +190,7 @@ describe("adoptConnection", () => {
   });
 
   test("calls handlers as Bun.connect does: open before the promise resolves, inherited ones too", async () => {
-    const [client, fd] = tcp(AF_INET6);
+    const [client, fd] = sockets.tcpPair(AF_INET6);
     const calls: unknown[] = [];
     class Handlers {
       open(this: unknown, socket: Bun.Socket<undefined>) {
@@ -235,11 +212,75 @@ describe("adoptConnection", () => {
     expect(calls).toEqual([["open", true], "resolved", ["data", true, "hello"], ["close", true]]);
   });
 
+  test.each([
+    ["end", "TCP", () => sockets.tcpPair()],
+    ["end", "AF_UNIX", () => sockets.socketPair()],
+    ["terminate", "TCP", () => sockets.tcpPair()],
+    ["terminate", "AF_UNIX", () => sockets.socketPair()],
+  ] as const)(
+    "adopts a connection that open ends with %s, and nothing sent (%s)",
+    async (end, _, pair) => {
+      const [client, fd] = pair();
+      const calls: string[] = [];
+      const open = (socket: Bun.Socket<undefined>) => {
+        calls.push("open");
+        socket[end]();
+      };
+      const close = () => void calls.push("close");
+      expect(await adoptConnection(fd, { open, data() {}, close })).toBeDefined();
+      expect([sockets.isOpen(fd), calls.toSorted()]).toEqual([false, ["close", "open"]]);
+      sockets.close(client);
+    },
+  );
+
+  test("has Bun say the error of a handler that is no function, or that returns one", async () => {
+    const [client, fd] = sockets.socketPair();
+    const wrong = { data() {}, ...JSON.parse(`{ "open": 5 }`) };
+    expect(await rejection(adoptConnection(fd, wrong))).toContain("TypeError");
+    expect(sockets.isOpen(fd)).toBe(true);
+    const errors: string[] = [];
+    const error = (_: unknown, problem: Error) => void errors.push(problem.message);
+    const open: () => void = () => new Error("on purpose");
+    await adoptConnection(fd, { open, data() {}, error });
+    expect(errors).toEqual(["on purpose"]);
+    sockets.close(client);
+  });
+
+  test("adopts a connection on standard input that open ends at once", async () => {
+    const [client, fd] = sockets.socketPair();
+    using _ = sockets.asStdin(fd);
+    const open = (socket: Bun.Socket<undefined>) => void socket.terminate();
+    expect(await adoptConnection(0, { open, data() {} })).toBeDefined();
+    for (const it of [client, fd]) sockets.close(it);
+  });
+
+  test("does not call open for a socket that is no connection", async () => {
+    const open = (socket: Bun.Socket<undefined>) => {
+      socket.end();
+      expect.unreachable();
+    };
+    for (const fd of [
+      sockets.listening(AF_INET, 1),
+      sockets.socket(AF_INET6, sockets.SOCK_STREAM),
+      sockets.listening(AF_UNIX, 1, `@${crypto.randomUUID()}`),
+    ])
+      expect(await rejection(adoptConnection(fd, { open, data() {} }))).toMatch(
+        /^78: descriptor \d+ is .*, not a connection: set/,
+      );
+  });
+
   // qemu-user returns four bytes of TCP_INFO, which tells a connection that was reset.
   test.skipIf(EMULATED)("adopts a connection that its peer has reset", async () => {
-    const [client, fd] = tcp(AF_INET);
-    sockets.resetOnClose(client);
-    sockets.close(client);
-    expect(await refused(fd)).not.toBeInstanceOf(Error);
+    const [client, fd] = sockets.tcpPair();
+    sockets.reset(client);
+    expect(await refused(fd)).toBe("no error");
+  });
+
+  test("calls close with the error of a connection that its peer resets", async () => {
+    const [client, fd] = sockets.tcpPair();
+    const closed = Promise.withResolvers<unknown>();
+    await adoptConnection(fd, { data() {}, close: (_, error) => closed.resolve(error) });
+    sockets.reset(client);
+    expect(await closed.promise).toMatchObject({ code: "ECONNRESET" });
   });
 });

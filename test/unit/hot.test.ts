@@ -1,27 +1,23 @@
-/* What a second evaluation of a program does, as under `bun --hot`, here in one process. */
+/* A program is evaluated again, as under `bun --hot`, here in one process. */
 import { afterEach, beforeEach, expect, spyOn, test } from "bun:test";
 
 import { replace } from "../../src/activation/linux/libc.ts";
 import { listenFds, takePassed } from "../../src/activation/receive/listen-fds.ts";
+import { whenIdle } from "../../src/activation/adopt/idle.ts";
 import { listen } from "../../src/activation/adopt/listen.ts";
 import { serve } from "../../src/activation/adopt/serve.ts";
 import { udpSocket } from "../../src/activation/adopt/udp.ts";
 import { descriptors, nothingLeft, refusal, thrown } from "../support/checks.ts";
 import { client, listening, text } from "../support/listening.ts";
+import { cleansUp, started } from "../support/started.ts";
 import { AF_INET, bound, close, isOpen, portOf, SOCK_DGRAM } from "../support/sockets.ts";
 
 const { execArgv } = process;
 const setFlags = (value: readonly string[]) =>
   Object.defineProperty(process, "execArgv", { value, configurable: true });
-let before: Map<string, number>;
-beforeEach(() => {
-  setFlags(["--hot"]);
-  before = descriptors();
-});
-afterEach(async () => {
-  setFlags(execArgv);
-  await nothingLeft(before);
-});
+beforeEach(() => void setFlags(["--hot"]));
+afterEach(() => void setFlags(execArgv));
+cleansUp();
 
 const greet = (line: string) => ({
   socket: { open: (socket: Bun.Socket<undefined>) => void socket.end(line), data() {} },
@@ -45,11 +41,8 @@ test("after a restart by bun --watch, the error names --hot", () => {
   setFlags(["--smol", "--watch"]);
   Object.assign(process.env, { LISTEN_PID: String(process.pid), LISTEN_FDS: "1" });
   // The number is the runtime's own here, too.
-  expect(thrown(listenFds)).toEqual(
-    refusal(
-      78,
-      /^descriptor 3 is not open, though LISTEN_FDS is 1: use bun --hot, because bun --watch closes /,
-    ),
+  expect(refusal(listenFds)).toMatch(
+    /^78: descriptor 3 is not open, though LISTEN_FDS is 1: use bun --hot, because bun --watch closes /,
   );
 });
 
@@ -68,6 +61,29 @@ test("a listener replaces that of the former evaluation, which leaves nothing op
   socket.destroy();
   await server.stop();
   expect(isOpen(it.fd)).toBe(true);
+  close(it.fd);
+});
+
+test("a later evaluation knows the listeners of the first", () => {
+  using it = listening("IPv4");
+  const listener = started(listen({ fd: it.fd, ...greet("") }));
+  const path = "../../src/activation/adopt/listening.ts?later";
+  const later: typeof import("../../src/activation/adopt/listening.ts") = require(path);
+  expect(later.listeningOf(listener)?.onUse).toBeInstanceOf(Set);
+  listener.stop();
+  close(it.fd);
+});
+
+test("after an edit, the earlier promise of whenIdle never resolves", async () => {
+  using it = listening("IPv4");
+  const server = serve({ fd: it.fd, fetch: () => new Response() });
+  let isResolved = false;
+  void whenIdle(server, { timeout: 20 }).then(() => (isResolved = true));
+  const path = "../../src/activation/adopt/idle.ts?later";
+  const later: typeof import("../../src/activation/adopt/idle.ts") = require(path);
+  await later.whenIdle(server, { timeout: 60 });
+  expect(isResolved).toBe(false);
+  await server.stop();
   close(it.fd);
 });
 

@@ -4,24 +4,17 @@ import { openSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
 import "../support/checks.ts";
-import { activate, ask, freePort, scratch } from "../support/daemon.ts";
+import { activate, askDatagram, freePort, scratch } from "../support/daemon.ts";
 import { freshPath } from "../support/listening.ts";
 import { lacks } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
-import {
-  AF_INET,
-  AF_INET6,
-  AF_UNIX,
-  SOCK_DGRAM,
-  SOCK_SEQPACKET,
-  SOCK_STREAM,
-} from "../support/sockets.ts";
-import { until } from "../support/until.ts";
+import { AF_INET, AF_INET6, AF_UNIX } from "../support/sockets.ts";
+import { SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM } from "../support/sockets.ts";
 
 const MODULE = JSON.stringify(join(import.meta.dir, "../../src/activation/index.ts"));
 const TWICE = "print(passedFd(), passedFd());";
 
-/** What a program prints whose standard input is `fd`, and which is passed others from 3 on. */
+/** Returns the output of a program: its standard input is `fd`, and it is passed others from 3 on. */
 async function printed(
   fd: number,
   source = TWICE,
@@ -43,18 +36,12 @@ async function printed(
   return JSON.parse(output);
 }
 
-const tcp = (family: number) => {
-  const listening = sockets.listening(family, 5);
-  const client = sockets.connected({ family, port: sockets.portOf(listening) }) ?? -1;
-  return { listening, client, accepted: sockets.accept(listening) };
-};
-
 const PASSED: Record<string, (path: string) => number> = {
   "a listening socket over IPv4": () => sockets.listening(AF_INET, 5),
   "a listening socket over IPv6": () => sockets.listening(AF_INET6, 5),
   "a listening Unix socket": (path) => sockets.listening(AF_UNIX, 5, path),
   "a listening abstract Unix socket": (path) => sockets.listening(AF_UNIX, 5, `@${path}`),
-  // What cannot be adopted is told by whoever is given it.
+  // No call adopts it: serve and listen say so.
   "a listening seqpacket socket": (path) => sockets.listening(AF_UNIX, 5, path, SOCK_SEQPACKET),
   "a bound datagram socket over IPv4": () => sockets.bound(AF_INET, SOCK_DGRAM),
   "a bound datagram socket over IPv6": () => sockets.bound(AF_INET6, SOCK_DGRAM),
@@ -68,11 +55,10 @@ const NOT_PASSED: Record<string, (path: string) => number> = {
   "a pipe": () => sockets.pipe()[0],
   "the end of a stream socketpair": () => sockets.socketPair()[0],
   "the end of a datagram socketpair": () => sockets.socketPair(SOCK_DGRAM)[0],
-  "a connection": () => tcp(AF_INET).accepted,
+  "a connection": () => sockets.tcpPair()[1],
   "a connection that has been reset": () => {
-    const { client, accepted } = tcp(AF_INET6);
-    sockets.resetOnClose(client);
-    sockets.close(client);
+    const [client, accepted] = sockets.tcpPair(AF_INET6);
+    sockets.reset(client);
     return accepted;
   },
   "a Unix connection": (path) => {
@@ -108,7 +94,7 @@ describe("passedFd", () => {
     },
   );
 
-  test("returns what was passed, and standard input neither then nor later", async () => {
+  test("returns the passed descriptor, and standard input neither then nor later", async () => {
     const [stdin, passed] = [sockets.listening(AF_INET, 5), sockets.listening(AF_INET, 5)];
     const variables = { LISTEN_PID: "self", LISTEN_FDS: "1" };
     expect(await printed(stdin, TWICE, variables, [passed])).toEqual([3, null]);
@@ -136,7 +122,7 @@ test("requireListenFds and acceptedFd say that the socket is standard input", as
   const calls = "print(failed(requireListenFds), failed(acceptedFd));";
   const says = (needed: string) =>
     `no ${needed} was passed, because LISTEN_PID is not set: remove StandardInput=socket, which passes the ${needed} as standard input instead of descriptor 3`;
-  for (const stdin of [sockets.listening(AF_INET, 5), tcp(AF_INET).accepted])
+  for (const stdin of [sockets.listening(AF_INET, 5), sockets.tcpPair()[1]])
     expect(await printed(stdin, calls)).toEqual([says("socket"), says("connection")]);
   const by = (needed: string) =>
     expect.stringMatching(
@@ -155,13 +141,12 @@ describe.skipIf(lacks("systemd-socket-activate"))("under systemd-socket-activate
       listen({ fd: passedFd(), hostname: "127.0.0.1", port: 1, socket: { open: (socket) => void socket.end("${line}"), data() {} } });
       console.error("evaluated ${line}");`;
     writeFileSync(path, source("one"));
-    const port = freePort();
-    const options = { flags: ["--inetd"], listen: [port], args: ["--hot", path] };
+    const options = { flags: ["--inetd"], args: ["--hot", path] };
     await using service = await activate(process.execPath, options);
-    expect(await ask(port)).toBe("one");
+    expect(await service.ask()).toBe("one");
     writeFileSync(path, source("two"));
     await service.says(/evaluated two/);
-    expect(await ask(port)).toBe("two");
+    expect(await service.ask()).toBe("two");
   });
 
   test("udpSocket answers on standard input", async () => {
@@ -169,20 +154,8 @@ describe.skipIf(lacks("systemd-socket-activate"))("under systemd-socket-activate
       import { passedFd, udpSocket } from ${MODULE};
       await udpSocket({ fd: passedFd(), socket: { data: (socket, data, port, address) => void socket.send(data, port, address) } });`;
     const port = freePort(AF_INET, SOCK_DGRAM);
-    const flags = ["--inetd", "--datagram"];
-    const args = ["-e", program];
-    await using _ = await activate(process.execPath, {
-      flags,
-      listen: [`127.0.0.1:${port}`],
-      args,
-    });
-    let received = "";
-    const client = await Bun.udpSocket({
-      connect: { hostname: "127.0.0.1", port },
-      socket: { data: (_, data) => void (received = data.toString()) },
-    });
-    client.send("hello");
-    await until("the answer", 10, () => received === "hello");
-    client.close();
+    const options = { flags: ["--inetd", "--datagram"], listen: [`127.0.0.1:${port}`] };
+    await using _ = await activate(process.execPath, { ...options, args: ["-e", program] });
+    expect(await askDatagram(port)).toBe("hello");
   });
 });

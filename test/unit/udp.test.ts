@@ -2,39 +2,16 @@ import { expect, test } from "bun:test";
 
 import { describe } from "../../src/activation/receive/describe.ts";
 import { udpSocket } from "../../src/activation/adopt/udp.ts";
-import { refusal } from "../support/checks.ts";
+import { rejection } from "../support/checks.ts";
+import { askDatagram } from "../support/daemon.ts";
 import { listening } from "../support/listening.ts";
-import {
-  AF_INET,
-  AF_INET6,
-  LOOPBACK6,
-  AF_UNIX,
-  bound,
-  close,
-  duplicate,
-  isOpen,
-  portOf,
-  SOCK_DGRAM,
-} from "../support/sockets.ts";
+import { AF_INET, AF_INET6, LOOPBACK6, AF_UNIX, bound } from "../support/sockets.ts";
+import { close, duplicate, isOpen, portOf, SOCK_DGRAM } from "../support/sockets.ts";
 
 const echo = {
   data: (socket: Bun.udp.Socket<"buffer">, data: Buffer, port: number, address: string) =>
     void socket.send(data, port, address),
 };
-
-/** What comes back from a port when it is sent something. */
-async function ask(port: number, hostname = "127.0.0.1"): Promise<string> {
-  const { promise, resolve } = Promise.withResolvers<string>();
-  const client = await Bun.udpSocket({
-    hostname,
-    connect: { hostname, port },
-    socket: { data: (_, data) => resolve(data.toString()) },
-  });
-  client.send("hello");
-  const answer = await promise;
-  client.close();
-  return answer;
-}
 
 test.each([
   ["IPv4", AF_INET, "127.0.0.1"],
@@ -47,7 +24,7 @@ test.each([
     // The address is ignored: nobody has it here.
     const socket = await udpSocket({ fd, hostname: "192.0.2.1", port: 1, socket: echo });
     expect([socket.port, socket.hostname]).toEqual([portOf(kept), hostname]);
-    expect(await ask(socket.port, hostname)).toBe("hello");
+    expect(await askDatagram(socket.port, hostname)).toBe("hello");
     socket.close();
     expect(isOpen(fd)).toBe(false);
     expect(describe(kept)).toMatchObject({ type: "datagram", family });
@@ -57,7 +34,7 @@ test.each([
 
 test("udpSocket is Bun.udpSocket if no socket was passed", async () => {
   const socket = await udpSocket({ fd: undefined, hostname: "127.0.0.1", port: 0, socket: echo });
-  expect(await ask(socket.port)).toBe("hello");
+  expect(await askDatagram(socket.port)).toBe("hello");
   socket.close();
 });
 
@@ -71,25 +48,33 @@ test("options may be inherited, as with Bun.udpSocket", async () => {
   const fd = bound(AF_INET, SOCK_DGRAM);
   for (const options of [new Options(), Object.assign(new Options(), { fd })]) {
     const socket = await udpSocket(options);
-    expect(await ask(socket.port)).toBe("hello");
+    expect(await askDatagram(socket.port)).toBe("hello");
     socket.close();
   }
 });
 
-test("udpSocket refuses what is no datagram socket over IP, and leaves it open", async () => {
+test("udpSocket refuses a descriptor that is no datagram socket over IP, and leaves it open", async () => {
   using tcp = listening("IPv4");
-  expect(await udpSocket({ fd: tcp.fd }).catch((error) => error)).toEqual(
-    refusal(
-      78,
-      /^descriptor \d+ is a listening stream socket \(IPv4\), not a datagram socket over IP/,
-    ),
+  expect(await rejection(udpSocket({ fd: tcp.fd }))).toMatch(
+    /^78: descriptor \d+ is a listening stream socket \(IPv4\), not a datagram socket over IP/,
   );
   close(tcp.fd);
   const unix = bound(AF_UNIX, SOCK_DGRAM, `@socket-service-${crypto.randomUUID()}`);
-  expect(await udpSocket({ fd: unix }).catch((error) => error)).toEqual(
-    refusal(78, /^descriptor \d+ is an unconnected datagram socket \(Unix\), not/),
+  expect(await rejection(udpSocket({ fd: unix }))).toMatch(
+    /^78: descriptor \d+ is an unconnected datagram socket \(Unix\), not/,
   );
   close(unix);
+});
+
+test("udpSocket does not connect a passed socket, and ignores a wrong port", async () => {
+  const fd = bound(AF_INET, SOCK_DGRAM);
+  const connect = { hostname: "::1", port: 9 };
+  expect(await rejection(udpSocket(Object.assign({ fd, connect }, { socket: echo })))).toBe(
+    "TypeError: udpSocket cannot connect a passed socket, because systemd has that too: leave connect out",
+  );
+  const socket = await udpSocket({ fd, hostname: "127.0.0.1", port: Number.NaN, socket: echo });
+  expect(await askDatagram(socket.port)).toBe("hello");
+  socket.close();
 });
 
 test("udpSocket leaves the descriptor as it was if Bun refuses the options", async () => {
@@ -99,9 +84,7 @@ test("udpSocket leaves the descriptor as it was if Bun refuses the options", asy
   expect(await udpSocket({ fd, socket: wrong }).catch((error) => error)).toBeInstanceOf(TypeError);
   expect(describe(fd)).toMatchObject({ type: "datagram", family: "IPv6", port });
   const socket = await udpSocket({ fd, socket: echo });
-  expect(await ask(port, LOOPBACK6)).toBe("hello");
+  expect(await askDatagram(port, LOOPBACK6)).toBe("hello");
   socket.close();
-  expect(await udpSocket({ fd: 987_654 }).catch((error) => error)).toEqual(
-    refusal(78, /^descriptor 987654 is not open/),
-  );
+  expect(await rejection(udpSocket({ fd: 987_654 }))).toMatch(/^78: descriptor 987654 is not open/);
 });
