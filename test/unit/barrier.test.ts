@@ -1,32 +1,27 @@
 import { afterEach, beforeEach, expect, setDefaultTimeout, test } from "bun:test";
-import { randomUUID } from "node:crypto";
 import { writeSync } from "node:fs";
 import { setTimeout as after } from "node:timers/promises";
 
 import { notify, notifyBarrier } from "../../src/activation/index.ts";
 import { descriptors, logged, nothingLeft } from "../support/checks.ts";
-import { execute } from "../support/daemon.ts";
+import { execute, run } from "../support/daemon.ts";
 import { lines } from "../support/lines.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
 import { close } from "../support/sockets.ts";
+import { cleansUp } from "../support/started.ts";
 
 setDefaultTimeout(10_000);
 
 let receiver: NotifyReceiver;
-let before: Map<string, number>;
 beforeEach(() => {
-  receiver = new NotifyReceiver(`@${randomUUID()}`);
+  receiver = new NotifyReceiver();
   process.env["NOTIFY_SOCKET"] = receiver.address;
   // All are sent from one socket.
   notify({ ready: true });
   receiver.poll();
-  before = descriptors();
 });
-// Whatever the outcome.
-afterEach(async () => {
-  await nothingLeft(before);
-  receiver.close();
-});
+afterEach(() => receiver.close());
+cleansUp();
 
 /** The descriptors of a barrier that has come. */
 async function received(): Promise<readonly number[]> {
@@ -48,6 +43,7 @@ test("a barrier resolves when the descriptor that it sent is closed, and not bef
 });
 
 test.each([0, 20])("a barrier is false after %d milliseconds", async (timeout) => {
+  const before = descriptors();
   expect(await logged(async () => expect(await notifyBarrier(timeout)).toBe(false))).toBe("");
   // Ours is closed, whatever becomes of the other.
   await nothingLeft(before);
@@ -114,12 +110,9 @@ test("a barrier is false if no descriptor is free, with a warning", async () => 
     notify({ ready: true });
     try { for (;;) openSync("/dev/null"); } catch {}
     console.log(await notifyBarrier(60_000));`;
-  const limited = `ulimit -n 64; exec "$0" -e "$1"`;
-  const variables = { NOTIFY_SOCKET: receiver.address };
-  await using child = execute("/bin/sh", [], variables, ["-c", limited, process.execPath, script]);
-  const output = await child.process.stdout.text();
-  expect([await child.status(), output]).toEqual([0, "false\n"]);
-  expect(child.stderr).toMatch(
+  const { status, stdout, stderr } = await run(script, { NOTIFY_SOCKET: receiver.address }, 64);
+  expect([status, stdout]).toEqual([0, "false\n"]);
+  expect(stderr).toMatch(
     /^cannot notify .*: socketpair failed, [^\n]*\(EMFILE\): raise LimitNOFILE= [^\n]*\n$/,
   );
 });
@@ -138,6 +131,5 @@ test("without NOTIFY_SOCKET there is no barrier", async () => {
   const script = `
     import { notifyBarrier } from "./src/activation/index.ts";
     process.exit(await notifyBarrier(1000) === false ? 42 : 1);`;
-  await using child = execute(process.execPath, [], {}, ["-e", script]);
-  expect(await child.status()).toBe(42);
+  expect(await run(script)).toMatchObject({ status: 42 });
 });

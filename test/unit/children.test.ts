@@ -1,12 +1,11 @@
-/* What others than the main thread of the process that was started get to know. */
+/* Children and Workers are passed nothing. */
 import { expect, test } from "bun:test";
-import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { closeSync, openSync } from "node:fs";
 import { SHARE_ENV, Worker as NodeWorker, type WorkerOptions } from "node:worker_threads";
 
 import { serve } from "../../src/activation/index.ts";
-import { ask, execute } from "../support/daemon.ts";
+import { ask, execute, get } from "../support/daemon.ts";
 import { lines } from "../support/lines.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
 import * as sockets from "../support/sockets.ts";
@@ -43,7 +42,7 @@ test("no child inherits the variables or the descriptors, by process.env, node:c
   expect([child.stderr, output]).toEqual(["", ["KEPT", "KEPT", "KEPT", "KEPT", "0,1,2,3,"]]);
 });
 
-/** What each function of the module answers in a Worker, as JSON. */
+/** A program that reports the result of each function of the module in a Worker, as JSON. */
 const PROGRAM = `
   import { parentPort } from "node:worker_threads";
   import * as activation from ${MODULE};
@@ -75,7 +74,7 @@ async function answers(options: WorkerOptions = {}): Promise<unknown> {
 }
 
 test("a Worker is passed nothing and notifies nobody, and leaves the environment as it is", async () => {
-  const receiver = new NotifyReceiver(`@${randomUUID()}`);
+  using receiver = new NotifyReceiver();
   const variables = {
     LISTEN_PID: String(process.pid),
     LISTEN_FDS: "1",
@@ -114,7 +113,6 @@ test("a Worker is passed nothing and notifies nobody, and leaves the environment
     for (const name of Object.keys(variables)) delete process.env[name];
   }
   expect(receiver.poll()).toBeUndefined();
-  receiver.close();
 });
 
 test("a Worker serves, listens and drains on descriptors it is given, while the main thread does", async () => {
@@ -141,16 +139,14 @@ test("a Worker serves, listens and drains on descriptors it is given, while the 
         [mainPort, "main"],
         [httpPort, "worker"],
       ] as const) {
-        const response = await fetch(`http://127.0.0.1:${port}/`, { keepalive: false });
-        expect(await response.text()).toBe(answer);
+        expect(await get(port ?? 0)).toBe(answer);
       }
       expect(await ask(tcpPort ?? 0)).toBe("worker");
     }
     const drained = once(worker, "message");
     worker.postMessage("drain");
     expect(await drained).toEqual([true]);
-    const response = await fetch(`http://127.0.0.1:${mainPort}/`, { keepalive: false });
-    expect(await response.text()).toBe("main");
+    expect(await get(mainPort ?? 0)).toBe("main");
   } finally {
     await worker.terminate();
     await server.stop(true);

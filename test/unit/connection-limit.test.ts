@@ -6,15 +6,28 @@ import { listen } from "../../src/activation/index.ts";
 import { close, duplicate, isOpen, pipe, queueOf } from "../support/sockets.ts";
 import { cleansUp, started } from "../support/started.ts";
 import { EMULATED, until } from "../support/until.ts";
-import { descriptors, nothingLeft, thrown } from "../support/checks.ts";
-import { CERTIFICATE, client, FAMILIES, listening, text } from "../support/listening.ts";
+import { descriptors, nothingLeft, refusal } from "../support/checks.ts";
+import {
+  CERTIFICATE,
+  client,
+  FAMILIES,
+  type Listening,
+  listening,
+  text,
+} from "../support/listening.ts";
 
 cleansUp();
 
 /** Handlers that greet, and the connections that are open, and the most that ever were. */
 function greeter() {
   const open = new Set<Bun.Socket<undefined>>();
-  const seen = { open, most: 0, accepted: 0 };
+  const seen = {
+    open,
+    most: 0,
+    accepted: 0,
+    /** Ends the connections that are open. */
+    end: () => open.forEach((socket) => socket.end()),
+  };
   const socket = {
     open(socket: Bun.Socket<undefined>) {
       open.add(socket);
@@ -28,8 +41,44 @@ function greeter() {
   return { seen, socket };
 }
 
-const accepted = (seen: { readonly accepted: number }, count: number) =>
+type Seen = ReturnType<typeof greeter>["seen"];
+
+const accepted = (seen: Seen, count: number) =>
   until(`${count} are accepted`, 5, () => seen.accepted === count);
+
+const tlsClient = (to: Listening["to"]) => connectTls({ ...to, rejectUnauthorized: false });
+
+/** Waits until the event loop has come round, by a client of another socket: it would have accepted the next. */
+async function comesRound(other: Listening["to"]): Promise<void> {
+  const probe = await client(other);
+  await once(probe, "data");
+  probe.destroy();
+}
+
+/** Ends so many clients when they are accepted, `limit` at a time: all were greeted, and no more at once. */
+async function expectTurns(seen: Seen, to: Listening["to"], count: number, limit: number) {
+  // All are in the queue before the first is accepted.
+  const clients = await Promise.all(Array.from({ length: count }, () => client(to)));
+  for (let served = limit; served <= count; served += limit) {
+    await accepted(seen, served);
+    expect(seen.open.size).toBe(limit);
+    seen.end();
+  }
+  expect(await Promise.all(clients.map(text))).toEqual(Array(count).fill("hello"));
+  expect(seen.most).toBe(limit);
+}
+
+/** The same with three clients and a limit of one, and no next one is accepted before. */
+async function expectOneByOne(seen: Seen, to: Listening["to"], other: Listening["to"]) {
+  const clients = [await client(to), await client(to), await client(to)];
+  for (const count of [1, 2, 3]) {
+    await accepted(seen, count);
+    await comesRound(other);
+    expect(seen.accepted).toBe(count);
+    seen.end();
+  }
+  expect(await Promise.all(clients.map(text))).toEqual(["hello", "hello", "hello"]);
+}
 
 describe.each([
   ["a passed socket", ({ fd }: { fd: number }) => ({ fd })],
@@ -46,23 +95,11 @@ describe.each([
       ? { port: Number(listener.port), host: "127.0.0.1" }
       : to;
 
-  test("accepts that many, and the others as those close", async () => {
+  test("accepts that many, and the others when one closes", async () => {
     using it = listening("IPv4", 64);
     const { seen, socket } = greeter();
     const listener = started(listen({ ...where(it), socket, maxConnections: 3 }));
-    // All are in the queue before the first is accepted.
-    const clients = await Promise.all(
-      Array.from({ length: 12 }, () => client(at(listener, it.to))),
-    );
-    for (let served = 3; served < 12; served += 3) {
-      await accepted(seen, served);
-      expect(seen.open.size).toBe(3);
-      for (const socket of seen.open) socket.end();
-    }
-    await accepted(seen, 12);
-    for (const socket of seen.open) socket.end();
-    expect(await Promise.all(clients.map(text))).toEqual(Array(12).fill("hello"));
-    expect(seen.most).toBe(3);
+    await expectTurns(seen, at(listener, it.to), 12, 3);
   });
 
   test.each([
@@ -77,7 +114,7 @@ describe.each([
     await accepted(seen, 1);
     end(listener);
     // The connection that is open goes on, and its end does not start it again.
-    for (const socket of seen.open) socket.end();
+    seen.end();
     expect(await text(first)).toBe("hello");
     second.destroy();
     await nothingLeft(before);
@@ -89,13 +126,7 @@ test.each(FAMILIES)("maxConnections holds over %s", async (family) => {
   using it = listening(family, 64);
   const { seen, socket } = greeter();
   const listener = started(listen({ fd: it.fd, socket, maxConnections: 2 }));
-  const clients = await Promise.all(Array.from({ length: 6 }, () => client(it.to)));
-  for (let served = 2; served <= 6; served += 2) {
-    await accepted(seen, served);
-    for (const socket of seen.open) socket.end();
-  }
-  expect(await Promise.all(clients.map(text))).toEqual(Array(6).fill("hello"));
-  expect(seen.most).toBe(2);
+  await expectTurns(seen, it.to, 6, 2);
   expect("port" in it.to ? it.to.port : undefined).toBe(Reflect.get(listener, "port"));
 });
 
@@ -103,13 +134,20 @@ test("maxConnections holds on a path of the program's own", async () => {
   const path = `\0${crypto.randomUUID()}`;
   const { seen, socket } = greeter();
   started(listen({ unix: path, socket, maxConnections: 1 }));
-  const clients = [await client({ path }), await client({ path })];
-  for (const count of [1, 2]) {
-    await accepted(seen, count);
-    for (const socket of seen.open) socket.end();
-  }
-  expect(await Promise.all(clients.map(text))).toEqual(["hello", "hello"]);
-  expect(seen.most).toBe(1);
+  await expectTurns(seen, { path }, 2, 1);
+});
+
+test("maxConnections holds though the close handler throws", async () => {
+  using it = listening("IPv4", 64);
+  using other = listening("IPv4");
+  const { seen, socket } = greeter();
+  const close = (closed: Bun.Socket<undefined>) => {
+    socket.close(closed);
+    throw new Error("of the handler");
+  };
+  started(listen({ fd: it.fd, socket: { ...socket, close, error() {} }, maxConnections: 1 }));
+  started(listen({ fd: other.fd, socket: greeter().socket }));
+  await expectOneByOne(seen, it.to, other.to);
 });
 
 test("maxConnections holds though a handler throws", async () => {
@@ -128,17 +166,7 @@ test("maxConnections holds though a handler throws", async () => {
   // Bun closes the connection of a handler that throws.
   for (let n = 0; n < 2; n++) expect(await text(await client(it.to))).toBe("");
   expect(errors).toEqual(["of the handler", "of the handler"]);
-  const clients = [await client(it.to), await client(it.to), await client(it.to)];
-  for (const count of [1, 2, 3]) {
-    await accepted(seen, count);
-    // The event loop has come round, and would have accepted the next.
-    const probe = await client(other.to);
-    await once(probe, "data");
-    probe.destroy();
-    expect(seen.accepted).toBe(count);
-    for (const socket of seen.open) socket.end();
-  }
-  expect(await Promise.all(clients.map(text))).toEqual(["hello", "hello", "hello"]);
+  await expectOneByOne(seen, it.to, other.to);
 });
 
 test.each([false, true])(
@@ -153,7 +181,7 @@ test.each([false, true])(
       listener.stop(closes);
       if (closes) expect(await text(one)).toBe("hello");
       expect(seen.open.size).toBe(closes ? 0 : 1);
-      for (const socket of seen.open) socket.end();
+      seen.end();
       if (!closes) expect(await text(one)).toBe("hello");
       one.destroy();
     }
@@ -172,6 +200,20 @@ test("a listener that is stopped twice closes no descriptor of another", async (
   expect(files.filter((fd) => !isOpen(fd))).toEqual([]);
   files.forEach(close);
 });
+
+test.each([undefined, 1])(
+  "with tls that has no certificate Bun uses none, and open is called (maxConnections %p)",
+  async (maxConnections) => {
+    using it = listening("IPv4", 64);
+    const { seen, socket } = greeter();
+    const limit = maxConnections === undefined ? {} : { maxConnections };
+    started(listen({ fd: it.fd, socket, tls: {}, ...limit }));
+    const one = await client(it.to);
+    await accepted(seen, 1);
+    seen.end();
+    expect(await text(one)).toBe("hello");
+  },
+);
 
 test("over TLS, open and handshake are called once each, as without maxConnections", async () => {
   for (const maxConnections of [undefined, 1])
@@ -194,7 +236,7 @@ test("over TLS, open and handshake are called once each, as without maxConnectio
       started(listen({ fd: it.fd, socket, tls: CERTIFICATE, ...limit }));
       // Two after each other, so that the first has been counted out.
       for (let n = 0; n < 2; n++) {
-        const peer = connectTls({ ...it.to, rejectUnauthorized: false });
+        const peer = tlsClient(it.to);
         peer.write("hello");
         expect(await text(peer)).toBe("bye");
       }
@@ -214,7 +256,7 @@ test("a TLS handshake that fails, and clients that reset, leave the others their
     wrong.write("GET / HTTP/1.0\r\n\r\n");
     const gone = await client(it.to);
     gone.resetAndDestroy();
-    const next = connectTls({ ...it.to, rejectUnauthorized: false });
+    const next = tlsClient(it.to);
     const [greeting] = await once(next, "data");
     expect(String(greeting)).toBe("hello");
     wrong.destroy();
@@ -278,7 +320,7 @@ test("maxConnections leaves clients in the queue to the next listener", async ()
   listener.stop();
   started(listen({ fd: duplicate(it.kept), socket, maxConnections: 1 }));
   await accepted(seen, 2);
-  for (const socket of seen.open) socket.end();
+  seen.end();
   expect(await Promise.all(clients.map(text))).toEqual(["hello", "hello"]);
 });
 
@@ -293,11 +335,8 @@ test.skipIf(EMULATED)(
     started(listen({ fd: other.fd, socket: greeter().socket }));
     const silent = await client(it.to);
     await until("the silent one is accepted", 5, () => queueOf(it.kept) === 0);
-    const next = connectTls({ ...it.to, rejectUnauthorized: false });
-    // The event loop has come round, and would have accepted it.
-    const probe = await client(other.to);
-    await once(probe, "data");
-    probe.destroy();
+    const next = tlsClient(it.to);
+    await comesRound(other.to);
     expect(queueOf(it.kept)).toBe(1);
     expect(seen.accepted).toBe(0);
     silent.destroy();
@@ -316,21 +355,28 @@ test("maxConnections holds after the handlers were reloaded", async () => {
   listener.reload({ socket: fresh.socket });
   for (let n = 0; n < 3; n++) clients.push(await client(it.to));
   await accepted(fresh.seen, 1);
-  for (const socket of old.seen.open) socket.end();
+  old.seen.end();
   await accepted(fresh.seen, 2);
   expect(fresh.seen.most).toBe(2);
-  for (const { seen } of [fresh]) for (const socket of seen.open) socket.end();
+  fresh.seen.end();
   for (const socket of clients) socket.destroy();
 });
 
-test.each([0, -1, 1.5, Number.NaN, Infinity])(
-  "maxConnections of %d is refused",
-  (maxConnections) => {
-    using it = listening("IPv4");
-    const { socket } = greeter();
-    expect(thrown(() => listen({ fd: it.fd, socket, maxConnections }))).toEqual(
-      RangeError(`maxConnections is ${maxConnections}: give a whole number from 1 on`),
-    );
-    close(it.fd);
-  },
-);
+test("a reload with wrong options says the same as without maxConnections", () => {
+  const options = { hostname: "127.0.0.1", port: 0, socket: { data() {} } };
+  const native = started(listen(options));
+  const limited = started(listen({ ...options, maxConnections: 1 }));
+  for (const text of [
+    "null",
+    "1",
+    "{}",
+    `{ "socket": null }`,
+    `{ "socket": 1 }`,
+    `{ "socket": {} }`,
+    `{ "socket": { "open": 1, "data": 1 } }`,
+  ]) {
+    const error = refusal(() => native.reload(JSON.parse(text)));
+    expect(error).not.toBe("no error");
+    expect(refusal(() => limited.reload(JSON.parse(text)))).toBe(error);
+  }
+});

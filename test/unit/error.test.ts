@@ -3,7 +3,7 @@ import { expect, test } from "bun:test";
 import { misconfigured, quote } from "../../src/activation/error.ts";
 import { ActivationError, ExitStatus } from "../../src/activation/index.ts";
 
-test("the exit statuses are those of sysexits.h", () => {
+test("sysexits.h has the same exit statuses", () => {
   expect(ExitStatus).toEqual({ usage: 64, systemCall: 71, configuration: 78 });
 });
 

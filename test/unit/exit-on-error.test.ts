@@ -1,4 +1,4 @@
-/* What a program does on an error that nobody has caught, each in a process of its own. */
+/* A program ends at an error that nobody has caught: each test has a process of its own. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { fstatSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";

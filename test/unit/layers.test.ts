@@ -38,7 +38,7 @@ function layerOf(file: string): number {
   return layer;
 }
 
-test("each file imports from its own layer and from those below", () => {
+test("each file imports from its own layer and from the layers below", () => {
   const wrong = [...imports].flatMap(([file, paths]) =>
     paths.filter((path) => layerOf(path) < layerOf(file)).map((path) => `${file} imports ${path}`),
   );

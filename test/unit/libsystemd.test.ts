@@ -37,8 +37,8 @@ const c = (text: string) => new TextEncoder().encode(`${text}\0`);
 type Variables = Readonly<Record<string, string>>;
 
 /**
- * What libsystemd and this module make of variables, each in its own environment (Bun's is not that
- * of C), and which of `names` each has left there.
+ * Returns the results of libsystemd and of this module for variables, each in its own environment
+ * (Bun's is not that of C), and those of `names` that each has left there.
  */
 function both<T>(
   names: readonly string[],
@@ -74,18 +74,18 @@ function random(seed: number): <T>(of: readonly T[]) => T {
 }
 
 const PID = String(process.pid);
-/** What strtol(3) reads as a number, or not, and systemd does not write. */
+/** Spellings of a number that systemd does not write. strtol(3) reads some of them. */
 const spellings = (n: string) =>
   ["+N", " N", "N ", "\tN", "0N", "-N", "Nx", "N.0", "N\n"].map((it) => it.replace("N", n));
 
-test("listenFds returns what sd_listen_fds_with_names(3) does, or differs as listed", () => {
+test("listenFds agrees with sd_listen_fds_with_names(3), or differs as listed", () => {
   const hasOddNumber = ({ LISTEN_PID = "1", LISTEN_FDS = "1" }: Variables) =>
     ![LISTEN_PID, LISTEN_FDS].every((text) => /^[1-9][0-9]*$/.test(text));
   const hasOddName = ({ LISTEN_FDNAMES = "a" }: Variables) =>
     !LISTEN_FDNAMES.split(":").every((name) => /^[ -~]{0,255}$/.test(name));
   const has = (text: string) => (it: Variables) => (it["LISTEN_FDNAMES"] ?? "").includes(text);
   const hasPidfdId = (it: Variables) => "LISTEN_PIDFDID" in it;
-  /** Where this module differs on purpose, and what it does there. An entry that no case needs fails. */
+  /** The differences on purpose, with this module's outcome. An entry that no case needs fails. */
   const DIFFERENCES = [
     ["a sign, a space, a leading zero or another base is refused", "error", hasOddNumber],
     ["a name that FileDescriptorName= does not take is refused", "error", hasOddName],
@@ -205,7 +205,7 @@ function every(directory: string): Map<string, number> {
 const FAMILIES: Readonly<Record<string, number>> = { Unix: AF_UNIX, IPv4: AF_INET, IPv6: AF_INET6 };
 const TYPES: Readonly<Record<string, number>> = { stream: 1, datagram: 2, seqpacket: 5 };
 
-test("describe returns what sd_is_*(3) say of a descriptor", () => {
+test("describe agrees with sd_is_*(3)", () => {
   using scratched = scratch();
   const directory = scratched.path;
   const fds = every(directory);
@@ -293,7 +293,6 @@ test("notify reaches the same addresses as sd_notify(3), and fails for the other
   for (const receiver of receivers) {
     const datagrams = [receiver.poll()?.text, receiver.poll()?.text, receiver.poll()];
     expect(datagrams).toEqual(["READY=1", "READY=1\n", undefined]);
-    receiver.close();
   }
 });
 
@@ -314,7 +313,7 @@ test("an interval of the watchdog from 2^53 on is refused: a number does not hol
 });
 
 test("more than the 4,096 bytes that systemd reads is refused, and sent by sd_notify(3)", () => {
-  const receiver = new NotifyReceiver(`@${crypto.randomUUID()}`);
+  using receiver = new NotifyReceiver();
   const status = "x".repeat(4097 - "STATUS=\n".length);
   const { their, our } = both(
     ["NOTIFY_SOCKET"],
@@ -324,7 +323,6 @@ test("more than the 4,096 bytes that systemd reads is refused, and sent by sd_no
   );
   expect([their, our]).toEqual([true, "error"]);
   expect([receiver.poll()?.text.length, receiver.poll()]).toEqual([4097, undefined]);
-  receiver.close();
 });
 
 test("an address that is not UTF-8 is reached by sd_notify(3) alone: Bun decodes the environment", () => {
@@ -345,7 +343,6 @@ test("an address that is not UTF-8 is reached by sd_notify(3) alone: Bun decodes
   expect(stdout.toString()).toBe("false\n1\n");
   expect(stderr.toString()).toMatch(/^cannot notify [^\n]*\(ENOENT\)\n$/);
   expect([receiver.poll()?.text, receiver.poll()]).toEqual(["READY=1", undefined]);
-  receiver.close();
 });
 
 test("the file of a socket, opened with O_PATH, is no socket to work with", () => {

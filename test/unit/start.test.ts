@@ -1,4 +1,4 @@
-/* What the services do not do before the first byte: see Start in src/README.md. */
+/* The services leave slow work until after the first byte: see Start in src/README.md. */
 import { expect, test } from "bun:test";
 import { resolve } from "node:path";
 
