@@ -1,13 +1,16 @@
-import { describe, expect, spyOn, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { describe, expect, mock, spyOn, test } from "bun:test";
+import { openSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
 import { join } from "node:path";
-import { connect as connectTLS } from "node:tls";
 
 import { drain, draining } from "../../src/activation/adopt/drain.ts";
 import { serve } from "../../src/activation/adopt/serve.ts";
-import { thrown } from "../support/checks.ts";
-import { drainUntil, GOING_AWAY, Kept, underWay, UPGRADE } from "../support/kept.ts";
+import { servedBy } from "../../src/activation/adopt/served.ts";
+import { identity as identityOf, replace } from "../../src/activation/linux/libc.ts";
+import { onServe, rejection, thrown } from "../support/checks.ts";
+import { scratch } from "../support/daemon.ts";
+import { drainUntil, ECHO, GOING_AWAY, holding, Kept } from "../support/kept.ts";
+import { serving, underWay, upgrade, UPGRADE } from "../support/kept.ts";
 import { CERTIFICATE, client, FAMILIES, listening, text } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
 import { atEnd, cleansUp, started } from "../support/started.ts";
@@ -15,56 +18,37 @@ import { until } from "../support/until.ts";
 
 cleansUp();
 
-/** A handler that answers a request for /slow when it is released, and others at once. */
-function holding(text: string) {
-  const release = Promise.withResolvers<void>();
-  const fetch = async ({ url }: Request) => {
-    if (url.endsWith("/slow")) await release.promise;
-    return new Response(text);
-  };
-  return { release, fetch };
-}
-
 describe.each(FAMILIES)("drain of a server on a socket over %s", (family) => {
   test("answers with Connection: close from the call on, and leaves later clients to the next process", async () => {
-    using it = listening(family);
-    const server = serve({ fd: it.fd, fetch: () => new Response("first") });
-    const kept = await Kept.to(it.to);
-    expect(await kept.ask("/")).toEqual({ status: 200, body: "first", closes: false });
-    const drained = drain(server, { grace: 200 });
-    expect(await kept.ask("/")).toEqual({ status: 200, body: "first", closes: true });
+    const it = serving("first", family);
+    const kept = await it.client();
+    expect(await kept.ask()).toEqual({ status: 200, body: "first", closes: false });
+    const end = drainUntil(it.server);
+    expect(await kept.ask()).toEqual({ status: 200, body: "first", closes: true });
     expect(await kept.ended()).toBe("closed");
     // A newcomer is served meanwhile.
-    const newcomer = await Kept.to(it.to);
-    expect(await newcomer.ask("/")).toEqual({ status: 200, body: "first", closes: true });
-    expect(await drained).toBe(true);
+    expect(await it.ask()).toEqual({ status: 200, body: "first", closes: true });
+    expect(await end()).toBe(true);
     // From then on newcomers wait for the next process.
-    const waiting = await Kept.to(it.to);
-    waiting.send("/");
-    started(serve({ fd: sockets.duplicate(it.kept), fetch: () => new Response("second") }));
+    const waiting = await it.asking();
+    it.next("second");
     expect((await waiting.answer()).body).toBe("second");
   });
 
   test("closes a WebSocket with 1001, and refuses another before the handler runs", async () => {
-    using it = listening(family);
     let upgrades = 0;
-    const server = serve({
-      fd: it.fd,
-      fetch(request, server) {
-        upgrades++;
-        return server.upgrade(request) ? undefined : new Response("plain");
-      },
-      websocket: { message: (socket, message) => void socket.send(`echo ${message}`) },
-    });
-    const open = await Kept.to(it.to);
+    const fetch = (request: Request, server: Bun.Server<undefined>) => {
+      upgrades++;
+      return upgrade(request, server);
+    };
+    const it = serving({ fetch, websocket: ECHO }, family);
+    const open = await it.client();
     await open.upgrade();
-    const drained = drain(server, { grace: 300 });
-    const late = await Kept.to(it.to);
-    expect(await late.ask("/", UPGRADE)).toMatchObject({ status: 503, closes: true });
+    const drained = drain(it.server, { grace: 1000 });
+    expect(await it.ask("/", UPGRADE)).toMatchObject({ status: 503, closes: true });
     expect(upgrades).toBe(1);
     // The open one goes on for as long as there are requests.
-    open.socket.write(Uint8Array.of(0x81, 0x82, 0, 0, 0, 0, 0x68, 0x69));
-    await until("the echo", 10, () => open.received.endsWith("\x81\x07echo hi"));
+    await open.echo();
     expect(await drained).toBe(true);
     expect(await open.ended()).toBe("closed");
     expect(open.received).toMatch(GOING_AWAY);
@@ -72,13 +56,12 @@ describe.each(FAMILIES)("drain of a server on a socket over %s", (family) => {
 });
 
 test("each kind of answer says Connection: close: routes, files, streams, errors, not found", async () => {
-  using it = listening("IPv4");
-  const directory = mkdtempSync(join(tmpdir(), "socket-service-"));
+  using scratched = scratch();
+  const directory = scratched.path;
   const file = join(directory, "file.txt");
   writeFileSync(file, "in a file");
   const shared = new Response("static", { headers: { "X-Kept": "yes" }, status: 201 });
-  const server = serve({
-    fd: it.fd,
+  const it = serving({
     development: false,
     routes: {
       "/function/:name": ({ params }) => new Response(params.name),
@@ -87,6 +70,7 @@ test("each kind of answer says Connection: close: routes, files, streams, errors
       "/file": new Response(Bun.file(file)),
       "/bunfile": Bun.file(file),
       "/method": { GET: () => new Response("got"), POST: new Response("posted") },
+      "/described": Object.assign({ GET: () => new Response("got") }, { description: "a text" }),
       "/fails": () => {
         throw new Error("on purpose");
       },
@@ -97,7 +81,7 @@ test("each kind of answer says Connection: close: routes, files, streams, errors
     error: ({ message }) => new Response(message, { status: 500 }),
   });
   const ask = async (target: string) => {
-    const kept = await Kept.to(it.to);
+    const kept = await it.client();
     const answer = await kept.ask(target);
     kept.socket.destroy();
     return answer;
@@ -109,6 +93,7 @@ test("each kind of answer says Connection: close: routes, files, streams, errors
     "/file": "in a file",
     "/bunfile": "in a file",
     "/method": "got",
+    "/described": "got",
     "/fails": "on purpose",
     "/false": "http://example/false",
     "/other": "http://example/other",
@@ -120,7 +105,7 @@ test("each kind of answer says Connection: close: routes, files, streams, errors
     expect(answer.body).toBe(body);
     answers.set(target, answer);
   }
-  const end = drainUntil(server);
+  const end = drainUntil(it.server);
   for (const [target, answer] of answers)
     expect([target, await ask(target)]).toEqual([target, { ...answer, closes: true }]);
   // Bun has no way to add a header to these.
@@ -131,7 +116,6 @@ test("each kind of answer says Connection: close: routes, files, streams, errors
   });
   await end();
   expect(shared.headers.has("Connection")).toBe(false);
-  rmSync(directory, { recursive: true });
 });
 
 test.each([
@@ -139,20 +123,15 @@ test.each([
   // As a framework's build leaves them.
   ["with null for", JSON.parse(`{ "fetch": null, "error": null, "websocket": null }`)],
 ])("%s fetch and error, the answers of Bun itself say Connection: close", async (_, absent) => {
-  using it = listening("IPv4");
   const fails = () => {
     throw new Error("on purpose");
   };
-  const server = serve({ ...absent, fd: it.fd, development: false, routes: { "/fails": fails } });
-  const end = drainUntil(server);
+  const it = serving({ ...absent, development: false, routes: { "/fails": fails } });
+  const end = drainUntil(it.server);
   using printed = spyOn(console, "error");
   printed.mockImplementation(() => {});
-  expect(await (await Kept.to(it.to)).ask("/none")).toEqual({
-    status: 404,
-    body: "",
-    closes: true,
-  });
-  expect(await (await Kept.to(it.to)).ask("/fails")).toEqual({
+  expect(await it.ask("/none")).toEqual({ status: 404, body: "", closes: true });
+  expect(await it.ask("/fails")).toEqual({
     status: 500,
     body: "Something went wrong!",
     closes: true,
@@ -162,15 +141,10 @@ test.each([
 });
 
 test("requests under way are finished: a slow answer, a stream out, a body in", async () => {
-  using it = listening("IPv4");
-  const release = Promise.withResolvers<void>();
-  const server = serve({
-    fd: it.fd,
+  const { release, fetch } = holding("slow");
+  const it = serving({
     routes: {
-      "/slow": async () => {
-        await release.promise;
-        return new Response("slow");
-      },
+      "/slow": fetch,
       "/stream": () =>
         new Response(
           (async function* () {
@@ -182,7 +156,7 @@ test("requests under way are finished: a slow answer, a stream out, a body in", 
       "/body": { POST: async (request) => new Response(await request.text()) },
     },
   });
-  const [slow, stream, body] = [await Kept.to(it.to), await Kept.to(it.to), await Kept.to(it.to)];
+  const [slow, stream, body] = [await it.client(), await it.client(), await it.client()];
   slow.send("/slow");
   stream.send("/stream");
   body.send("/body", "Content-Length: 10\r\n", "POST");
@@ -190,15 +164,14 @@ test("requests under way are finished: a slow answer, a stream out, a body in", 
   await until(
     "all three are under way",
     10,
-    () => stream.received.includes("one,") && server.pendingRequests === 3,
+    () => stream.received.includes("one,") && it.server.pendingRequests === 3,
   );
   let isOver = false;
-  const drained = drain(server, { grace: 20 }).finally(() => (isOver = true));
+  const drained = drain(it.server, { grace: 20 }).finally(() => (isOver = true));
   // Newcomers are served until these are answered, however short the grace.
   await Bun.sleep(200);
   for (let i = 0; i < 5; i++) {
-    const newcomer = await Kept.to(it.to);
-    newcomer.send("/body", "Content-Length: 2\r\n", "POST");
+    const newcomer = await it.asking("/body", "Content-Length: 2\r\n", "POST");
     newcomer.socket.write("hi");
     expect(await newcomer.answer()).toEqual({ status: 200, body: "hi", closes: true });
     await Bun.sleep(20);
@@ -217,74 +190,66 @@ test("requests under way are finished: a slow answer, a stream out, a body in", 
 });
 
 test("a client that pauses for less than grace after an answer under way meets no close", async () => {
-  using it = listening("IPv4");
   const { release, fetch } = holding("answered");
-  const server = serve({ fd: it.fd, fetch });
-  const kept = await Kept.to(it.to);
-  kept.send("/slow");
-  await underWay(server);
-  const drained = drain(server, { grace: 150 });
+  const it = serving({ fetch });
+  const kept = await it.asking("/slow");
+  await underWay(it.server);
+  const drained = drain(it.server, { grace: 150 });
   await Bun.sleep(300);
   release.resolve();
   expect(await kept.answer()).toMatchObject({ body: "answered" });
   await Bun.sleep(100);
-  expect(await kept.ask("/")).toEqual({ status: 200, body: "answered", closes: true });
+  expect(await kept.ask()).toEqual({ status: 200, body: "answered", closes: true });
   expect(await drained).toBe(true);
 });
 
 test("after grace newcomers wait for the next process, and open connections are answered", async () => {
-  using it = listening("IPv4");
   const { release, fetch } = holding("first");
-  const server = serve({ fd: it.fd, fetch });
-  const drained = drain(server, { grace: 100 });
-  const slow = await Kept.to(it.to);
-  slow.send("/slow");
-  await Bun.sleep(150);
-  const newcomer = await Kept.to(it.to);
-  newcomer.send("/");
+  const it = serving({ fetch });
+  const drained = drain(it.server, { grace: 400 });
+  const slow = await it.asking("/slow");
+  await Bun.sleep(450);
+  const newcomer = await it.asking();
   await Bun.sleep(100);
   release.resolve();
   expect(await slow.answer()).toEqual({ status: 200, body: "first", closes: true });
   expect(await drained).toBe(true);
   expect(newcomer.received).toBe("");
-  started(serve({ fd: sockets.duplicate(it.kept), fetch: () => new Response("second") }));
+  it.next("second");
   expect((await newcomer.answer()).body).toBe("second");
 });
 
 test("at timeout open requests are cut off, and the result is false", async () => {
-  using it = listening("IPv4");
-  const server = serve({ fd: it.fd, fetch: () => new Promise<Response>(() => {}) });
-  const stuck = await Kept.to(it.to);
-  stuck.send("/");
-  await underWay(server);
+  const it = serving({ fetch: () => new Promise<Response>(() => {}) });
+  const stuck = await it.asking();
+  await underWay(it.server);
   const begun = performance.now();
-  expect(await drain(server, { grace: 20, timeout: 300 })).toBe(false);
+  expect(await drain(it.server, { grace: 20, timeout: 300 })).toBe(false);
   expect(performance.now() - begun).toBeWithin(290, 3000);
   await stuck.ended();
 });
 
 test.each([2 ** 40, Infinity])("a grace and a timeout of %d ms are no short ones", async (long) => {
-  using it = listening("IPv4");
-  const server = started(serve({ fd: it.fd, fetch: () => new Response("served") }));
+  const it = serving("served");
+  started(it.server);
   let isOver = false;
-  void drain(server, { grace: long, timeout: long }).finally(() => (isOver = true));
+  void drain(it.server, { grace: long, timeout: long }).finally(() => (isOver = true));
   await Bun.sleep(300);
-  expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "served" });
+  expect(await it.ask()).toMatchObject({ body: "served" });
   expect(isOver).toBe(false);
 });
 
 test("a connection of another server, which brings nothing, is not waited for", async () => {
-  using other = listening("IPv4");
-  started(serve({ fd: other.fd, fetch: () => new Response("other") }));
-  const silent = await Kept.to(other.to);
-  await (await Kept.to(other.to)).ask("/");
+  const other = serving("other");
+  started(other.server);
+  const silent = await other.client();
+  await other.ask();
   let shortest = Infinity;
   // A busy machine makes it longer, and nothing makes it shorter.
   for (let n = 0; n < 5; n++) {
-    using it = listening("IPv4");
-    const server = serve({ fd: it.fd, fetch: () => new Response() });
+    const it = serving("");
     const begun = performance.now();
-    expect(await drain(server, { grace: 0 })).toBe(true);
+    expect(await drain(it.server, { grace: 0 })).toBe(true);
     shortest = Math.min(shortest, performance.now() - begun);
   }
   expect(shortest).toBeLessThan(150);
@@ -292,10 +257,9 @@ test("a connection of another server, which brings nothing, is not waited for", 
 });
 
 test("grace ends at a shorter timeout", async () => {
-  using it = listening("IPv4");
-  const server = serve({ fd: it.fd, fetch: () => new Response() });
+  const it = serving("");
   const begun = performance.now();
-  expect(await drain(server, { grace: 10_000, timeout: 200 })).toBe(true);
+  expect(await drain(it.server, { grace: 10_000, timeout: 200 })).toBe(true);
   expect(performance.now() - begun).toBeWithin(190, 2000);
 });
 
@@ -303,13 +267,11 @@ test("a connection that has brought nothing is not waited for beyond timeout", a
   let shortest = Infinity;
   // A busy machine makes it longer, and nothing makes it shorter.
   for (let n = 0; n < 5; n++) {
-    using it = listening("IPv4");
-    const server = serve({ fd: it.fd, fetch: () => new Response() });
-    const silent = await Kept.to(it.to);
-    const other = await Kept.to(it.to);
-    await other.ask("/");
+    const it = serving("");
+    const silent = await it.client();
+    await it.ask();
     const begun = performance.now();
-    await drain(server, { grace: 0, timeout: 20 });
+    await drain(it.server, { grace: 0, timeout: 20 });
     shortest = Math.min(shortest, performance.now() - begun);
     await silent.ended();
   }
@@ -319,14 +281,12 @@ test("a connection that has brought nothing is not waited for beyond timeout", a
 test.each(["throws", "rejects"])(
   "newcomers are served while a request is under way, though the handler of one %s",
   async (how) => {
-    using it = listening("IPv4");
     const { release, fetch } = holding("answered");
-    const server = serve({
-      fd: it.fd,
+    const it = serving({
       development: false,
       fetch,
       routes: {
-        "/fails": () => {
+        "/fails": (): Promise<Response> => {
           const error = new Error("on purpose");
           if (how === "throws") throw error;
           return Promise.reject(error);
@@ -334,14 +294,12 @@ test.each(["throws", "rejects"])(
       },
       error: () => new Response("failed", { status: 500 }),
     });
-    const slow = await Kept.to(it.to);
-    slow.send("/slow");
-    await underWay(server);
-    const drained = drain(server, { grace: 50 });
-    for (let n = 0; n < 3; n++)
-      expect(await (await Kept.to(it.to)).ask("/fails")).toMatchObject({ status: 500 });
+    const slow = await it.asking("/slow");
+    await underWay(it.server);
+    const drained = drain(it.server, { grace: 50 });
+    for (let n = 0; n < 3; n++) expect(await it.ask("/fails")).toMatchObject({ status: 500 });
     await Bun.sleep(500);
-    expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "answered" });
+    expect(await it.ask()).toMatchObject({ body: "answered" });
     release.resolve();
     expect(await slow.answer()).toMatchObject({ body: "answered" });
     expect(await drained).toBe(true);
@@ -349,81 +307,181 @@ test.each(["throws", "rejects"])(
 );
 
 test("a second call returns the first one's promise", async () => {
-  using it = listening("IPv4");
-  const server = serve({ fd: it.fd, fetch: () => new Response() });
-  const first = drain(server, { grace: 10 });
-  expect(drain(server, { grace: 10_000 })).toBe(first);
+  const it = serving("");
+  const first = drain(it.server, { grace: 10 });
+  expect(drain(it.server, { grace: 10_000 })).toBe(first);
   expect(await first).toBe(true);
-  expect(drain(server)).toBe(first);
+  expect(drain(it.server)).toBe(first);
 });
 
 test("the handlers of a reload count, before the call and after", async () => {
-  using it = listening("IPv4");
-  const server = serve({ fd: it.fd, fetch: () => new Response("one") });
-  server.reload({ fetch: () => new Response("two") });
-  const end = drainUntil(server);
-  expect(await (await Kept.to(it.to)).ask("/")).toEqual({ status: 200, body: "two", closes: true });
-  server.reload({ routes: { "/": new Response("three") } });
-  expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "three", closes: true });
+  const it = serving("one");
+  it.server.reload({ fetch: () => new Response("two") });
+  const end = drainUntil(it.server);
+  expect(await it.ask()).toEqual({ status: 200, body: "two", closes: true });
+  it.server.reload({ routes: { "/": new Response("three") } });
+  expect(await it.ask()).toMatchObject({ body: "three", closes: true });
   expect(await end()).toBe(true);
 });
 
+test.each(["before", "after"])("what a reload does not give stays, %s the call", async (when) => {
+  const { answer, fail, ...rest } = {
+    answer: (body: string) => () => new Response(body),
+    fail: () => {
+      throw new Error("on purpose");
+    },
+    error: () => new Response("an error", { status: 500 }),
+  };
+  const it = serving({ ...rest, development: false, fetch: answer("one"), routes: { "/": fail } });
+  const reloads = [
+    { routes: { "/": fail, "/route": answer("a route") } },
+    { fetch: answer("two") },
+    { error: () => new Response("another error", { status: 500 }) },
+  ];
+  const reload = () => reloads.forEach((options) => it.server.reload(Object(options)));
+  if (when === "before") reload();
+  const end = drainUntil(it.server);
+  if (when === "after") reload();
+  expect(await it.ask("/route")).toEqual({ status: 200, body: "a route", closes: true });
+  expect(await it.ask("/")).toEqual({ status: 500, body: "another error", closes: true });
+  expect(await it.ask("/other")).toEqual({ status: 200, body: "two", closes: true });
+  expect(await end()).toBe(true);
+});
+
+const failing = (): never => {
+  throw new Error("on purpose");
+};
+
+test.each([
+  ["throws", failing],
+  ["is rejected", async () => failing()],
+  ["returns nothing", () => undefined],
+  ["returns no response", async () => "text"],
+])("a handler of errors that %s is called once, and Bun's answer is sent", async (_, handler) => {
+  const error = mock(handler);
+  const it = serving(Object({ development: false, fetch: failing, error }));
+  const end = drainUntil(it.server);
+  using silent = spyOn(console, "error").mockImplementation(() => {});
+  expect(await it.ask()).toMatchObject({ status: 500, closes: true });
+  expect(silent).toHaveBeenCalled();
+  expect(error).toHaveBeenCalledTimes(1);
+  expect(await end()).toBe(true);
+});
+
+test("an error that a handler returns is one that it throws", async () => {
+  const error = ({ message }: Error) => new Response(message, { status: 500 });
+  const it = serving(Object({ fetch: () => new Error("returned"), error }));
+  const end = drainUntil(it.server);
+  expect(await it.ask()).toEqual({ status: 500, body: "returned", closes: true });
+  expect(await end()).toBe(true);
+});
+
+test.each([
+  ["another file", () => openSync("/dev/null", "r")],
+  ["a descriptor of the same socket", (kept: number) => kept],
+])("a server that is stopped in the grace has ended, though %s has its number", async (_, file) => {
+  const it = serving("");
+  const fd = servedBy(it.server)?.watch?.fd ?? -1;
+  const drained = drain(it.server, { grace: 100 });
+  await it.server.stop();
+  expect(sockets.isOpen(fd)).toBe(false);
+  const other = file(it.kept);
+  replace(other, fd);
+  const identity = identityOf(fd);
+  expect(await drained).toBe(true);
+  expect(identityOf(fd)).toBe(identity);
+  for (const number of new Set([fd, other])) if (number !== it.kept) sockets.close(number);
+});
+
+test("drain does not look at the address that serve ignores", async () => {
+  const it = serving(Object({ port: Number.NaN, fetch: () => new Response() }));
+  expect(await drain(it.server, { grace: 0 })).toBe(true);
+});
+
 test("a reload that Bun refuses changes nothing, before the call and after", async () => {
-  using it = listening("IPv4");
-  const server = serve({ fd: it.fd, fetch: () => new Response("one") });
+  const it = serving("one");
   const wrong = JSON.parse(`{ "fetch": 1 }`);
-  expect(thrown(() => server.reload(wrong))).toBeInstanceOf(TypeError);
-  expect((await (await Kept.to(it.to)).ask("/")).body).toBe("one");
-  const end = drainUntil(server);
-  expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "one", closes: true });
-  expect(thrown(() => server.reload(JSON.parse(`{ "websocket": 1 }`)))).toBeInstanceOf(Error);
-  expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "one", closes: true });
+  expect(thrown(() => it.server.reload(wrong))).toBeInstanceOf(TypeError);
+  expect((await it.ask()).body).toBe("one");
+  const end = drainUntil(it.server);
+  expect(await it.ask()).toMatchObject({ body: "one", closes: true });
+  expect(thrown(() => it.server.reload(JSON.parse(`{ "websocket": 1 }`)))).toBeInstanceOf(Error);
+  expect(await it.ask()).toMatchObject({ body: "one", closes: true });
   expect(await end()).toBe(true);
 });
 
 test("drain ends a server over TLS", async () => {
-  using it = listening("IPv4");
-  const server = serve({ fd: it.fd, tls: CERTIFICATE, fetch: () => new Response("safe") });
-  const socket = connectTLS({ ...it.to, rejectUnauthorized: false });
-  const kept = new Kept(socket);
-  expect(await kept.ask("/")).toMatchObject({ body: "safe", closes: false });
-  const end = drainUntil(server);
-  expect(await kept.ask("/")).toMatchObject({ body: "safe", closes: true });
+  const it = serving({ tls: CERTIFICATE, fetch: () => new Response("safe") });
+  const kept = it.tlsClient();
+  expect(await kept.ask()).toMatchObject({ body: "safe", closes: false });
+  const end = drainUntil(it.server);
+  expect(await kept.ask()).toMatchObject({ body: "safe", closes: true });
   expect(await end()).toBe(true);
 });
 
-test("drain closes the socket of a server that was not passed one", async () => {
-  const server = serve({ hostname: "127.0.0.1", port: 0, fetch: () => new Response("mine") });
-  const to = { host: "127.0.0.1", port: server.port ?? 0 };
-  const end = drainUntil(server);
-  expect(await (await Kept.to(to)).ask("/")).toMatchObject({ body: "mine", closes: true });
-  expect(await end()).toBe(true);
-  expect(await client(to).catch(() => "refused")).toBe("refused");
+test.each(["IPv4", "Unix"])(
+  "drain closes the socket of a server over %s that was not passed one",
+  async (family) => {
+    using scratched = scratch();
+    const path = join(scratched.path, "socket");
+    const fetch = () => new Response("mine");
+    const isUnix = family === "Unix";
+    const server = serve(
+      isUnix ? { unix: path, fetch } : { hostname: "127.0.0.1", port: 0, fetch },
+    );
+    const to = isUnix ? { path } : { host: "127.0.0.1", port: server.port ?? 0 };
+    const end = drainUntil(server);
+    expect(await (await Kept.to(to)).ask()).toMatchObject({ body: "mine", closes: true });
+    expect(await end()).toBe(true);
+    expect(await client(to).catch(() => "refused")).toBe("refused");
+  },
+);
+
+test("drain refuses one of several servers on one address, whose clients it cannot tell apart", async () => {
+  const on = (port: number, text: string) => {
+    const fetch = () => new Response(text);
+    return started(serve({ hostname: "127.0.0.1", port, reusePort: true, fetch }));
+  };
+  const one = on(0, "served");
+  const other = on(one.port ?? 0, "served");
+  expect(await rejection(drain(other))).toMatch(/^TypeError: more than one server .*give each one/);
+  for (let n = 0; n < 10; n++)
+    expect(await (await fetch(`http://127.0.0.1:${one.port}`, { keepalive: false })).text()).toBe(
+      "served",
+    );
 });
 
-test("a handler keeps the `this` and the arguments of Bun", async () => {
-  using it = listening("IPv4");
-  const server: Bun.Server<undefined> = serve({
-    fd: it.fd,
+test("handlers keep the `this` and the arguments of Bun", async () => {
+  const selves: unknown[] = [];
+  const it = serving({
+    routes: {
+      "/fails": () => {
+        throw new Error("on purpose");
+      },
+    },
     fetch(request, given) {
-      return Response.json([this === server, given === server, given.requestIP(request)?.family]);
+      selves.push(this);
+      return Response.json([given === self, given.requestIP(request)?.family]);
+    },
+    error({ message }) {
+      selves.push(this);
+      return new Response(message);
     },
   });
-  const end = drainUntil(server);
-  expect((await (await Kept.to(it.to)).ask("/")).body).toBe('[true,true,"IPv4"]');
+  const self: unknown = it.server;
+  await it.ask("/fails");
+  const end = drainUntil(it.server);
+  expect((await it.ask()).body).toBe('[true,"IPv4"]');
+  expect((await it.ask("/fails")).body).toBe("on purpose");
+  expect(selves.map((one) => one === self)).toEqual([true, true, true]);
   await end();
 });
 
 test("before drain, Bun has the program's own handlers: a request costs nothing", async () => {
   const routes = { "/": () => new Response() };
   const options = { routes, fetch: () => new Response(), error: () => new Response() };
-  const native = Bun.serve;
-  using spy = spyOn(Bun, "serve");
   const given: Bun.Serve.Options<undefined>[] = [];
-  spy.mockImplementation(((options: Bun.Serve.Options<undefined>) => {
-    given.push(options);
-    return native(options);
-  }) as typeof Bun.serve);
+  using _ = onServe((options) => void given.push(options));
   using it = listening("IPv4");
   started(serve({ ...options, fd: it.fd }));
   started(serve({ ...options, port: 0 }));
@@ -441,36 +499,36 @@ test("drain and draining refuse a server that serve did not make", () => {
     expect(thrown(() => end(server))).toEqual(
       TypeError("serve did not make this server: use serve instead of Bun.serve"),
     );
+  for (const end of [drain, draining])
+    expect(thrown(() => end(createServer()))).toEqual(
+      TypeError(
+        "this http.Server does not listen, or the program runs without the preload socket-service/register",
+      ),
+    );
 });
 
 test("a client that asks nothing does not hold the end up", async () => {
-  using it = listening("IPv4");
-  const server = serve({ fd: it.fd, fetch: () => new Response() });
+  const it = serving("");
   const silent = await client(it.to);
   atEnd(() => silent.destroy());
-  expect(await drain(server, { grace: 20 })).toBe(true);
+  expect(await drain(it.server, { grace: 20 })).toBe(true);
   expect(await text(silent)).toBe("");
 });
 
 test("the answers of `static` say Connection: close", async () => {
-  using it = listening("IPv4");
-  const options = {
-    fd: it.fd,
-    static: { "/": new Response("static") },
-    fetch: () => new Response("other"),
-  };
-  const end = drainUntil(serve(options));
-  const { body, closes } = await (await Kept.to(it.to)).ask("/");
+  const options = { static: { "/": new Response("static") }, fetch: () => new Response("other") };
+  const it = serving(options);
+  const end = drainUntil(it.server);
+  const { body, closes } = await it.ask();
   expect([body, closes]).toEqual(["static", true]);
   expect(await end()).toBe(true);
 });
 
 test("options with a routes that is an array, as a Hono app has, are taken as Bun.serve takes them", async () => {
-  using it = listening("IPv4");
-  const options = { fd: it.fd, fetch: () => new Response("app") };
-  const server = serve(Object.assign(options, JSON.parse(`{ "routes": [{ "path": "/" }] }`)));
-  expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "app", closes: false });
-  const end = drainUntil(server);
-  expect(await (await Kept.to(it.to)).ask("/")).toMatchObject({ body: "app", closes: true });
+  const options = { fetch: () => new Response("app") };
+  const it = serving(Object.assign(options, JSON.parse(`{ "routes": [{ "path": "/" }] }`)));
+  expect(await it.ask()).toMatchObject({ body: "app", closes: false });
+  const end = drainUntil(it.server);
+  expect(await it.ask()).toMatchObject({ body: "app", closes: true });
   expect(await end()).toBe(true);
 });
