@@ -1,10 +1,10 @@
 /* Requests with a body in a drain: none is reset before it has its answer. */
 import { describe, expect, test } from "bun:test";
+import { join } from "node:path";
 
 import { drain } from "../../src/activation/adopt/drain.ts";
-import { serve } from "../../src/activation/adopt/serve.ts";
-import { Kept } from "../support/kept.ts";
-import { listening } from "../support/listening.ts";
+import { scratch } from "../support/daemon.ts";
+import { accepted, drainUntil, serving } from "../support/kept.ts";
 import { cleansUp } from "../support/started.ts";
 import { until } from "../support/until.ts";
 
@@ -18,19 +18,16 @@ test.each([
 ])(
   "the early response to a body of 1 or 10 MB arrives if the handler reads it %s",
   async (_, read) => {
-    using it = listening("IPv4");
-    const server = serve({
-      fd: it.fd,
+    const it = serving({
       async fetch(request) {
         await read(request);
         return new Response("denied", { status: 401 });
       },
       error: () => new Response("denied", { status: 401 }),
     });
-    const drained = drain(server, { grace: 300 });
+    const drained = drain(it.server, { grace: 1500 });
     for (const size of [1e6, 1e7]) {
-      const kept = await Kept.to(it.to);
-      kept.send("/", `Content-Length: ${size}\r\n`, "POST");
+      const kept = await it.asking("/", `Content-Length: ${size}\r\n`, "POST");
       for (let sent = 0; sent < size; sent += 1e5) {
         kept.socket.write(Buffer.alloc(1e5));
         await Bun.sleep(0);
@@ -42,11 +39,54 @@ test.each([
   },
 );
 
+/** Each way to read a body. They return its length. */
+const READERS: Record<string, (request: Request) => unknown> = {
+  text: async (request) => (await request.text()).length,
+  json: async (request) => JSON.stringify(await request.json()).length,
+  blob: async (request) => (await request.blob()).size,
+  "the text of a clone": async (request) => (await request.clone().text()).length,
+  "the text of a new Request": async (request) => (await new Request(request).text()).length,
+  "a part after the other": async ({ body }) => {
+    let length = 0;
+    for await (const part of body ?? []) length += part.length;
+    return length;
+  },
+  "a stream for another server": async ({ body }) => {
+    using other = Bun.serve({ port: 0, fetch: async (request) => new Response(request.body) });
+    return (await (await fetch(other.url, { method: "POST", body })).text()).length;
+  },
+};
+if (Bun.version !== "1.4.0")
+  READERS["a file that it becomes"] = async (request) => {
+    using directory = scratch();
+    return await Bun.write(join(directory.path, "body"), Object(request));
+  };
+
+describe.each(Object.entries(READERS))(
+  "a request whose body the handler reads as %s",
+  (_, read) => {
+    test.each([
+      ["comes with its head", 0, 20],
+      ["comes after its head", 20, 20],
+      ["is long", 20, 2_000_000],
+    ])("and whose body %s ends the connection", async (_, pause, size) => {
+      const it = serving({ fetch: async (request) => new Response(`read ${await read(request)}`) });
+      const end = drainUntil(it.server);
+      const kept = await it.client();
+      const head = `POST / HTTP/1.1\r\nHost: example\r\nContent-Length: ${size}\r\n\r\n`;
+      const body = `"${"x".repeat(size - 2)}"`;
+      await kept.write([head + body.slice(0, 10), body.slice(10)], pause);
+      expect(await kept.answer()).toEqual({ status: 200, body: `read ${size}`, closes: true });
+      expect(await end()).toBe(true);
+    });
+  },
+);
+
 test("a body that is still coming when the server stops gets its early response", async () => {
-  using it = listening("IPv4");
-  const server = serve({ fd: it.fd, fetch: () => new Response("denied", { status: 401 }) });
-  const kept = await Kept.to(it.to);
-  const drained = drain(server, { grace: 20 });
+  const it = serving({ fetch: () => new Response("denied", { status: 401 }) });
+  const kept = await it.client();
+  await accepted(it);
+  const drained = drain(it.server, { grace: 20 });
   kept.send("/", "Content-Length: 10000000\r\n", "POST");
   for (let sent = 0; sent < 100; sent++) {
     kept.socket.write(Buffer.alloc(1e5));
@@ -58,54 +98,38 @@ test("a body that is still coming when the server stops gets its early response"
 });
 
 describe("a request with a body that the handler does not read", () => {
-  const ignoring = () => {
-    const it = listening("IPv4");
-    const server = serve({ fd: it.fd, fetch: () => new Response("thanks") });
-    return { ...it, server, [Symbol.dispose]: () => it[Symbol.dispose]() };
-  };
-
   test.each([
-    ["in one piece", ["POST", 10], 0],
-    ["after its head", ["PUT", 60_000], 20],
-  ] as const)(
-    "and that is short ends the connection, if it comes %s",
-    async (_, [method, size], pause) => {
-      using it = ignoring();
-      const drained = drain(it.server, { grace: 200 });
-      const kept = await Kept.to(it.to);
-      kept.send("/", `Content-Length: ${size}\r\n`, method);
-      await Bun.sleep(pause);
-      kept.socket.write("x".repeat(size));
-      expect(await kept.answer()).toEqual({ status: 200, body: "thanks", closes: true });
-      expect(await drained).toBe(true);
-    },
-  );
-
-  test("and that is chunked and empty ends the connection", async () => {
-    using it = ignoring();
-    const drained = drain(it.server, { grace: 200 });
-    const kept = await Kept.to(it.to);
-    kept.send("/", "Transfer-Encoding: chunked\r\n", "POST");
-    kept.socket.write("0\r\n\r\n");
+    ["short, and comes in one piece,", "POST", "Content-Length: 10", 0, "x".repeat(10)],
+    ["short, and comes after its head,", "PUT", "Content-Length: 60000", 20, "x".repeat(60_000)],
+    ["chunked and empty", "POST", "Transfer-Encoding: chunked", 0, "0\r\n\r\n"],
+  ])("and that is %s ends the connection", async (_, method, header, pause, body) => {
+    const it = serving("thanks");
+    const drained = drain(it.server, { grace: 600 });
+    const kept = await it.asking("/", `${header}\r\n`, method);
+    await Bun.sleep(pause);
+    kept.socket.write(body);
     expect(await kept.answer()).toEqual({ status: 200, body: "thanks", closes: true });
     expect(await drained).toBe(true);
   });
 
   test("and that comes late is answered first, and the connection goes on", async () => {
-    using it = ignoring();
+    const it = serving("thanks");
     const drained = drain(it.server, { grace: 1500 });
-    const kept = await Kept.to(it.to);
-    kept.send("/", "Content-Length: 4\r\n", "POST");
-    expect(await kept.answer()).toEqual({ status: 200, body: "thanks", closes: false });
-    kept.socket.write("body");
-    expect(await kept.ask("/")).toEqual({ status: 200, body: "thanks", closes: true });
+    const late = async (header: string, body: string) => {
+      const kept = await it.asking("/", `${header}\r\n`, "POST");
+      expect(await kept.answer()).toEqual({ status: 200, body: "thanks", closes: false });
+      kept.socket.write(body);
+      expect(await kept.ask()).toEqual({ status: 200, body: "thanks", closes: true });
+    };
+    await Promise.all([
+      late("Content-Length: 4", "body"),
+      late("Transfer-Encoding: chunked", "4\r\nbody\r\n0\r\n\r\n"),
+    ]);
     expect(await drained).toBe(true);
   });
 
   test("is still there for a response that reads it later", async () => {
-    using it = listening("IPv4");
-    const server = serve({
-      fd: it.fd,
+    const it = serving({
       fetch: (request) =>
         new Response(
           (async function* () {
@@ -114,9 +138,8 @@ describe("a request with a body that the handler does not read", () => {
           })(),
         ),
     });
-    const drained = drain(server, { grace: 200 });
-    const kept = await Kept.to(it.to);
-    kept.send("/", "Content-Length: 4\r\n", "POST");
+    const drained = drain(it.server, { grace: 600 });
+    const kept = await it.asking("/", "Content-Length: 4\r\n", "POST");
     kept.socket.write("body");
     expect(await kept.ended()).toBe("closed");
     expect(kept.received).toContain("read body");
@@ -125,13 +148,10 @@ describe("a request with a body that the handler does not read", () => {
 });
 
 test("a client that waits for 100 Continue gets it, and its answer", async () => {
-  using it = listening("IPv4");
-  const server = serve({
-    fd: it.fd,
-    fetch: async (request) => new Response(await request.text()),
-  });
-  const drained = drain(server, { grace: 20 });
-  const kept = await Kept.to(it.to);
+  const it = serving({ fetch: async (request) => new Response(await request.text()) });
+  const kept = await it.client();
+  await accepted(it);
+  const drained = drain(it.server, { grace: 20 });
   kept.send("/", "Expect: 100-continue\r\nContent-Length: 4\r\n", "POST");
   await until("100 Continue", 10, () => kept.received.startsWith("HTTP/1.1 100 "));
   // Phase 3 is over by now.

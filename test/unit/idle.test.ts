@@ -1,12 +1,18 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, spyOn, test } from "bun:test";
+import fs from "node:fs";
 import type { Socket } from "node:net";
 
-import { whenIdle } from "../../src/activation/adopt/idle.ts";
+import { Idle, whenIdle } from "../../src/activation/adopt/idle.ts";
 import { listen } from "../../src/activation/adopt/listen.ts";
 import { serve } from "../../src/activation/adopt/serve.ts";
+import { servedBy } from "../../src/activation/adopt/served.ts";
 import { thrown } from "../support/checks.ts";
-import { client, exchange, FAMILIES, listening } from "../support/listening.ts";
+import { execute } from "../support/daemon.ts";
+import { accepted, drainUntil, served } from "../support/kept.ts";
+import { client, exchange, FAMILIES, listening, text } from "../support/listening.ts";
+import { close, duplicate } from "../support/sockets.ts";
 import { cleansUp, started } from "../support/started.ts";
+import { until } from "../support/until.ts";
 
 cleansUp();
 
@@ -15,13 +21,40 @@ async function within(milliseconds: number, promise: Promise<unknown>): Promise<
   return await Promise.race([promise.then(() => true), Bun.sleep(milliseconds).then(() => false)]);
 }
 
+/** Waits until it happens. A busy machine may take long. */
+const happens = async (promise: Promise<unknown>) =>
+  expect(await within(10_000, promise)).toBe(true);
+
+/**
+ * Uses a server again and again, and checks that it is idle a time after the last use, and not before. On a
+ * busy machine it may be idle between two uses, if as much time has passed.
+ */
+async function idleAfterUses(
+  { timeout, pause }: { timeout: number; pause: number },
+  idle: Promise<unknown>,
+  uses: readonly (() => Promise<unknown>)[],
+) {
+  let end: number | undefined;
+  const ended = idle.then(() => (end = performance.now()));
+  let used = performance.now();
+  for (const use of uses) {
+    const begun = performance.now();
+    await use();
+    if (end !== undefined) break;
+    used = begun;
+    await within(pause, ended);
+  }
+  await happens(ended);
+  expect((end ?? 0) - used).toBeGreaterThanOrEqual(timeout);
+}
+
 const TIMEOUT = 200;
 
 describe.each(FAMILIES)("whenIdle of a server over %s", (family) => {
   test("waits for as long as a connection is open, and then the timeout", async () => {
-    using it = listening(family);
-    const server = started(serve({ fd: it.fd, fetch: () => new Response("Hello") }));
+    const { server, ...it } = served("Hello", family);
     const open: Socket = await client(it.to);
+    await accepted(it);
     const idle = whenIdle(server, { timeout: TIMEOUT });
     expect(await within(3 * TIMEOUT, idle)).toBe(false);
     open.destroy();
@@ -34,11 +67,125 @@ describe.each(FAMILIES)("whenIdle of a server over %s", (family) => {
     using it = listening(family);
     const listener = started(listen({ fd: it.fd, socket: { data() {} } }));
     const open = await client(it.to);
+    await accepted(it);
     const idle = whenIdle([listener], { timeout: TIMEOUT });
     expect(await within(3 * TIMEOUT, idle)).toBe(false);
     open.destroy();
-    expect(await within(3 * TIMEOUT, idle)).toBe(true);
+    await happens(idle);
   });
+});
+
+test("a connection to serve counts that asks nothing and is open for a third of the timeout", async () => {
+  const { server, ...it } = served("Hello");
+  const idle = whenIdle(server, { timeout: 1000 });
+  await Bun.sleep(400);
+  const opened = performance.now();
+  const open = await client(it.to);
+  await within(350, idle);
+  open.destroy();
+  await happens(idle);
+  expect(performance.now() - opened).toBeGreaterThanOrEqual(1000);
+});
+
+test.each(["first", "second"])("a connection to the %s of two servers counts", async (which) => {
+  using one = listening("IPv4");
+  using other = listening("Unix");
+  const server = started(serve({ fd: one.fd, fetch: () => new Response() }));
+  const listener = started(listen({ fd: other.fd, socket: { data() {} } }));
+  const used = which === "first" ? one : other;
+  const open = await client(used.to);
+  await accepted(used);
+  const idle = whenIdle([server, listener], { timeout: TIMEOUT });
+  expect(await within(3 * TIMEOUT, idle)).toBe(false);
+  open.destroy();
+  await happens(idle);
+});
+
+test("each connection to listen counts, however short, and also one that replaces the handlers", async () => {
+  using it = listening("IPv4");
+  let round = 0;
+  const handlers = { data() {} };
+  const open = (socket: Bun.Socket<undefined>) => {
+    if (round < 2) socket.end("Hello");
+    // From then on, nothing is noticed.
+    else socket.reload({ socket: handlers });
+  };
+  const listener = started(listen({ fd: it.fd, socket: { open, ...handlers } }));
+  const idle = whenIdle(listener, { timeout: 600 });
+  const use = (number: number) => async () => {
+    round = number;
+    const one = await client(it.to);
+    if (round < 2) expect(await text(one)).toBe("Hello");
+    else one.destroy();
+  };
+  await idleAfterUses({ timeout: 600, pause: 400 }, idle, [0, 1, 2].map(use));
+});
+
+test("the timeout begins when a connection to listen closes", async () => {
+  using it = listening("IPv4");
+  const { promise: closed, resolve: close } = Promise.withResolvers<number>();
+  const socket = { data() {}, close: () => close(performance.now()) };
+  const listener = started(listen({ fd: it.fd, socket }));
+  const idle = whenIdle(listener, { timeout: 600 });
+  const open = await client(it.to);
+  expect(await within(400, idle)).toBe(false);
+  open.destroy();
+  const begun = await closed;
+  await happens(idle);
+  // Not at the last look before.
+  expect(performance.now() - begun).toBeGreaterThan(595);
+});
+
+test.each(["at its limit", "stopped"])(
+  "a connection counts whose listener is %s when whenIdle is called",
+  async (state) => {
+    using it = listening("IPv4");
+    const socket = { data() {} };
+    const listener = started(listen({ fd: it.fd, socket, maxConnections: 1 }));
+    const open = await client(it.to);
+    await accepted(it);
+    if (state === "stopped") listener.stop();
+    const idle = whenIdle(listener, { timeout: TIMEOUT });
+    expect(await within(2 * TIMEOUT, idle)).toBe(false);
+    open.destroy();
+    await happens(idle);
+  },
+);
+
+test("the timeout begins at the close of a connection whose handlers were replaced", async () => {
+  using it = listening("IPv4");
+  const handlers = { data() {} };
+  const open = (socket: Bun.Socket<undefined>) => socket.reload({ socket: handlers });
+  const listener = started(listen({ fd: it.fd, socket: { open, ...handlers } }));
+  const idle = whenIdle(listener, { timeout: 1000 });
+  const one = await client(it.to);
+  expect(await within(800, idle)).toBe(false);
+  const ended = performance.now();
+  one.destroy();
+  await happens(idle);
+  // It notices the end when it looks next.
+  expect(performance.now() - ended).toBeGreaterThanOrEqual(600);
+});
+
+test("each of two calls for a server notices its requests", async () => {
+  const { server, ...it } = served("Hello");
+  const idle = [whenIdle(server, { timeout: 800 }), whenIdle(server, { timeout: 900 })];
+  const use = async () => expect(await exchange(it.to)).toEndWith("Hello");
+  await idleAfterUses(
+    { timeout: 800, pause: 300 },
+    Promise.race(idle),
+    Array.from({ length: 4 }, () => use),
+  );
+  await happens(Promise.all(idle));
+});
+
+test("a drain stays in force if whenIdle is called during it", async () => {
+  const it = served("Hello");
+  const end = drainUntil(it.server);
+  expect(await it.ask()).toMatchObject({ closes: true });
+  void whenIdle(it.server, { timeout: 1000 });
+  expect(await it.ask()).toMatchObject({ closes: true });
+  expect(await end()).toBe(true);
 });
 
 test("each request counts, also a short one between two looks, and after a reload", async () => {
@@ -53,32 +200,125 @@ test("each request counts, also a short one between two looks, and after a reloa
     error: () => new Response("error"),
   };
   const server = started(serve({ fd: it.fd, ...options }));
-  const idle = whenIdle(server, { timeout: 1000 });
-  for (const [target, body] of [
+  const idle = whenIdle(server, { timeout: 500 });
+  const uses = [
     ["/a", "route"],
     ["/b", "route"],
+    ["/b", "route"],
+    ["/", "fetch"],
     ["/", "fetch"],
     ["/fails", "error"],
     ["/a", "route"],
     ["/", "fetch"],
-  ] as const) {
+  ].map(([target, body]) => async () => {
     expect(await exchange(it.to, target)).toEndWith(`\r\n\r\n${body}`);
     server.reload(options);
-    expect(await within(300, idle)).toBe(false);
-  }
-  expect(await within(1500, idle)).toBe(true);
+  });
+  await idleAfterUses({ timeout: 500, pause: 300 }, idle, uses);
+});
+
+test("a handler keeps the `this` of Bun, and a routes that is an array is left to Bun", async () => {
+  using it = listening("IPv4");
+  const options = {
+    // A Hono app has one.
+    ...JSON.parse(`{ "routes": [{ "path": "/" }] }`),
+    fetch(this: unknown, _: Request, given: unknown) {
+      return Response.json(given === this && this === server);
+    },
+  };
+  const server: Bun.Server<undefined> = started(serve({ fd: it.fd, ...options }));
+  void whenIdle(server, { timeout: 1000 });
+  expect(await exchange(it.to)).toEndWith("\r\n\r\ntrue");
+});
+
+test("a server that is watched again and again keeps no trace of it", async () => {
+  const { server } = served("");
+  for (let n = 0; n < 3; n++) await whenIdle(server, { timeout: 20 });
+  expect(servedBy(server)?.onUse.size).toBe(0);
+});
+
+test("a route with properties that are no methods counts", async () => {
+  using it = listening("IPv4");
+  const get = () => new Response("got");
+  const routes = { "/": { GET: get, description: "of the page" } };
+  const server = started(serve({ fd: it.fd, routes }));
+  const idle = whenIdle(server, { timeout: 500 });
+  const use = async () => expect(await exchange(it.to)).toEndWith("got");
+  await idleAfterUses({ timeout: 500, pause: 300 }, idle, [use, use, use]);
+});
+
+test("a route that is a Response still answers", async () => {
+  using it = listening("IPv4");
+  const routes = { "/": new Response("static") };
+  const server = started(serve({ fd: it.fd, routes }));
+  void whenIdle(server, { timeout: 1000 });
+  expect(await exchange(it.to)).toEndWith("\r\n\r\nstatic");
 });
 
 test("a server that was passed no socket is never idle", async () => {
   const server = started(serve({ port: 0, fetch: () => new Response() }));
-  expect(await within(500, whenIdle(server, { timeout: 100 }))).toBe(false);
+  const listener = started(listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } }));
+  const each = [server, listener].map((one) => whenIdle(one, { timeout: 100 }));
+  expect(await within(500, Promise.race(each))).toBe(false);
+});
+
+test("nobody is idle while a server of the program's own is open", async () => {
+  using it = listening("IPv4");
+  const idle = new Idle();
+  idle.add(started(listen({ fd: it.fd, socket: { data() {} } })));
+  const own = {};
+  idle.addOwn(own);
+  const ended = idle.after(TIMEOUT);
+  expect(await within(3 * TIMEOUT, ended)).toBe(false);
+  idle.removeOwn(own);
+  await happens(ended);
+});
+
+test("a look reads the descriptors once for all servers that had one socket in turn", async () => {
+  using it = listening("IPv4");
+  const idle = new Idle();
+  for (let turn = 0; turn < 3; turn++) {
+    const listener = listen({ fd: duplicate(it.fd), socket: { data() {} } });
+    idle.add(listener);
+    listener.stop();
+  }
+  close(it.fd);
+  using looks = spyOn(fs, "readdirSync");
+  await idle.after(TIMEOUT);
+  // It looks ten times, or less often if the machine is busy.
+  expect(looks.mock.calls.length).toBeWithin(1, 13);
+});
+
+test("it looks once a second if the timeout is long, and never if it is Infinity", async () => {
+  const idle = new Idle();
+  const looks = { long: 0, endless: 0 };
+  void idle.after(1e6, () => ++looks.long > 1);
+  void idle.after(Infinity, () => ++looks.endless > 1);
+  await until("it looks", 2, () => looks.long > 0);
+  expect(looks).toEqual({ long: 1, endless: 0 });
+});
+
+test.each(["before", "after"])("it keeps no program alive %s its first look", async (when) => {
+  using it = listening("IPv4");
+  // The first look comes after a second.
+  const script = `
+    import { serve, whenIdle } from "./src/activation/index.ts";
+    const server = serve({ fd: 3, fetch: () => new Response() });
+    server.unref();
+    void whenIdle(server, { timeout: 1e9 });
+    setTimeout(() => {
+      const begun = performance.now();
+      process.on("exit", () => (process.exitCode = performance.now() - begun < 800 ? 0 : 1));
+    }, ${when === "before" ? 0 : 1100});`;
+  await using child = execute(process.execPath, [it.fd], {}, ["-e", script]);
+  close(it.fd);
+  expect([await child.status(), child.stderr]).toEqual([0, ""]);
 });
 
 test("its promise resolves before the event loop accepts the next client", async () => {
-  using it = listening("IPv4");
-  const server = started(serve({ fd: it.fd, fetch: () => new Response("first") }));
+  const { server, ...it } = served("first");
   await whenIdle(server, { timeout: 50 });
-  // Who connects now waits for whoever has the socket next.
+  // A client that connects now waits for the next server on the socket.
   const stopped = server.stop();
   const late = await client(it.to);
   await stopped;
@@ -87,8 +327,7 @@ test("its promise resolves before the event loop accepts the next client", async
 });
 
 test("whenIdle refuses a timeout of 0, and a server that serve did not make", () => {
-  using it = listening("IPv4");
-  const server = started(serve({ fd: it.fd, fetch: () => new Response() }));
+  const { server } = served("");
   expect(thrown(() => whenIdle(server, { timeout: 0 }))).toBeInstanceOf(RangeError);
   const other = started(Bun.serve({ port: 0, fetch: () => new Response() }));
   expect(thrown(() => whenIdle(other, { timeout: 1 }))).toBeInstanceOf(TypeError);
