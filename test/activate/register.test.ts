@@ -2,9 +2,10 @@
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { createSocket } from "node:dgram";
 import { join, resolve } from "node:path";
+import { connect as connectTLS } from "node:tls";
 
-import { Client, freePort, type Running } from "../support/daemon.ts";
-import { CERTIFICATE, client, text } from "../support/listening.ts";
+import { Client, freePort, get, type Running } from "../support/daemon.ts";
+import { CERTIFICATE, client, exchange, text } from "../support/listening.ts";
 import { LOOPBACK6 } from "../support/sockets.ts";
 import { REGISTER, Service, type StartOptions, type Unit } from "../support/unchanged.ts";
 import { until } from "../support/until.ts";
@@ -28,10 +29,10 @@ async function started(source: string, options?: StartOptions, unit: Unit = {}) 
 }
 
 const warnings = ({ stderr }: Running) => stderr.match(/^socket-service\/register: .*$/gm) ?? [];
-/** All that a program says that was not asked for. */
+/** The output of a program on stderr, but for Bun's own line. */
 const noise = ({ stderr }: Running) => stderr.replace(/^Started development server: .*\n/m, "");
 
-/** What answers with its own address, the client's, and a version, by the API that opens its socket. */
+/** Programs that answer with their own address, the client's, and a version, by the API of their socket. */
 const FETCH = `fetch: (request, server) => Response.json(
   [server.hostname, server.port, server.requestIP(request)?.address, "VERSION"])`;
 const HANDLER = `({ socket }, response) => {
@@ -98,6 +99,15 @@ describe("over TLS", () => {
     expect(await answer.json()).toEqual(["127.0.0.1", it.port, "127.0.0.1", "VERSION"]);
   });
 
+  test("a program of node:tls serves, whenever it sets its handler", async () => {
+    const { it } = await started(
+      `const server = require("node:tls").createServer(${TLS}).listen(3000);
+      setTimeout(() => server.on("secureConnection", (socket) => socket.end("safe")), 50);`,
+    );
+    const socket = connectTLS({ host: "127.0.0.1", port: it.port, rejectUnauthorized: false });
+    expect(await text(socket)).toBe("safe");
+  });
+
   test("a program of node:http2 serves", async () => {
     const source = `require("node:http2").createServer((request, response) => response.end("two")).listen(3000);`;
     const { it } = await started(source);
@@ -117,6 +127,24 @@ test("a socket on [::] is reported as Bun reports its own", async () => {
   if (!("port" in to)) expect.unreachable();
   const answer = await fetch(`http://[${LOOPBACK6}]:${to.port}/`);
   expect(await answer.json()).toEqual([LOOPBACK6, to.port, LOOPBACK6, "VERSION"]);
+});
+
+test("a program of Bun.listen serves, whatever its data is", async () => {
+  for (const data of ["undefined", "{}", `new (require("node:events"))()`]) {
+    const { it } = await started(
+      `Bun.listen({ hostname: "127.0.0.1", port: 3000, data: ${data}, socket: { open: (it) => void it.end("Hello"), data() {} } });`,
+    );
+    expect(await text(await client(it.to))).toBe("Hello");
+  }
+});
+
+test("a child that starts before the program listens does not get the address of systemd", async () => {
+  const { running } = await started(
+    `const { spawnSync } = require("node:child_process");
+    console.error("child:", spawnSync("env", { encoding: "utf8" }).stdout.match(/^NOTIFY_SOCKET=.*$/m));
+    Bun.serve({ port: 3000, fetch: () => new Response() });`,
+  );
+  expect(running.stderr).toContain("child: null\n");
 });
 
 test("a program of node:http keeps its own timeouts", async () => {
@@ -147,7 +175,7 @@ async function datagram(port: number): Promise<string> {
   const socket = createSocket("udp4");
   const { promise, resolve } = Promise.withResolvers<string>();
   socket.on("message", (message) => resolve(String(message)));
-  // Nobody repeats what came before the socket was read.
+  // A datagram that came before the socket was read may be lost.
   const timer = setInterval(() => socket.send("echo", port, "127.0.0.1"), 100);
   return await promise.finally(() => (clearInterval(timer), socket.close()));
 }
@@ -159,9 +187,9 @@ test("programs of node:dgram and Bun.udpSocket serve, and their clients take no 
     client.send("hello", 9, "127.0.0.1", () => client.close());
     const server = createSocket("udp4").on("message", (message, { port, address }) => server.send(message, port, address));
     setTimeout(() => server.bind(5353), 50);`,
-    `await Bun.udpSocket({ connect: { hostname: "127.0.0.1", port: 9 } });
+    `await Bun.udpSocket({ port: ${freePort()}, connect: { hostname: "127.0.0.1", port: 9 } });
     await Bun.udpSocket({});
-    await Bun.udpSocket({ port: 5353, socket: { data: (socket, data, port, address) => void socket.send(data, port, address) } });`,
+    await Bun.udpSocket({ port: 5353, connect: undefined, socket: { data: (socket, data, port, address) => void socket.send(data, port, address) } });`,
   ]) {
     const { it, status } = await started(source, {}, { family: "UDP" });
     expect(status).toBe(`READY=1\nSTATUS=Listening on 127.0.0.1:${it.port}\n`);
@@ -193,11 +221,9 @@ test("a compiled program serves, with the import as its first line, or a preload
 
 describe("which socket", () => {
   const answer = (text: string) => `fetch: () => new Response("${text}")`;
-  const get = async (it: Service, index: number) => {
-    const { to } = it.sockets[index] ?? expect.unreachable();
-    if (!("port" in to)) expect.unreachable();
-    return await (await fetch(`http://127.0.0.1:${to.port}/`, { keepalive: false })).text();
-  };
+  /** Asks each socket of a service. */
+  const all = (it: Service) =>
+    Promise.all(it.sockets.map(({ to }) => get("port" in to ? to.port : expect.unreachable())));
 
   test("each of several sockets goes to the call that its name says, and READY=1 follows the last", async () => {
     const it = service({ name: "3000" }, { name: "9100" });
@@ -210,7 +236,30 @@ describe("which socket", () => {
     expect(it.receiver.poll()).toBeUndefined();
     running.process.kill("SIGUSR1");
     await it.ready();
-    expect([await get(it, 0), await get(it, 1)]).toEqual(["application", "metrics"]);
+    expect(await all(it)).toEqual(["application", "metrics"]);
+    expect(warnings(running)).toEqual([]);
+  });
+
+  test.each<[string, StartOptions]>([
+    ["BUN_PORT, before PORT,", { env: { BUN_PORT: "3001", PORT: "3002" } }],
+    ["PORT, before NODE_PORT,", { env: { PORT: "3001", NODE_PORT: "3002" } }],
+    ["NODE_PORT", { env: { NODE_PORT: "3001" } }],
+    ["the option --port=", { flags: ["--port=3001"] }],
+    ["the option --port", { flags: ["--port", "3001"] }],
+  ])("%s names the socket of a server without a port", async (_, options) => {
+    const it = service({ name: "3001" }, { name: "3002" });
+    it.run(`Bun.serve({ ${answer("found")} });`, options);
+    expect(await it.get()).toBe("found");
+  });
+
+  test("an abstract name in the form of the kernel is the one that a name says after @", async () => {
+    const it = service({ name: "@one" }, { name: "@two" });
+    const running = it.run(
+      `Bun.serve({ unix: "\\0two", ${answer("two")} });
+      Bun.serve({ unix: "\\0one", ${answer("one")} });`,
+    );
+    await it.ready();
+    expect(await all(it)).toEqual(["one", "two"]);
     expect(warnings(running)).toEqual([]);
   });
 
@@ -218,10 +267,9 @@ describe("which socket", () => {
     const it = service({}, {});
     const port = freePort();
     const running = it.run(`Bun.serve({ port: ${port}, ${answer("own")} });`);
-    await running.says(/set FileDescriptorName=\d+ in one of the socket units/);
+    await running.says(/set FileDescriptorName=\d+ in one of them/);
     // The warning comes before the port is open.
-    const ask = async () => await (await fetch(`http://127.0.0.1:${port}/`)).text();
-    expect(await until("it serves", 5, () => ask().catch(() => undefined))).toBe("own");
+    expect(await until("it serves", 5, () => get(port).catch(() => undefined))).toBe("own");
     expect(warnings(running)).toHaveLength(1);
     expect(it.receiver.poll()).toBeUndefined();
   });
@@ -230,11 +278,11 @@ describe("which socket", () => {
     const it = service({}, {});
     const [first = 0, second = 0] = it.sockets.map(({ to }) => ("port" in to ? to.port : 0));
     const running = it.run(
-      `Bun.serve({ port: ${second}, ${answer("second")} });
+      `Bun.serve({ port: "${second}", ${answer("second")} });
       require("node:http").createServer((request, response) => response.end("first")).listen(${first});`,
     );
     await it.ready();
-    expect([await get(it, 0), await get(it, 1)]).toEqual(["first", "second"]);
+    expect(await all(it)).toEqual(["first", "second"]);
     expect(warnings(running)).toEqual([]);
   });
 
@@ -245,7 +293,10 @@ describe("which socket", () => {
         const server = createServer().unref().on("error", reject);
         server.listen(port, () => {
           const found = server.address();
-          server.close(() => resolve(found.port));
+          server.close(() => {
+            server.on("connection", () => {});
+            resolve(found.port);
+          });
         });
       });
       const internal = Bun.serve({ port: 0, ${answer("internal")} });
@@ -277,6 +328,67 @@ describe("which socket", () => {
     }
   });
 
+  test("two servers on one port under bun --hot have a socket each, by their hostnames", async () => {
+    const it = service({ name: "3000" }, { family: "IPv6", name: "3000" });
+    const source = `Bun.serve({ hostname: "127.0.0.1", port: 3000, ${answer("IPv4 VERSION")} });
+      Bun.serve({ hostname: "::", port: 3000, ${answer("IPv6 VERSION")} });`;
+    const running = it.run(source, { flags: ["--hot"] });
+    await it.ready();
+    const both = () => Promise.all(it.sockets.map(({ to }) => exchange(to)));
+    for (const version of ["first", "second"]) {
+      it.write("program.ts", source.replaceAll("VERSION", version));
+      const is = (answer: string, family: string) => answer.endsWith(`${family} ${version}`);
+      await until(`the ${version} edit`, 10, async () => {
+        const [one = "", other = ""] = await both();
+        return is(one, "IPv4") && is(other, "IPv6");
+      });
+    }
+    expect(warnings(running)).toEqual([]);
+  });
+
+  test.each<[string, Record<string, string>, string[]]>([
+    ["PORT=0", { PORT: "0" }, []],
+    ["--port=0", {}, ["--port=0"]],
+  ])(
+    "Bun.serve without a port gets a random one, and no socket, with %s",
+    async (_, env, flags) => {
+      const it = service({ name: "3000" });
+      it.run(`Bun.serve({ ${answer("random")} }); Bun.serve({ port: 3000, ${answer("3000")} });`, {
+        env,
+        flags,
+      });
+      await it.ready();
+      expect(await it.get()).toBe("3000");
+    },
+  );
+
+  test.each<[string, Record<string, string>, number]>([
+    ["3000 for a PORT that is no port", { PORT: "70000" }, 3000],
+    ["NODE_PORT after a PORT that is no port", { PORT: "none", NODE_PORT: "3002" }, 3002],
+    ["the PORT of the start, whatever the program sets", { PORT: "3002" }, 3002],
+  ])("Bun.serve without a port gets %s", async (_, env, port) => {
+    const it = service({ name: String(port) });
+    it.run(`process.env.PORT = "4000"; Bun.serve({ ${answer("default")} });`, { env });
+    await it.ready();
+    expect(await it.get()).toBe("default");
+  });
+
+  test("a call that names a descriptor gets that one, whatever its port", async () => {
+    const it = service({ name: "3000" }, { name: "3001" });
+    const module = JSON.stringify(resolve(import.meta.dir, "../../src/activation/index.ts"));
+    const running = it.run(
+      `const { listen } = await import(${module});
+      const open = (socket) => void socket.end("by descriptor");
+      listen({ fd: 4, port: 3000, hostname: "127.0.0.1", socket: { open, data() {} } });
+      Bun.serve({ port: 3000, ${answer("by port")} });
+      console.error("listening");`,
+    );
+    await running.says(/listening/);
+    expect(await it.get()).toBe("by port");
+    const [, second] = it.sockets;
+    expect(await text(await client(second?.to ?? expect.unreachable()))).toBe("by descriptor");
+  });
+
   test("a second server opens its own, and a warning names both", async () => {
     const port = freePort();
     const { it, running } = await started(
@@ -285,14 +397,21 @@ describe("which socket", () => {
     );
     await running.says(new RegExp(`FileDescriptorName=3000 or ${port} in the socket unit`));
     expect(await it.get()).toBe("application");
-    expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe("metrics");
+    expect(await get(port)).toBe("metrics");
   });
 
   test("after an error of the program's own options, the next call gets the socket", async () => {
-    const { it } = await started(
-      `try { Bun.serve({ port: 3000 }); } catch (error) { console.error(error.message); }
+    const { it, running } = await started(
+      `const { readdirSync, readlinkSync } = require("node:fs");
+      const name = (fd) => {
+        try { return readlinkSync("/proc/self/fd/" + fd); } catch {}
+      };
+      const count = () => readdirSync("/proc/self/fd").filter((fd) => name(fd) === name(3)).length;
+      try { Bun.serve({ port: 3000 }); } catch { console.error(count()); }
       Bun.serve({ port: 3000, ${answer("second")} });`,
     );
+    // No duplicate of it is left.
+    await running.says(/^1\n/);
     expect(await it.get()).toBe("second");
   });
 
@@ -315,7 +434,16 @@ describe("with no socket", () => {
       Bun.serve({ port: 0, fetch: () => new Response() });
       Bun.serve({ port: ${port}, fetch: () => new Response("own") });`);
     expect(await it.ready()).toBe(`READY=1\nSTATUS=Listening on port ${port}\n`);
-    expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe("own");
+    expect(await get(port)).toBe("own");
+    // A net.Server counts from its handler on.
+    const late = freePort();
+    it.run(`require("node:net").createServer().listen(${late})
+        .on("connection", (socket) => socket.end());`);
+    expect(await it.ready()).toBe(`READY=1\nSTATUS=Listening on port ${late}\n`);
+    // A name may have any character.
+    const name = crypto.randomUUID();
+    it.run(`Bun.serve({ unix: "\\x00${name}\\n", fetch: () => new Response() });`);
+    expect(await it.ready()).toBe(`READY=1\nSTATUS=Listening on @${name}?\n`);
   });
 
   test("and no notification socket, or in a Worker, Bun keeps its own functions", async () => {
@@ -323,12 +451,109 @@ describe("with no socket", () => {
     const source = `const native = Object.entries({ serve: Bun.serve, listen: Bun.listen, udpSocket: Bun.udpSocket })
       .every(([name, value]) => Function.prototype.toString.call(value).includes("[native code]"));
       console.error(Bun.isMainThread, native, process.listenerCount("SIGTERM"));`;
-    it.write("worker.ts", source);
-    const running = it.run(`${source} new Worker("./worker.ts");`, {
-      env: { NOTIFY_SOCKET: undefined },
-    });
-    await running.says(/true true 0\nfalse true 0/);
+    // Bun loads no preload in a Worker.
+    it.write("worker.ts", `require(${JSON.stringify(REGISTER)}); ${source}`);
+    const program = `${source} new Worker("./worker.ts");`;
+    const alone = it.run(program, { env: { NOTIFY_SOCKET: undefined } });
+    await alone.says(/true true 0\nfalse true 0/);
+    await it.run(program).says(/true false 0\nfalse true 0/);
   });
+});
+
+test.each([{}, { IDLE_TIMEOUT: "60" }])(
+  "with wrong options, Bun's functions say the same as without the preload (%p)",
+  async (env) => {
+    const source = `const at = { hostname: "127.0.0.1", port: ${freePort()} };
+    for (const call of [Bun.serve, Bun.listen, Bun.udpSocket])
+      for (const options of [
+        ...[undefined, null, 1, { ...at, port: 70000, fetch() {} }, { ...at, port: -1, fetch() {} }],
+        ...[null, 1, { data: 1 }, { open: 1, data() {} }].map((socket) => ({ ...at, socket })),
+      ])
+        await Promise.try(call, options).then((it) => (it.stop ?? it.close).call(it), (error) => console.error(String(error)));
+    process.exit();`;
+    const it = service({});
+    const bare = it.run(source, { command: [process.execPath, "program.ts"] });
+    expect(await bare.status()).toBe(0);
+    expect(bare.stderr.split("\n").length).toBeGreaterThan(18);
+    const preloaded = it.run(source, { env });
+    expect(await preloaded.status()).toBe(0);
+    expect(preloaded.stderr).toBe(bare.stderr);
+  },
+);
+
+describe.each([{}, { IDLE_TIMEOUT: "60" }])("as without the preload, with %p,", (env) => {
+  test("options and handlers may be inherited, and a handler has the socket as `this`", async () => {
+    for (const [family, call, handlers] of [
+      ["IPv4", "listen", `data(socket, data) { socket.end(data + " " + (this === socket)); }`],
+      [
+        "UDP",
+        "udpSocket",
+        `data(socket, data, ...to) { socket.send(data + " " + (this === socket), ...to); }`,
+      ],
+    ] as const) {
+      const { it } = await started(
+        `class Handlers { ${handlers} }
+        class Options {
+          get socket() { return new Handlers(); }
+          get hostname() { return "127.0.0.1"; }
+          get port() { return 3000; }
+        }
+        await Bun.${call}(new Options());`,
+        { env },
+        { family },
+      );
+      if (family === "UDP") expect(await datagram(it.port)).toBe("echo true");
+      else {
+        const socket = await client(it.to);
+        socket.write("echo");
+        expect(await text(socket)).toBe("echo true");
+      }
+    }
+  });
+
+  test("a function with which the program replaces one of Bun is called once for a server", async () => {
+    for (const [family, call, socket] of [
+      ["IPv4", "serve", "null"],
+      ["IPv4", "listen", "{ data() {} }"],
+      ["UDP", "udpSocket", "{ data() {} }"],
+    ] as const) {
+      const { running } = await started(
+        `const { ${call} } = Bun;
+        Bun.${call} = (options) => (console.error("called"), ${call}(options));
+        await Bun.${call}({ hostname: "127.0.0.1", port: 3000, fetch() {}, socket: ${socket} });
+        console.error("done");`,
+        { env },
+        { family },
+      );
+      await running.says(/done/);
+      expect(noise(running)).toBe("called\ndone\n");
+    }
+  });
+});
+
+test("servers of a program that stops them leave nothing behind", async () => {
+  const { running } = await started(
+    `const server = require("node:net").createServer(() => {});
+    for (let i = 0; i < 12; i++)
+      await new Promise((done) => server.listen(3000, () => server.close(done)));
+    const servers = [];
+    for (let i = 0; i < 12; i++) {
+      const server = Bun.serve({ port: 3000, fetch: () => new Response() });
+      servers.push(new WeakRef(server));
+      await server.stop();
+    }
+    while (servers.filter((one) => one.deref()).length > 2) await Bun.sleep(10).then(() => Bun.gc(true));
+    console.error(server.listenerCount("session"), "done");`,
+  );
+  await running.says(/^1 done\n$/);
+});
+
+test("a program that listens sends signs of life, and one that does nothing ends", async () => {
+  // As systemd sets it. The time is in microseconds.
+  const { it } = await started(HTTP["Bun.serve"], { env: { WATCHDOG_USEC: "200000" } });
+  await it.notified("WATCHDOG=1");
+  // Before a warning that nothing listens.
+  expect(await service({}).run("").status()).toBe(0);
 });
 
 test("wrong variables are an error of one line, with the exit status 78", async () => {
