@@ -1,4 +1,4 @@
-/* What the executables do with input that no service manager passes, and with options. */
+/* The executables refuse input that no service manager passes, and have options. */
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 
@@ -25,7 +25,7 @@ afterAll(() => directory[Symbol.dispose]());
 let path = 0;
 const freshPath = () => join(directory.path, `${path++}`);
 
-/** Makes what to pass: the descriptors, and the ends that stay here, which must see nothing. */
+/** Makes the descriptors to pass, and the ends that stay here, which must see nothing. */
 type Passed = () => { fds: number[]; ours?: number[] };
 
 const nothing: Passed = () => ({ fds: [] });
@@ -47,13 +47,7 @@ const listening: Passed = () => {
   return { fds: [fd], ours: [toPort(fd)] };
 };
 const connection = end(() => sockets.socketPair());
-const tcpConnection = end(() => {
-  const fd = sockets.listening(AF_INET, 5);
-  const ours = toPort(fd);
-  const theirs = sockets.accept(fd);
-  sockets.close(fd);
-  return [ours, theirs];
-});
+const tcpConnection = end(() => sockets.tcpPair());
 const writeEnd = end(() => sockets.pipe());
 const udp = one(() => sockets.bound(AF_INET, SOCK_DGRAM));
 
@@ -93,18 +87,18 @@ interface Case {
   readonly env?: Record<string, string | undefined>;
   readonly args?: string[];
   readonly status?: number;
-  /** What the one line on stderr says after the service's name. */
+  /** The line on stderr, after the service's name. */
   readonly says: RegExp;
   /** Started in place of the service itself. */
   readonly script?: string;
 }
 
-/** Runs a service with bad input: one line that says what is wrong and what to do, no more. */
+/** Runs a service with bad input: it writes one line, with the fault and the remedy, and no more. */
 async function expectRefusal(name: string, { passed = nothing, ...input }: Case) {
   const { fds, ours = [] } = passed();
   await using service = execute(input.script ?? name, fds, input.env, input.args);
   fds.forEach(sockets.close);
-  expect(await service.status(2000)).toBe(input.status ?? CONFIGURATION);
+  expect(await service.status()).toBe(input.status ?? CONFIGURATION);
   expect(service.stderr).toMatch(RegExp(`^${name}: ${input.says.source}[^\n]*: [^\n]+\n$`));
   expect(await service.process.stdout.text()).toBe("");
   for (const fd of ours) {
@@ -214,7 +208,7 @@ describe("socket-service-accepted and socket-service-inet print the greeting", (
     expect(await Bun.file(read).text()).toBe("This socket was already accepted\n");
   });
 
-  test("to a file, after what is there", async () => {
+  test("to a file, after its text", async () => {
     const file = freshPath();
     const script = `(echo before; "$0"; echo after) >"$1"`;
     const command = ["sh", "-c", script, executable("socket-service-inet"), file];

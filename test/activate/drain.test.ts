@@ -1,11 +1,11 @@
-/* `drain` in a process of its own: what its clients see, and when it is gone. */
+/* `drain` in a process of its own: its clients, and its end. */
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 
 import { activate, execute, freePort } from "../support/daemon.ts";
 import { client, listening, text } from "../support/listening.ts";
 import { lacks } from "../support/needs.ts";
-import { project } from "../support/project.ts";
+import { program } from "../support/project.ts";
 import { until } from "../support/until.ts";
 
 setDefaultTimeout(60_000);
@@ -20,15 +20,6 @@ const server = serve({
 });
 process.on("SIGTERM", async () => process.exit((await drain(server, { grace: ${GRACE} })) ? 0 : 1));
 `;
-
-/** A program in a directory of its own, where it finds the module. */
-function program(source: string): { path: string } & Disposable {
-  const directory = project({ "program.ts": source });
-  return {
-    path: `${directory.path}/program.ts`,
-    [Symbol.dispose]: () => directory[Symbol.dispose](),
-  };
-}
 
 test.skipIf(lacks("systemd-socket-activate")).each(["silent", "talking all the time"])(
   "drain closes 64 WebSockets, %s, with 1001",
@@ -52,8 +43,7 @@ test.skipIf(lacks("systemd-socket-activate")).each(["silent", "talking all the t
         for (let i = 0; i < 10; i++) socket.send("hello");
       }
     const begun = performance.now();
-    service.process.kill("SIGTERM");
-    expect(await service.status()).toBe(0);
+    expect(await service.stop()).toBe(0);
     expect(performance.now() - begun).toBeWithin(GRACE, GRACE + 3000);
     expect((await Promise.all(closed)).map(({ code }) => code)).toEqual(sockets.map(() => 1001));
   },
@@ -63,7 +53,7 @@ const REQUEST = "GET / HTTP/1.1\r\nHost: example\r\n\r\n";
 const LIMIT = 48;
 
 test.each(["ask once more", "stay silent"])(
-  "with no descriptor free, and clients that %s, none is lost and those in the queue wait",
+  "with no descriptor free, and clients that %s, no answer is lost, and the queue waits",
   async (kind) => {
     using source = program(PROGRAM);
     using it = listening("IPv4");

@@ -1,9 +1,9 @@
-/* What a client of each service sees, whatever it does itself. */
+/* Each client of a service is greeted, whatever it does itself. */
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
-import { activate, ask, Client, freePort, type Running, scratch } from "../support/daemon.ts";
+import { activate, ask, freePort, type Running, scratch } from "../support/daemon.ts";
 import { SERVICES } from "../support/services.ts";
 import { lacks, lacksIPv6 } from "../support/needs.ts";
 import { EMULATED } from "../support/until.ts";
@@ -11,7 +11,7 @@ import { EMULATED } from "../support/until.ts";
 setDefaultTimeout(30_000);
 
 const MEGABYTE = new Uint8Array(1_000_000).fill(0x78);
-/** How long a service may take to be done with a client that has closed, in milliseconds. */
+/** The longest time in milliseconds until a service is done with a client that has closed. */
 const SOON = 1000;
 
 const FAMILIES = ["IPv4", ...(lacksIPv6() ? [] : ["IPv6"]), "Unix"];
@@ -20,17 +20,14 @@ const testClients = test.skipIf(lacks("nc", "curl", "telnet"));
 
 for (const { name, flags, greeting } of SERVICES)
   describe.skipIf(lacks("systemd-socket-activate"))(name, () => {
-    const start = (port: number) => activate(name, { flags, listen: [port] });
+    const start = () => activate(name, { flags });
 
     /** After `count` clients have closed: nothing is left of them within a second, and no word. */
     async function expectDone(service: Running, count: number): Promise<void> {
       if (flags.length > 0)
         expect(await service.ends(count, SOON)).toEqual(Array(count).fill("code 0"));
-      else {
-        // It would wait for an open connection.
-        service.process.kill("SIGTERM");
-        expect(await service.status(SOON)).toBe(0);
-      }
+      // It would wait for an open connection.
+      else expect(await service.stop(SOON)).toBe(0);
       expect(service.said).toBe("");
     }
 
@@ -49,9 +46,8 @@ for (const { name, flags, greeting } of SERVICES)
     });
 
     test("greets a client that sends a megabyte first", async () => {
-      const port = freePort();
-      await using service = await start(port);
-      const client = await Client.connect(port);
+      await using service = await start();
+      const client = await service.client();
       client.pause();
       await client.send(MEGABYTE);
       client.finish();
@@ -61,38 +57,27 @@ for (const { name, flags, greeting } of SERVICES)
     });
 
     test("greets a client that shuts its sending side down first", async () => {
-      const port = freePort();
-      await using service = await start(port);
-      const client = await Client.connect(port);
+      await using service = await start();
+      const client = await service.client();
       client.finish();
       expect(await client.received()).toBe(greeting);
       await expectDone(service, 1);
     });
 
     testClients("greets nc, curl and telnet, which speak first", async () => {
-      const port = freePort();
-      await using service = await start(port);
+      await using service = await start();
       const commands = [
-        ["nc", "-q0", "127.0.0.1", `${port}`],
+        ["nc", "-q0", "127.0.0.1", `${service.port}`],
         [
-          "curl",
-          "--noproxy",
-          "*",
-          "--silent",
-          "--show-error",
-          "--http0.9",
-          `http://127.0.0.1:${port}/`,
+          ..."curl --noproxy * --silent --show-error --http0.9".split(" "),
+          `http://127.0.0.1:${service.port}/`,
         ],
-        ["telnet", "127.0.0.1", `${port}`],
+        ["telnet", "127.0.0.1", `${service.port}`],
       ];
       await Promise.all(
         commands.map(async (command) => {
-          await using client = Bun.spawn(command, {
-            stdin: "pipe",
-            stdout: "pipe",
-            stderr: "pipe",
-            timeout: 10_000,
-          });
+          const stdio = ["pipe", "pipe", "pipe"] as const;
+          await using client = Bun.spawn(command, { stdio: [...stdio], timeout: 10_000 });
           client.stdin.write("GET / HTTP/1.0\r\n\r\n");
           client.stdin.flush();
           const decoder = new TextDecoder();
@@ -112,15 +97,14 @@ for (const { name, flags, greeting } of SERVICES)
     test.skipIf(EMULATED)(
       "takes a reset of a client for normal, before the greeting and after it",
       async () => {
-        const port = freePort();
-        await using service = await start(port);
-        for (let i = 0; i < 5; i++) (await Client.connect(port)).reset();
+        await using service = await start();
+        for (let i = 0; i < 5; i++) (await service.client()).reset();
         for (let i = 0; i < 5; i++) {
-          const client = await Client.connect(port);
+          const client = await service.client();
           expect(await client.received()).toBe(greeting);
           client.reset();
         }
-        expect(await ask(port)).toBe(greeting);
+        expect(await service.ask()).toBe(greeting);
         await expectDone(service, 11);
       },
     );
@@ -132,9 +116,8 @@ for (const { name, flags, greeting } of SERVICES)
       writeFileSync(join(directory.path, ".env"), "LISTEN_FDS=2\nBUN_OPTIONS=--preload=./evil.ts");
       writeFileSync(join(directory.path, "libc.so.6"), "not a library");
       const files = readdirSync(directory.path);
-      const port = freePort();
-      await using service = await activate(name, { flags, listen: [port], cwd: directory.path });
-      expect(await ask(port)).toBe(greeting);
+      await using service = await activate(name, { flags, cwd: directory.path });
+      expect(await service.ask()).toBe(greeting);
       await expectDone(service, 1);
       expect(readdirSync(directory.path)).toEqual(files);
     });
@@ -142,14 +125,14 @@ for (const { name, flags, greeting } of SERVICES)
     if (flags.length > 0)
       test("greets without the JIT, as under MemoryDenyWriteExecute=", async () => {
         using directory = scratch();
-        const [port, path] = [freePort(), join(directory.path, "socket")];
+        const path = join(directory.path, "socket");
         const env = { BUN_JSC_useJIT: "0" };
-        await using tcp = await activate(name, { flags, listen: [port], env });
+        await using tcp = await activate(name, { flags, env });
         await using unix = await activate(name, { flags, listen: [path], env });
-        expect(await ask(port)).toBe(greeting);
+        expect(await tcp.ask()).toBe(greeting);
         expect(await ask(path)).toBe(greeting);
         // A client that is gone before the greeting needs an explanation, and gets none here.
-        (await Client.connect(port)).reset();
+        (await tcp.client()).reset();
         await expectDone(tcp, 2);
         await expectDone(unix, 1);
       });

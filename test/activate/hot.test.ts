@@ -1,20 +1,19 @@
 /* `bun --hot` and `bun --watch` on passed sockets: the loop of edit and reload. */
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { once } from "node:events";
 import { readdirSync, writeFileSync } from "node:fs";
 import { connect } from "node:net";
 import { resolve } from "node:path";
 
-import { activate, ask, execute, freePort, type Running } from "../support/daemon.ts";
+import { activate, ask, askDatagram, execute } from "../support/daemon.ts";
+import { freePort, get, type Running } from "../support/daemon.ts";
 import { lines } from "../support/lines.ts";
 import { lacks } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
-import { project } from "../support/project.ts";
+import { program } from "../support/project.ts";
 import { until } from "../support/until.ts";
 
 setDefaultTimeout(60_000);
-
-const activated = test.skipIf(lacks("systemd-socket-activate"));
 
 const PROGRAM = `
 import { listen, listenFds, serve } from "socket-service/activation";
@@ -26,14 +25,18 @@ if (tcp !== undefined)
 console.error("evaluated VERSION");
 `;
 
-/** The program in a directory of its own, to be edited. */
-function program(source = PROGRAM) {
-  const directory = project();
-  const path = `${directory.path}/program.ts`;
-  const edit = (version: number) =>
-    writeFileSync(path, source.replaceAll("VERSION", `v${version}`));
-  edit(0);
-  return { path, edit, [Symbol.dispose]: () => directory[Symbol.dispose]() };
+/** A program to be edited. */
+function edited(source = PROGRAM) {
+  const at = (version: number) => source.replaceAll("VERSION", `v${version}`);
+  const it = program(at(0));
+  const edit = (version: number) => writeFileSync(it.path, at(version));
+  /** Has a service evaluate a version: the first one is there. */
+  const evaluate = async (service: Running, version: number) => {
+    if (version === 0) return;
+    edit(version);
+    await service.says(new RegExp(`evaluated v${version}\n`));
+  };
+  return { ...it, edit, evaluate };
 }
 
 const start = (flag: string, path: string, ports: number[]): Promise<Running> =>
@@ -42,13 +45,9 @@ const start = (flag: string, path: string, ports: number[]): Promise<Running> =>
     args: [...flag.split(" "), path],
   });
 
-const get = async (port: number) =>
-  await (await fetch(`http://127.0.0.1:${port}/`, { keepalive: false })).text();
-
-activated(
-  "under bun --hot, the next client gets each of ten edits, and nothing leaks",
-  async () => {
-    using source = program();
+describe.skipIf(lacks("systemd-socket-activate"))("under systemd-socket-activate", () => {
+  test("under bun --hot, the next client gets each of ten edits, and nothing leaks", async () => {
+    using source = edited();
     const ports = [freePort(), freePort(), freePort()];
     const [http = 0, also = 0, tcp = 0] = ports;
     await using service = await start("--hot", source.path, ports);
@@ -65,16 +64,16 @@ activated(
       while (busy) answers.add(await client().catch(String));
     });
 
-    const expected = ["http v0", "also v0", "tcp v0"];
+    const all = (version: number): [string, string, string] => [
+      `http v${version}`,
+      `also v${version}`,
+      `tcp v${version}`,
+    ];
+    const expected = all(0);
     for (let version = 1; version <= 10; version++) {
-      source.edit(version);
-      await service.says(new RegExp(`evaluated v${version}\n`));
-      expect(await Promise.all([get(http), get(also), ask(tcp)])).toEqual([
-        `http v${version}`,
-        `also v${version}`,
-        `tcp v${version}`,
-      ]);
-      expected.push(`http v${version}`, `also v${version}`, `tcp v${version}`);
+      await source.evaluate(service, version);
+      expect(await Promise.all([get(http), get(also), ask(tcp)])).toEqual(all(version));
+      expected.push(...all(version));
     }
     busy = false;
     await Promise.all(clients);
@@ -82,13 +81,10 @@ activated(
     // Bun closes those of the last clients a moment later.
     await until("no more is open than before", 10, () => open() <= before).catch(() => {});
     expect(open()).toBeLessThanOrEqual(before);
-  },
-);
+  });
 
-activated(
-  "under bun --smol --hot, sockets keep their names, and a second call finds them",
-  async () => {
-    using source = program(`
+  test("under bun --smol --hot, sockets keep their names, and a second call finds them", async () => {
+    using source = edited(`
 import { listen, listenFds, pick, requireListenFds } from "socket-service/activation";
 const { http, admin } = pick(listenFds(), { http: "one", admin: "one" });
 const names = requireListenFds().map(({ name }) => name).join();
@@ -103,16 +99,12 @@ console.error("evaluated VERSION");
       args: ["--smol", "--hot", source.path],
     });
     for (let version = 0; version <= 2; version++) {
-      if (version > 0) {
-        source.edit(version);
-        await service.says(new RegExp(`evaluated v${version}\n`));
-      }
+      await source.evaluate(service, version);
       for (const port of ports) expect(await ask(port)).toBe(`v${version} http,admin`);
     }
-  },
-);
+  });
 
-const DRAINED = `
+  const DRAINED = `
 import { drain, passedFd, serve } from "socket-service/activation";
 const server = serve({
   fd: passedFd(),
@@ -127,44 +119,40 @@ process.removeAllListeners("SIGTERM").on("SIGTERM", async () => {
 console.error("evaluated VERSION");
 `;
 
-activated.each(["--hot", "--smol --hot", "--hot --smol"])(
-  "under bun %s, drain ends the newest code, and WebSockets of each version",
-  async (flags) => {
-    using source = program(DRAINED);
-    const port = freePort();
-    await using service = await start(flags, source.path, [port]);
-    const codes: Promise<number>[] = [];
-    for (let version = 0; version <= 2; version++) {
-      if (version > 0) {
-        source.edit(version);
-        await service.says(new RegExp(`evaluated v${version}\n`));
+  test.each(["--hot", "--smol --hot", "--hot --smol"])(
+    "under bun %s, drain ends the newest code, and WebSockets of each version",
+    async (flags) => {
+      using source = edited(DRAINED);
+      const port = freePort();
+      await using service = await start(flags, source.path, [port]);
+      const codes: Promise<number>[] = [];
+      for (let version = 0; version <= 2; version++) {
+        await source.evaluate(service, version);
+        expect(await get(port)).toBe(`http v${version}`);
+        const socket = new WebSocket(`ws://127.0.0.1:${port}/`);
+        codes.push(new Promise((resolve) => (socket.onclose = ({ code }) => resolve(code))));
+        const greeting = await new Promise(
+          (resolve) => (socket.onmessage = ({ data }) => resolve(data)),
+        );
+        expect(greeting).toBe(`ws v${version}`);
       }
-      expect(await get(port)).toBe(`http v${version}`);
-      const socket = new WebSocket(`ws://127.0.0.1:${port}/`);
-      codes.push(new Promise((resolve) => (socket.onclose = ({ code }) => resolve(code))));
-      const greeting = await new Promise(
-        (resolve) => (socket.onmessage = ({ data }) => resolve(data)),
-      );
-      expect(greeting).toBe(`ws v${version}`);
-    }
-    service.process.kill("SIGTERM");
-    await service.says(/draining v2\n/);
-    // An edit changes nothing about that. Bun may evaluate the last one twice, too.
-    source.edit(3);
-    await service.says(/evaluated v3\n/);
-    const response = await fetch(`http://127.0.0.1:${port}/`, { keepalive: false });
-    expect(await response.text()).toBe("http v3");
-    expect(response.headers.get("Connection")).toBe("close");
-    expect(await service.status()).toBe(0);
-    expect(await Promise.all(codes)).toEqual([1001, 1001, 1001]);
-  },
-);
+      service.process.kill("SIGTERM");
+      await service.says(/draining v2\n/);
+      // An edit changes nothing about that. Bun may evaluate the last one twice, too.
+      for (const version of [2, 3]) {
+        if (version === 3) await source.evaluate(service, version);
+        const response = await fetch(`http://127.0.0.1:${port}/`, { keepalive: false });
+        expect(await response.text()).toBe(`http v${version}`);
+        expect(response.headers.get("Connection")).toBe("close");
+      }
+      expect(await service.status()).toBe(0);
+      expect(await Promise.all(codes)).toEqual([1001, 1001, 1001]);
+    },
+  );
 
-activated(
-  "under bun --hot, drain sends a direct stream to its end, also after an edit",
-  async () => {
+  test("under bun --hot, drain sends a direct stream to its end, also after an edit", async () => {
     const size = 30_000_000;
-    using source = program(`
+    using source = edited(`
 import { drain, listenFds, serve } from "socket-service/activation";
 const [first] = listenFds();
 const pull = async (stream) => { stream.write("y".repeat(${size})); stream.end(); };
@@ -185,8 +173,7 @@ console.error("evaluated VERSION");
       return client;
     };
     (await begin()).destroy();
-    source.edit(1);
-    await service.says(/evaluated v1\n/);
+    await source.evaluate(service, 1);
     const slow = await begin();
     service.process.kill("SIGTERM");
     // Longer than any connection has to send its first request.
@@ -196,11 +183,10 @@ console.error("evaluated VERSION");
     for await (const chunk of slow) received += chunk.length;
     expect(received).toBeGreaterThan(size);
     expect(await service.status()).toBe(0);
-  },
-);
+  });
 
-activated("under bun --hot, a socket may change from serve to listen and back", async () => {
-  using source = program(`
+  test("under bun --hot, a socket may change from serve to listen and back", async () => {
+    using source = edited(`
 import { listen, passedFd, serve } from "socket-service/activation";
 const fd = passedFd();
 const version = "VERSION";
@@ -208,22 +194,19 @@ if (version === "v1") listen({ fd, socket: { open: (socket) => void socket.end(v
 else serve({ fd, fetch: () => new Response(version) });
 console.error("evaluated VERSION");
 `);
-  const port = freePort();
-  await using service = await start("--hot", source.path, [port]);
-  for (let version = 0; version <= 2; version++) {
-    if (version > 0) {
-      source.edit(version);
-      await service.says(new RegExp(`evaluated v${version}\n`));
+    const port = freePort();
+    await using service = await start("--hot", source.path, [port]);
+    for (let version = 0; version <= 2; version++) {
+      await source.evaluate(service, version);
+      const one = version === 1 ? () => ask(port) : () => get(port);
+      // If the former one still accepted, some would be its.
+      const answers = await Promise.all(Array.from({ length: 20 }, one));
+      expect(answers).toEqual(Array(20).fill(`v${version}`));
     }
-    const one = version === 1 ? () => ask(port) : () => get(port);
-    // If the former one still accepted, some would be its.
-    const answers = await Promise.all(Array.from({ length: 20 }, one));
-    expect(answers).toEqual(Array(20).fill(`v${version}`));
-  }
-});
+  });
 
-activated("under bun --hot, a datagram socket gets the new code", async () => {
-  using source = program(`
+  test("under bun --hot, a datagram socket gets the new code", async () => {
+    using source = edited(`
 import { passedFd, udpSocket } from "socket-service/activation";
 await udpSocket({
   fd: passedFd(),
@@ -231,41 +214,32 @@ await udpSocket({
 });
 console.error("evaluated VERSION");
 `);
-  const port = freePort(sockets.AF_INET, sockets.SOCK_DGRAM);
-  await using service = await activate(process.execPath, {
-    flags: ["-d"],
-    listen: [`127.0.0.1:${port}`],
-    args: ["--hot", source.path],
-  });
-  let received = "";
-  const client = await Bun.udpSocket({
-    connect: { hostname: "127.0.0.1", port },
-    socket: { data: (_, data) => void (received = data.toString()) },
-  });
-  for (let version = 0; version <= 3; version++) {
-    if (version > 0) {
-      source.edit(version);
-      await service.says(new RegExp(`evaluated v${version}\n`));
+    const port = freePort(sockets.AF_INET, sockets.SOCK_DGRAM);
+    await using service = await activate(process.execPath, {
+      flags: ["-d"],
+      listen: [`127.0.0.1:${port}`],
+      args: ["--hot", source.path],
+    });
+    for (let version = 0; version <= 3; version++) {
+      await source.evaluate(service, version);
+      expect(await askDatagram(port)).toBe(`udp v${version}`);
     }
-    client.send("hello");
-    await until("the answer", 10, () => received === `udp v${version}`);
-  }
-  client.close();
-});
+  });
 
-activated("under bun --watch, the error after the first edit names --hot", async () => {
-  using source = program();
-  const ports = [freePort(), freePort()];
-  await using service = await start("--watch", source.path, ports);
-  expect(await get(ports[0] ?? 0)).toBe("http v0");
-  source.edit(1);
-  await service.says(
-    /descriptor 3 is not open, though LISTEN_FDS is 2: use bun --hot, because bun --watch .*\n/,
-  );
+  test("under bun --watch, the error after the first edit names --hot", async () => {
+    using source = edited();
+    const ports = [freePort(), freePort()];
+    await using service = await start("--watch", source.path, ports);
+    expect(await get(ports[0] ?? 0)).toBe("http v0");
+    source.edit(1);
+    await service.says(
+      /descriptor 3 is not open, though LISTEN_FDS is 2: use bun --hot, because bun --watch .*\n/,
+    );
+  });
 });
 
 test("under bun --hot, the count of lost log entries and the failure of notifications outlast an edit", async () => {
-  using source = program(`
+  using source = edited(`
 import { openSync } from "node:fs";
 import { log, LogLevel, notify } from "socket-service/activation";
 import { duplicate, replace } from "${resolve(import.meta.dir, "../../src/activation/linux/libc.ts")}";

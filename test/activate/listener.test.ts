@@ -1,4 +1,4 @@
-/* socket-service: the sockets it adopts, what it tells systemd, and how it stops. */
+/* socket-service: its sockets, its notifications, and its end. */
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readFileSync, unlinkSync } from "node:fs";
 import { join } from "node:path";
@@ -8,9 +8,10 @@ import * as sockets from "../support/sockets.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
 import { AF_INET, AF_INET6, AF_UNIX } from "../support/sockets.ts";
 import { EMULATED, until } from "../support/until.ts";
-import { activate, ask, Client, execute, freePort, load, scratch } from "../support/daemon.ts";
+import { activate, ask, Client, execute } from "../support/daemon.ts";
+import { freePort, Listener, load, scratch } from "../support/daemon.ts";
 
-setDefaultTimeout(40_000);
+setDefaultTimeout(120_000);
 
 const NAME = "socket-service";
 const GREETING = "This is a test\n";
@@ -35,12 +36,10 @@ describe("socket-service adopts", () => {
   test.skipIf(EMULATED).each([1, 4096])(
     "a TCP socket and keeps its backlog of %i",
     async (backlog) => {
-      const fd = sockets.listening(AF_INET, backlog);
-      await using service = execute(NAME, [fd]);
-      expect(await ask(sockets.portOf(fd))).toBe(GREETING);
-      expect(sockets.backlogOf(fd)).toBe(backlog);
+      await using service = new Listener({ backlog });
+      expect(await service.ask()).toBe(GREETING);
+      expect(sockets.backlogOf(service.fd)).toBe(backlog);
       expect(service.stderr).toBe("");
-      sockets.close(fd);
     },
   );
 
@@ -63,45 +62,37 @@ describe("socket-service adopts", () => {
 // Under an emulator this takes minutes.
 describe.skipIf(EMULATED)("socket-service under load", () => {
   activated("greets 20,000 connections, 64 at a time", async () => {
-    const port = freePort();
-    await using service = await activate(NAME, { listen: [port] });
-    expect(await load(port, 20_000, 64)).toEqual({ [GREETING]: 20_000 });
+    await using service = await activate(NAME);
+    expect(await load(service.port, 20_000, 64)).toEqual({ [GREETING]: 20_000 });
     expect(service.said).toBe("");
   });
 
   test("greets 300 clients at once with at most 64 descriptors", async () => {
-    const fd = sockets.listening(AF_INET, 4096);
-    await using service = execute("../test/activate/limited.sh", [fd], {}, ["64"]);
-    expect(await load(sockets.portOf(fd), 300, 300)).toEqual({ [GREETING]: 300 });
+    const limited = { name: "../test/activate/limited.sh", args: ["64"] };
+    await using service = new Listener({ ...limited, backlog: 4096 });
+    expect(await load(service.port, 300, 300)).toEqual({ [GREETING]: 300 });
     expect(service.stderr).toBe("");
-    sockets.close(fd);
   });
 
   test.each([22, 32])("greets with a limit of %i descriptors", async (limit) => {
     const fds = [sockets.listening(AF_INET, 64), sockets.listening(AF_INET6, 64)];
     await using service = execute("../test/activate/limited.sh", fds, {}, [String(limit)]);
     const [ipv4 = 0, ipv6 = 0] = fds.map(sockets.portOf);
-    const asked = Array.from({ length: 20 }, () => [
-      ask(ipv4),
-      ask(ipv6, sockets.LOOPBACK6),
-    ]).flat();
+    const both = () => [ask(ipv4), ask(ipv6, sockets.LOOPBACK6)];
+    const asked = Array.from({ length: 20 }, both).flat();
     expect(await Promise.all(asked)).toEqual(Array(40).fill(GREETING));
-    service.process.kill("SIGTERM");
-    expect(await service.status()).toBe(0);
+    expect(await service.stop()).toBe(0);
     expect(service.stderr).toBe("");
     fds.forEach(sockets.close);
   });
 
   test("gives back the memory for 8,000 clients that never closed, once they are dropped", async () => {
-    const fd = sockets.listening(AF_INET, 4096);
-    const port = sockets.portOf(fd);
-    await using service = execute(NAME, [fd], {}, ["--idle-timeout=infinity"]);
-    sockets.close(fd);
+    await using service = new Listener({ args: ["--idle-timeout=infinity"], backlog: 4096 });
     const kibibytes = () => {
       const status = readFileSync(`/proc/${service.process.pid}/status`, "utf8");
       return Number(/^RssAnon:\s+(\d+)/m.exec(status)?.[1]);
     };
-    const clients = await Promise.all(Array.from({ length: 8000 }, () => Client.connect(port)));
+    const clients = await Promise.all(Array.from({ length: 8000 }, () => service.client()));
     for (const client of clients) expect(await client.received()).toBe(GREETING);
     const most = kibibytes();
     await Promise.all(clients.map((client) => client.closed()));
@@ -114,31 +105,30 @@ describe.skipIf(EMULATED)("socket-service under load", () => {
 describe("socket-service tells the service manager", () => {
   test("that it listens, after it greeted the client that waits; that it accepted; that it stops", async () => {
     using directory = scratch();
-    const receiver = new NotifyReceiver(join(directory.path, "notify"));
+    using receiver = new NotifyReceiver();
     const fds = [sockets.listening(AF_INET, 5), sockets.listening(AF_INET6, 5)];
     fds.push(sockets.listening(AF_UNIX, 5, join(directory.path, "so\n\x9b\u202ecket")));
     const [port = 0, other = 0] = fds.slice(0, 2).map(sockets.portOf);
     const client = sockets.connected({ family: AF_INET, port }) ?? -1;
     await using service = execute(NAME, fds, { NOTIFY_SOCKET: receiver.address });
     const where = `127.0.0.1:${port}, [${sockets.LOOPBACK6}]:${other}, ${join(directory.path, "so?cket")}`;
-    // Waits without a pause: what is there at the moment of READY=1 was sent before it.
+    // Waits without a pause, so that a greeting that has come by then was sent before READY=1.
     let ready = receiver.poll();
     for (const end = performance.now() + 5000; !ready && performance.now() < end;)
       ready = receiver.poll();
     expect(sockets.peek(client)).toBe(GREETING);
     expect(ready?.text).toBe(`READY=1\nSTATUS=Listening on ${where}\n`);
-    expect((await receiver.next()).text).toBe("STATUS=Socket accepted, connections served: 1\n");
+    expect(await receiver.text()).toBe("STATUS=Socket accepted, connections served: 1\n");
     sockets.close(client);
     service.process.kill("SIGTERM");
-    expect((await receiver.next()).text).toBe("STOPPING=1\n");
-    expect(await service.status()).toBe(0);
-    receiver.close();
+    expect(await receiver.text()).toBe("STOPPING=1\n");
+    // Sooner than it would tell the next number of connections.
+    expect(await service.status(700)).toBe(0);
     fds.forEach(sockets.close);
   });
 
   test("of its sockets in no more bytes than systemd reads", async () => {
-    using directory = scratch();
-    const receiver = new NotifyReceiver(join(directory.path, "notify"));
+    using receiver = new NotifyReceiver();
     const paths = Array.from({ length: 60 }, (_, n) => `@${"x".repeat(90)}-${process.pid}-${n}`);
     const fds = paths.map((path) => sockets.listening(AF_UNIX, 5, path));
     await using service = execute(NAME, fds, { NOTIFY_SOCKET: receiver.address });
@@ -146,87 +136,71 @@ describe("socket-service tells the service manager", () => {
     expect(text).toMatch(/^READY=1\nSTATUS=Listening on (@x+-\d+-\d+, )+@x+-\d+-1 and 58 more\n$/);
     expect(await ask(`\0${paths[59]?.slice(1)}`)).toBe(GREETING);
     expect(service.stderr).toBe("");
-    receiver.close();
     fds.forEach(sockets.close);
   });
 
   test("that it is ready as soon as somebody receives, and until then warns once and serves", async () => {
     using directory = scratch();
     const path = join(directory.path, "notify");
-    const fd = sockets.listening(AF_INET, 5);
-    const env = { NOTIFY_SOCKET: path };
     // As if its stderr were not the journal: a journald that runs here would have the warnings.
-    await using service = execute(NAME, [fd], env);
-    expect(await ask(sockets.portOf(fd))).toBe(GREETING);
+    await using service = new Listener({ env: { NOTIFY_SOCKET: path } });
+    expect(await service.ask()).toBe(GREETING);
     const warning = `cannot notify [^\n]*"${path}"[^\n]*ENOENT[^\n]*\n`;
     await service.says(RegExp(`^${warning}$`));
     const receiver = new NotifyReceiver(path);
-    expect((await receiver.next()).text).toStartWith("READY=1\n");
-    expect((await receiver.next()).text).toStartWith("STATUS=Socket accepted");
+    expect(await receiver.text()).toStartWith("READY=1\n");
+    expect(await receiver.text()).toStartWith("STATUS=Socket accepted");
     // It was heard meanwhile, so this is worth a warning again.
     receiver.close();
     unlinkSync(path);
-    service.process.kill("SIGTERM");
-    expect(await service.status()).toBe(0);
+    expect(await service.stop()).toBe(0);
     expect(service.stderr).toMatch(RegExp(`^(${warning}){2}$`));
-    sockets.close(fd);
   });
 
   test("never that it is ready after SIGTERM, even if nobody received before", async () => {
     using directory = scratch();
     const path = join(directory.path, "notify");
-    const fd = sockets.listening(AF_INET, 5);
-    await using service = execute(NAME, [fd], { NOTIFY_SOCKET: path });
-    const client = await Client.connect(sockets.portOf(fd));
+    await using service = new Listener({ env: { NOTIFY_SOCKET: path } });
+    const client = await service.client();
     await service.says(/^cannot notify .*\n$/);
     service.process.kill("SIGTERM");
-    await until("3 is closed", 5, () => !existsSync(`/proc/${service.process.pid}/fd/3`));
-    const receiver = new NotifyReceiver(path);
+    await until("it no longer accepts", 5, () => !service.accepts);
+    using receiver = new NotifyReceiver(path);
     // Its client keeps it for five seconds, in which it would try again.
     expect(await service.status()).toBe(0);
     expect(receiver.poll()).toBeUndefined();
     client.close();
-    receiver.close();
-    sockets.close(fd);
   });
 });
 
 describe("socket-service ends", () => {
-  /** Waits until it no longer accepts: it has closed its copy of the listening socket. */
-  const stopped = (service: { process: { pid: number } }) =>
-    until("3 is closed", 5, () => !existsSync(`/proc/${service.process.pid}/fd/3`));
-
   test.each(["SIGTERM", "SIGINT"] as const)("at %s, when open connections have", async (signal) => {
-    const fd = sockets.listening(AF_INET, 5);
-    const port = sockets.portOf(fd);
-    await using service = execute(NAME, [fd]);
-    const client = await Client.connect(port);
+    using receiver = new NotifyReceiver();
+    await using service = new Listener({ env: { NOTIFY_SOCKET: receiver.address } });
+    const client = await service.client();
     expect(await client.received()).toBe(GREETING);
     service.process.kill(signal);
-    await stopped(service);
-    const late = sockets.connected({ family: AF_INET, port }) ?? -1;
+    await until("it no longer accepts", 5, () => !service.accepts);
+    const late = sockets.connected({ family: AF_INET, port: service.port }) ?? -1;
     expect(service.process.exitCode).toBeNull();
     client.send("a last word");
     client.finish();
-    expect(await service.status(1000)).toBe(0);
-    // Who came too late has waited for the next process: the socket stays with the manager.
+    // Sooner than it would tell the next number of connections.
+    expect(await service.status(700)).toBe(0);
+    // The late client has waited for the next process: the socket stays with the manager.
     expect(sockets.peek(late)).toBe("");
-    await using next = execute(NAME, [fd]);
+    await using next = execute(NAME, [service.fd]);
     await until("the next process greets", 5, () => sockets.peek(late) === GREETING);
     expect(service.stderr + next.stderr).toBe("");
     sockets.close(late);
-    sockets.close(fd);
   });
 
   test("and accepts on none of its sockets from the signal on", async () => {
     using directory = scratch();
     const path = join(directory.path, "socket");
-    const fds = [
-      sockets.listening(AF_INET, 5),
-      sockets.listening(AF_INET6, 5),
-      sockets.listening(AF_UNIX, 5, path),
-    ];
-    const [ipv4 = 0, ipv6 = 0] = fds.map((fd, at) => (at < 2 ? sockets.portOf(fd) : 0));
+    const fds = [sockets.listening(AF_INET, 5), sockets.listening(AF_INET6, 5)];
+    const [ipv4 = 0, ipv6 = 0] = fds.map(sockets.portOf);
+    fds.push(sockets.listening(AF_UNIX, 5, path));
     await using service = execute(NAME, fds);
     const open = await Client.connect(path);
     expect(await open.received()).toBe(GREETING);
@@ -251,29 +225,26 @@ describe("socket-service ends", () => {
   });
 
   test("at once at a second signal", async () => {
-    const fd = sockets.listening(AF_INET, 5);
-    await using service = execute(NAME, [fd]);
-    const client = await Client.connect(sockets.portOf(fd));
+    await using service = new Listener();
+    const client = await service.client();
     expect(await client.received()).toBe(GREETING);
     service.process.kill("SIGTERM");
-    await stopped(service);
+    await until("it no longer accepts", 5, () => !service.accepts);
     service.process.kill("SIGINT");
-    expect(await service.status(1000)).toBe(0);
+    // An open connection has five seconds.
+    expect(await service.status(4000)).toBe(0);
     client.close();
-    sockets.close(fd);
   });
 
   test.each(["infinity", "99999999999"])(
     "not by itself with --idle-timeout=%s",
     async (timeout) => {
-      const fd = sockets.listening(AF_INET, 5);
-      await using service = execute(NAME, [fd], {}, [`--idle-timeout=${timeout}`]);
-      expect(await ask(sockets.portOf(fd))).toBe(GREETING);
+      await using service = new Listener({ args: [`--idle-timeout=${timeout}`] });
+      expect(await service.ask()).toBe(GREETING);
       await Bun.sleep(300);
       expect(service.process.exitCode).toBeNull();
       // Bun warns of a timer that is too long, and fires it at once.
       expect(service.stderr).toBe("");
-      sockets.close(fd);
     },
   );
 });
