@@ -57,13 +57,12 @@ dist/register.js: $(SOURCES) node_modules/.installed
 	@echo "build  $@"
 	@$(BUN) build --target=bun --minify --format=cjs --bytecode src/activation/register/main.ts \
 	  --outdir dist/register >/dev/null
-	@$(BUN) build --no-bundle --minify src/activation/register.ts --outfile $@ >/dev/null
+	@$(BUN) build --target=bun --minify --external '*/main.js' src/activation/register.ts --outfile $@ >/dev/null
 
 demo: all ## Start each service under systemd-socket-activate and be its client
 	@$(BUN) test/demo.ts
 
-# Under qemu-user, with a bun of the other architecture: test/unit and test/activate, but for the tests
-# that are marked EMULATED.
+# Under qemu-user, with a bun of the other architecture: the files that run.ts names.
 ifdef EMBEDDED
 EMULATE := test/emulate.sh run $(EMBEDDED)
 endif

@@ -1,9 +1,9 @@
-/* Starts each service under systemd-socket-activate, is its client, and shows what came. */
+/* Starts each service under systemd-socket-activate, is its client, and shows the answer. */
 import { activate, Client, executable, freePort } from "./support/daemon.ts";
 import { SERVICES } from "./support/services.ts";
 import { lacks, report } from "./support/needs.ts";
 
-/** Shows a command and what came of it, and ends the demo if that is not the greeting. */
+/** Shows a command and its answer, and ends the demo if that is not the greeting. */
 function show(command: string, received: string, greeting: string, stderr: string, when = "") {
   console.log(`$ ${command}\n  received ${JSON.stringify(received)}${when}\n`);
   if (received === greeting) return;

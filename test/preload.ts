@@ -1,11 +1,11 @@
-/* Loaded before the tests: prepares their environment, and ends with what was skipped. */
+/* Loaded before the tests: prepares their environment, and ends with the list of skipped tests. */
 import { afterAll } from "bun:test";
 import { readFileSync } from "node:fs";
 
 import { testEnvironment } from "./support/environment.ts";
 import { report } from "./support/needs.ts";
 
-// What a test starts without an environment of its own has that of this process at its start: so it
+// A child without an environment of its own gets the one of this process at its start, so this process
 // starts again. test/run.ts starts the workers of `bun test --parallel` with the right one.
 const environment = testEnvironment();
 if (!Bun.deepEquals(environment, { ...process.env })) {

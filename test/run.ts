@@ -62,6 +62,7 @@ const file = join(directory.path, "skipped");
 const env = { ...testEnvironment(), SKIPPED: file };
 const COUNTED = ["pass", "skip", "fail"] as const;
 const sums = { pass: 0, skip: 0, fail: 0 };
+const unexplained: string[] = [];
 let status = 0;
 for (const call of calls()) {
   const runner = Bun.spawn([process.execPath, "test", ...call], {
@@ -74,10 +75,14 @@ for (const call of calls()) {
     process.stderr.write(bytes);
     said += decoder.decode(bytes, { stream: true });
   }
-  if ((await runner.exited) !== 0) status = 1;
-  for (const what of COUNTED)
-    // The last one: before it, a failure may quote the report of another run.
-    sums[what] += Number([...said.matchAll(RegExp(`^ *(\\d+) ${what}$`, "gm"))].at(-1)?.[1] ?? 0);
+  // The last one: before it, a failure may quote the report of another run.
+  const [own = ""] = [...said.matchAll(/^ *\d+ pass\n( *\d+ [a-z]+\n)*/gm)].at(-1) ?? [];
+  const counted = (what: string) => Number(RegExp(`^ *(\\d+) ${what}$`, "m").exec(own)?.[1] ?? 0);
+  for (const what of COUNTED) sums[what] += counted(what);
+  if ((await runner.exited) === 0) continue;
+  status = 1;
+  if (counted("fail") === 0)
+    unexplained.push(`no test failed: too little coverage, or a crash: ${call.join(" ")}`);
 }
 // Tests that cannot run under an emulator are marked so. Nobody could run them here.
 if (EMULATED) sums.skip = 0;
@@ -86,6 +91,7 @@ console.log(
     .map(([what, count]) => ` ${count} ${what}`)
     .join("\n")}`,
 );
+for (const line of unexplained) console.log(line);
 if (existsSync(file)) readFileSync(file, "utf8").trim().split("\n").forEach(addSkipped);
 process.stdout.write(report("test"));
 process.exitCode = status;

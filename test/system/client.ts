@@ -21,7 +21,7 @@ export interface Tally {
   begun: number;
   /** Connections that got the whole greeting and then a clean end of file, or that reset. */
   served: number;
-  /** Connections that did not, by what happened to them. */
+  /** The number of other connections, by their end. */
   lost: Record<string, number>;
   /** Milliseconds until the first byte: the median and the longest. */
   median: number;

@@ -1,14 +1,13 @@
-/** What the errors of a service say under a real systemd: what is at fault, and what repairs it. */
+/** Under a real systemd, the errors of a service name the fault and the repair. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 
 import { until } from "../support/until.ts";
-import { cannotRun, journal, lacksInside } from "./harness.ts";
-import { CHECKOUT, Machine } from "../support/machine.ts";
+import { cannotRun, journal, lacksInside, netcat, userOf } from "./harness.ts";
+import { BUN, CHECKOUT, Machine } from "../support/machine.ts";
 
 setDefaultTimeout(60_000);
 
-const BUN = `${CHECKOUT}/node_modules/${process.execPath.split("/node_modules/").pop()}`;
 const SERVICE = `${CHECKOUT}/dist/socket-service`;
 const MODULE = JSON.stringify(`${CHECKOUT}/src/activation/index.ts`);
 
@@ -20,17 +19,13 @@ describe.skipIf(cannotRun)("a service", () => {
   /** Writes a unit into the directory of a manager, as a section after the other. */
   const write = (unit: string, text: string, directory = "/run/systemd/system") =>
     machine.write(`${directory}/${unit}`, text);
-  const systemctl = (...args: string[]) => machine.must("systemctl", ...args);
   /** Waits for a line of a unit in the journal that matches. */
   const says = (unit: string, pattern: RegExp) =>
     until(`${unit} says ${pattern}`, 10, async () => {
       const lines = (await journal(machine, unit)).join("\n");
       return RegExp(pattern, "m").exec(lines) ?? undefined;
     });
-  const receives = async (port: number, type = "tcp") => {
-    const client = machine.client(join(import.meta.dir, "receive.ts"), String(port), type);
-    return await client.stdout.text();
-  };
+  const receives = (port: number) => netcat(machine, `127.0.0.1 ${port}`);
   const program = async (name: string, source: string) => {
     await machine.write(`/srv/${name}.ts`, source);
     return `${BUN} /srv/${name}.ts`;
@@ -39,38 +34,38 @@ describe.skipIf(cannotRun)("a service", () => {
   test("whose socket unit was changed while it ran names the command that repairs it", async () => {
     await write("hello.socket", "[Socket]\nListenStream=127.0.0.1:4200\n");
     await write("hello.service", `[Service]\nType=notify\nExecStart=${SERVICE}\n`);
-    await systemctl("daemon-reload");
-    await systemctl("start", "hello.socket", "hello.service");
+    await machine.systemctl("daemon-reload");
+    await machine.systemctl("start", "hello.socket", "hello.service");
     await write("hello.socket.d/90.conf", "[Socket]\nListenStream=\nListenStream=127.0.0.1:4201\n");
-    await systemctl("daemon-reload");
+    await machine.systemctl("daemon-reload");
     expect((await machine.run("systemctl", "restart", "hello.service")).status).toBe(1);
     expect(await machine.show("hello.service", "ExecMainStatus")).toBe("78");
     const [, command = ""] = await says(
       "hello.service",
-      /^3 socket-service: no socket was passed by systemd to hello\.service, because LISTEN_PID is not set: hello\.socket was changed or stopped while the service ran, or the service was started without it \(Requires= prevents that\), run (.*)$/,
+      /^3 socket-service: no socket was passed by systemd to hello\.service, because LISTEN_PID is not set: hello\.socket was changed or stopped while the service ran, or the service was started without it \(Requires= prevents that, and Sockets= if the socket has another name\), run (.*)$/,
     );
     expect(command).toBe("systemctl stop hello.socket && systemctl start hello.socket");
     await machine.must("sh", "-c", command);
     expect(await receives(4201)).toBe("This is a test\n");
-    await systemctl("stop", "hello.socket", "hello.service");
+    await machine.systemctl("stop", "hello.socket", "hello.service");
   });
 
   test("whose name has a backslash names it in quotes", async () => {
     const name = "a\\x2db@1";
     await write(`${name}.socket`, "[Socket]\nListenStream=127.0.0.1:4202\n");
     await write(`${name}.service`, `[Service]\nType=notify\nExecStart=${SERVICE}\n`);
-    await systemctl("daemon-reload");
+    await machine.systemctl("daemon-reload");
     expect((await machine.run("systemctl", "start", `${name}.service`)).status).toBe(1);
     const [, command = ""] = await says(`${name}.service`, /, run (.*)$/);
     await machine.must("sh", "-c", command);
     expect(await receives(4202)).toBe("This is a test\n");
-    await systemctl("stop", `${name}.socket`, `${name}.service`);
+    await machine.systemctl("stop", `${name}.socket`, `${name}.service`);
   });
 
   test("for one connection that was started by hand says how a client starts it", async () => {
     await write("one.socket", "[Socket]\nListenStream=127.0.0.1:4203\nAccept=yes\n");
     await write("one@.service", `[Service]\nExecStart=${SERVICE}-accepted\n`);
-    await systemctl("daemon-reload");
+    await machine.systemctl("daemon-reload");
     await machine.run("systemctl", "start", "one@by-hand.service");
     const [, command = ""] = await says(
       "one@by-hand.service",
@@ -78,7 +73,7 @@ describe.skipIf(cannotRun)("a service", () => {
     );
     await machine.must("sh", "-c", command);
     expect(await receives(4203)).toBe("This socket was already accepted\n");
-    await systemctl("stop", "one.socket");
+    await machine.systemctl("stop", "one.socket");
   });
 
   test("that picks sockets by name says the same, and an uncaught error is one line", async () => {
@@ -89,17 +84,13 @@ describe.skipIf(cannotRun)("a service", () => {
       pick(listenFds(), { http: "one", admin: "optional" });`,
     );
     await write("picks.service", `[Service]\nExecStart=${start}\n`);
-    await systemctl("daemon-reload");
+    await machine.systemctl("daemon-reload");
     await machine.run("systemctl", "start", "picks.service");
     await says(
       "picks.service",
       /^3 no socket was passed by systemd to picks\.service, .* run systemctl stop picks\.socket && systemctl start picks\.socket$/,
     );
-    await until(
-      "it has failed",
-      10,
-      async () => (await machine.show("picks.service", "ActiveState")) === "failed",
-    );
+    await machine.becomes("picks.service", "ActiveState", "failed");
     expect(await machine.show("picks.service", "ExecMainStatus")).toBe("78");
     const lines = await journal(machine, "picks.service");
     expect(lines.filter((line) => /^\d +at |^\d \d+ \| /.test(line))).toEqual([]);
@@ -112,7 +103,7 @@ describe.skipIf(cannotRun)("a service", () => {
       "socket-service: no socket was passed, because LISTEN_PID is not set: start the program from a socket unit or with systemd-socket-activate\n",
     ]);
     await write("shell.service", `[Service]\nExecStart=/bin/sh -c '${SERVICE}; :'\n`);
-    await systemctl("daemon-reload");
+    await machine.systemctl("daemon-reload");
     await machine.run("systemctl", "start", "shell.service");
     await says(
       "shell.service",
@@ -123,30 +114,20 @@ describe.skipIf(cannotRun)("a service", () => {
   test.skipIf(lacksInside("pam_systemd.so", "dbus.socket"))(
     "of a user names systemctl --user",
     async () => {
-      await machine.must("useradd", "--create-home", "user-of-hello");
-      const id = await machine.must("id", "--user", "user-of-hello");
-      await systemctl("start", `user@${id}.service`);
+      await using user = await userOf(machine, "user-of-hello");
       const directory = "/home/user-of-hello/.config/systemd/user";
       await write("hello.service", `[Service]\nType=notify\nExecStart=${SERVICE}\n`, directory);
-      const asUser = (...command: string[]) =>
-        machine.run(
-          ...["setpriv", "--reuid", id, "--regid", id, "--clear-groups", "env"],
-          ...["HOME=/home/user-of-hello", `XDG_RUNTIME_DIR=/run/user/${id}`, ...command],
-        );
-      expect((await asUser("systemctl", "--user", "start", "hello.service")).status).toBe(1);
+      expect((await user.run("systemctl", "--user", "start", "hello.service")).status).toBe(1);
+      const names =
+        /no socket was passed by systemd to hello\.service, because LISTEN_PID is not set: .*&& systemctl --user start hello\.socket$/m;
       await until("the journal has it", 10, async () => {
         const entries = await machine.must("journalctl", "--output=cat");
-        return (
-          entries.includes(
-            "no socket was passed by systemd to hello.service, because LISTEN_PID is not set: ",
-          ) && entries.includes("&& systemctl --user start hello.socket\n")
-        );
+        return names.test(entries);
       });
-      await systemctl("stop", `user@${id}.service`);
     },
   );
 
-  test("is told which limit or sandbox denies what it needs", async () => {
+  test("names the limit or the sandbox that denies a call", async () => {
     await write("denied.socket", "[Socket]\nListenStream=127.0.0.1:4204\n");
     for (const [setting, remedy] of [
       ["RestrictAddressFamilies=AF_INET", /allow AF_UNIX \(RestrictAddressFamilies=\)$/],
@@ -156,13 +137,13 @@ describe.skipIf(cannotRun)("a service", () => {
       ["MemoryDenyWriteExecute=yes", /allow memory .* \(MemoryDenyWriteExecute=no\)$/],
     ] as const) {
       await write("denied.service", `[Service]\nType=notify\nExecStart=${SERVICE}\n${setting}\n`);
-      await systemctl("daemon-reload");
-      await systemctl("start", "denied.socket");
+      await machine.systemctl("daemon-reload");
+      await machine.systemctl("start", "denied.socket");
       expect((await machine.run("systemctl", "start", "denied.service")).status).toBe(1);
       expect(await machine.show("denied.service", "ExecMainStatus")).toBe("71");
       await says("denied.service", RegExp(`^3 socket-service: .*: ${remedy.source}`));
     }
-    await systemctl("stop", "denied.socket");
+    await machine.systemctl("stop", "denied.socket");
   });
 
   describe("with StandardInput=socket and Accept=no finds the socket with passedFd:", () => {
@@ -177,10 +158,10 @@ describe.skipIf(cannotRun)("a service", () => {
       const standard = "StandardInput=socket\nStandardOutput=journal\nStandardError=journal";
       await write("stdin.socket", `[Socket]\n${socket}\n`);
       await write("stdin.service", `[Service]\nExecStart=${command}\n${standard}\n`);
-      await systemctl("daemon-reload");
-      await systemctl("start", "stdin.socket");
+      await machine.systemctl("daemon-reload");
+      await machine.systemctl("start", "stdin.socket");
     };
-    const stop = () => systemctl("stop", "stdin.socket", "stdin.service");
+    const stop = () => machine.systemctl("stop", "stdin.socket", "stdin.service");
 
     test("one that listens", async () => {
       await start("ListenStream=127.0.0.1:4205", SERVES);
@@ -191,13 +172,13 @@ describe.skipIf(cannotRun)("a service", () => {
 
     test("one for datagrams", async () => {
       await start("ListenDatagram=127.0.0.1:4206", ECHOES);
-      expect(await receives(4206, "udp")).toBe("hello");
+      expect(await netcat(machine, "-u 127.0.0.1 4206", "hello")).toBe("hello");
       await stop();
     });
 
     test("a program that needs LISTEN_FDS says which setting is at fault", async () => {
       await start("ListenStream=127.0.0.1:4207", "requireListenFds();");
-      await systemctl("start", "stdin.service");
+      await machine.systemctl("start", "stdin.service");
       await says(
         "stdin.service",
         /because LISTEN_PID is not set: remove StandardInput=socket, which passes the socket /,

@@ -1,8 +1,9 @@
-/** What the tests of the units share: a machine with the services installed, and their clients. */
+/** Shared by the tests of the units: a machine with the services installed, and their clients. */
 import { join } from "node:path";
 import { lines } from "../support/lines.ts";
 import { lacks, skipped } from "../support/needs.ts";
 import { SERVICES } from "../support/services.ts";
+import { until } from "../support/until.ts";
 import type { Tally } from "./client.ts";
 import { CHECKOUT, Machine, ROOT } from "../support/machine.ts";
 
@@ -24,15 +25,15 @@ export function lacksFilters(): boolean {
   return !filters;
 }
 
-/** The same as `lacks` for what is used in a machine: another root has all of it. */
+/** The same as `lacks` for programs in a machine: another root has all of them. */
 export const lacksInside: typeof lacks = (...names) => ROOT === "/" && lacks(...names);
 
 /** A machine on which an administrator has installed the services and started their sockets. */
 export async function installed(): Promise<Machine> {
   const machine = await Machine.boot();
   await machine.must("make", "-C", CHECKOUT, "install");
-  await machine.must("systemctl", "daemon-reload");
-  await machine.must("systemctl", "enable", "--now", ...SOCKETS);
+  await machine.systemctl("daemon-reload");
+  await machine.systemctl("enable", "--now", ...SOCKETS);
   return machine;
 }
 
@@ -57,7 +58,7 @@ export class Clients implements AsyncDisposable {
     this.#lines = lines(this.#process.stdout);
   }
 
-  /** How it has gone so far. */
+  /** Returns the tally so far. */
   async tally(): Promise<Tally> {
     this.#process.stdin.write("\n");
     await this.#process.stdin.flush();
@@ -81,9 +82,14 @@ export class Clients implements AsyncDisposable {
   }
 }
 
-/** What one client receives, until the end of file. */
+/** Returns the tally of one client. */
 export async function greeting(machine: Machine, port: number): Promise<Tally> {
   return new Clients(machine, "once", port, 1).finish();
+}
+
+/** Returns the answer of an address to nc, which sends nothing by default. */
+export async function netcat(machine: Machine, address: string, text = ""): Promise<string> {
+  return (await machine.run("sh", "-c", `printf '${text}' | nc -w 2 ${address}`)).stdout;
 }
 
 /** Adds a drop-in to a unit until it is disposed of. */
@@ -95,11 +101,38 @@ export async function dropIn(
   const path = `/run/systemd/system/${unit}.d/90-test.conf`;
   const section = unit.endsWith(".socket") ? "Socket" : "Service";
   await machine.write(path, `[${section}]\n${lines.join("\n")}\n`);
-  await machine.must("systemctl", "daemon-reload");
+  await machine.systemctl("daemon-reload");
   return {
     async [Symbol.asyncDispose]() {
       await machine.must("rm", path);
-      await machine.must("systemctl", "daemon-reload");
+      await machine.systemctl("daemon-reload");
+    },
+  };
+}
+
+/** The lines of a drop-in that has a unit run another command of /usr/local/bin. */
+export const runs = (command: string) => ["ExecStart=", `ExecStart=/usr/local/bin/${command}`];
+
+/** Waits until systemd lists no unit whose name matches. */
+export async function noUnits(machine: Machine, pattern: string): Promise<void> {
+  await until(`no ${pattern} is listed`, 10, async () => {
+    return (await machine.systemctl("list-units", "--all", "--no-legend", pattern)) === "";
+  });
+}
+
+/** A new user with a manager of its own, which runs until it is disposed of. */
+export async function userOf(machine: Machine, name: string) {
+  await machine.must("useradd", "--create-home", name);
+  const id = await machine.must("id", "--user", name);
+  await machine.systemctl("start", `user@${id}.service`);
+  const user = ["setpriv", "--reuid", id, "--regid", id, "--clear-groups", "env"];
+  user.push(`HOME=/home/${name}`, `XDG_RUNTIME_DIR=/run/user/${id}`);
+  return {
+    id,
+    run: (...command: string[]) => machine.run(...user, ...command),
+    must: (...command: string[]) => machine.must(...user, ...command),
+    async [Symbol.asyncDispose]() {
+      await machine.systemctl("stop", `user@${id}.service`);
     },
   };
 }

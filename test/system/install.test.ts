@@ -1,42 +1,31 @@
-/** What `make install` and its like leave on a machine, and that it works there. */
+/** `make install`, `make uninstall` and the like: their files, and that the services run. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { until } from "../support/until.ts";
 import { cannotRun, Clients, greeting, lacksInside } from "./harness.ts";
-import { nothingFailed, SOCKETS } from "./harness.ts";
+import { nothingFailed, SOCKETS, userOf } from "./harness.ts";
 import { SERVICES } from "../support/services.ts";
 import { CHECKOUT, Machine } from "../support/machine.ts";
 
 const UNITS = "usr/local/lib/systemd/system";
 const MANUAL = "usr/local/share/man";
+const NAMES = SERVICES.map(({ name }) => name);
+const EXECUTABLES = NAMES.map((name) => `usr/local/bin/${name}`);
 const INSTALLED = [
-  "usr/local/bin/socket-service",
-  "usr/local/bin/socket-service-accepted",
-  "usr/local/bin/socket-service-inet",
-  `${UNITS}/socket-service-accepted.socket`,
-  `${UNITS}/socket-service-accepted@.service`,
-  `${UNITS}/socket-service-accepted@.service.d/50-hardening.conf`,
-  `${UNITS}/socket-service-inet.socket`,
-  `${UNITS}/socket-service-inet@.service`,
-  `${UNITS}/socket-service-inet@.service.d/50-hardening.conf`,
-  `${UNITS}/socket-service.service`,
-  `${UNITS}/socket-service.service.d/50-hardening.conf`,
-  `${UNITS}/socket-service.socket`,
+  ...EXECUTABLES,
+  ...NAMES.map((name) => `${UNITS}/${name}.socket`),
+  ...SERVICES.flatMap(({ unit }) => [unit, `${unit}.d/50-hardening.conf`]).map(
+    (path) => `${UNITS}/${path}`,
+  ),
+  ...NAMES.map((name) => `${MANUAL}/man8/${name}.8`),
   `${MANUAL}/man7/socket-service.units.7`,
-  `${MANUAL}/man8/socket-service-accepted.8`,
-  `${MANUAL}/man8/socket-service-inet.8`,
-  `${MANUAL}/man8/socket-service.8`,
-];
+].toSorted();
 
 setDefaultTimeout(60_000);
 
 describe.skipIf(cannotRun)("installation", () => {
   let machine: Machine;
-  beforeAll(async () => {
-    machine = await Machine.boot();
-  });
-  afterAll(async () => {
-    await nothingFailed(machine);
-  });
+  beforeAll(async () => void (machine = await Machine.boot()));
+  afterAll(() => nothingFailed(machine));
 
   const make = (...args: string[]) => machine.must("make", "-C", CHECKOUT, ...args);
   const files = async (directory: string) => {
@@ -52,167 +41,181 @@ describe.skipIf(cannotRun)("installation", () => {
       expect(await greeting(machine, port)).toMatchObject({ served: 1, lost: {} });
   }
 
-  test("make install with DESTDIR writes there and nowhere else", async () => {
-    // /tmp is a file system of its own, so it stays writable.
-    const script = `mount -o remount,bind,ro / && make -C ${CHECKOUT} install DESTDIR=/tmp/package`;
-    await machine.must("unshare", "--mount", "sh", "-c", `umask 077 && ${script}`);
-    expect(await files("/tmp/package")).toEqual(INSTALLED);
-    const closed = ["find", "/tmp/package/usr", "-type", "d", "-not", "-perm", "755"];
-    expect(await machine.must(...closed)).toBe("");
-  });
+  // The executables have 109 MB each. For the places of the files and for failures, 1 MB each is enough.
+  describe("of small executables:", () => {
+    const dist = `${CHECKOUT}/dist`;
+    beforeAll(async () => {
+      await machine.must("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", dist);
+      for (const name of NAMES)
+        await machine.must("sh", "-c", `head -c 1000000 /dev/urandom >${dist}/${name}`);
+    });
+    afterAll(async () => void (await machine.must("umount", dist)));
 
-  test("with PREFIX=/usr/ the units are where systemd looks for that prefix", async () => {
-    await make("install", "DESTDIR=/tmp/usr", "PREFIX=/usr/");
-    expect(await files("/tmp/usr")).toEqual(INSTALLED.map((path) => path.replace("/local", "")));
-    expect(
-      await machine.must("cat", "/tmp/usr/usr/lib/systemd/system/socket-service.service"),
-    ).toContain("\nExecStart=/usr/bin/socket-service\n");
-  });
+    test("make install with DESTDIR writes there and nowhere else", async () => {
+      // /tmp is a file system of its own, so it stays writable.
+      const script = `mount -o remount,bind,ro / && make -C ${CHECKOUT} install DESTDIR=/tmp/package`;
+      await machine.must("unshare", "--mount", "sh", "-c", `umask 077 && ${script}`);
+      expect(await files("/tmp/package")).toEqual(INSTALLED);
+      const closed = ["find", "/tmp/package/usr", "-type", "d", "-not", "-perm", "755"];
+      expect(await machine.must(...closed)).toBe("");
+    });
 
-  test("with BINDIR, UNITDIR and MANDIR each is where it was asked for", async () => {
-    const directories = ["BINDIR=/opt/s/bin", "UNITDIR=/etc/systemd/system", "MANDIR=/opt/s/man"];
-    await make("install", "DESTDIR=/tmp/dirs", ...directories);
-    expect(await files("/tmp/dirs")).toEqual(
-      INSTALLED.map((path) =>
-        path
-          .replace("usr/local/bin", "opt/s/bin")
-          .replace(UNITS, "etc/systemd/system")
-          .replace(MANUAL, "opt/s/man"),
-      ).toSorted(),
-    );
-    const unit = "/tmp/dirs/etc/systemd/system/socket-service-inet@.service";
-    expect(await machine.must("cat", unit)).toContain(
-      "\nExecStart=/opt/s/bin/socket-service-inet\n",
-    );
-    const page = await machine.must("cat", "/tmp/dirs/opt/s/man/man8/socket-service.8");
-    expect(page).toContain("\n.It Pa /opt/s/bin/socket-service-inet\n");
-  });
+    test("with PREFIX=/usr/ the units are where systemd looks for that prefix", async () => {
+      await make("install", "DESTDIR=/tmp/usr", "PREFIX=/usr/");
+      expect(await files("/tmp/usr")).toEqual(INSTALLED.map((path) => path.replace("/local", "")));
+      expect(
+        await machine.must("cat", "/tmp/usr/usr/lib/systemd/system/socket-service.service"),
+      ).toContain("\nExecStart=/usr/bin/socket-service\n");
+    });
 
-  test("a BINDIR that cannot stand in a unit is refused, and nothing is installed", async () => {
-    for (const directory of ["relative/bin", "/with space/bin", "/50%/bin"]) {
-      const { status, stderr } = await machine.run(
-        ...["make", "-C", CHECKOUT, "install", "DESTDIR=/tmp/refused", `BINDIR=${directory}`],
+    test("with BINDIR, UNITDIR and MANDIR each is where it was asked for", async () => {
+      const directories = ["BINDIR=/opt/s/bin", "UNITDIR=/etc/systemd/system", "MANDIR=/opt/s/man"];
+      await make("install", "DESTDIR=/tmp/dirs", ...directories);
+      expect(await files("/tmp/dirs")).toEqual(
+        INSTALLED.map((path) =>
+          path
+            .replace("usr/local/bin", "opt/s/bin")
+            .replace(UNITS, "etc/systemd/system")
+            .replace(MANUAL, "opt/s/man"),
+        ).toSorted(),
       );
-      expect(status).not.toBe(0);
-      expect(stderr).toContain(`not "${directory}"`);
-    }
-    expect((await machine.run("ls", "/tmp/refused")).status).not.toBe(0);
-  });
+      const unit = "/tmp/dirs/etc/systemd/system/socket-service-inet@.service";
+      expect(await machine.must("cat", unit)).toContain(
+        "\nExecStart=/opt/s/bin/socket-service-inet\n",
+      );
+      const page = await machine.must("cat", "/tmp/dirs/opt/s/man/man8/socket-service.8");
+      expect(page).toContain("\n.It Pa /opt/s/bin/socket-service-inet\n");
+    });
 
-  test("a prefix that systemd does not look under is refused at once, with what to set", async () => {
-    const install = ["make", "-C", CHECKOUT, "install", "DESTDIR=/tmp/refused", "PREFIX=/opt/x"];
-    // With -B, all is to be built.
-    const { status, stdout, stderr } = await machine.run(...install, "-B");
-    expect([status, stdout.replace(/^make: .*\n/gm, "")]).toEqual([2, ""]);
-    expect(stderr).toContain("PREFIX=/opt/x: set UNITDIR, for example UNITDIR=/etc/systemd/system");
-    expect((await machine.run("ls", "/tmp/refused")).status).not.toBe(0);
+    test("a BINDIR that cannot stand in a unit is refused, and nothing is installed", async () => {
+      for (const directory of ["relative/bin", "/with space/bin", "/50%/bin"]) {
+        const { status, stderr } = await machine.run(
+          ...["make", "-C", CHECKOUT, "install", "DESTDIR=/tmp/refused", `BINDIR=${directory}`],
+        );
+        expect(status).not.toBe(0);
+        expect(stderr).toContain(`not "${directory}"`);
+      }
+      expect((await machine.run("ls", "/tmp/refused")).status).not.toBe(0);
+    });
 
-    await make("install", "DESTDIR=/tmp/prefix", "PREFIX=/opt/x", "UNITDIR=/lib/systemd/system");
-    expect((await files("/tmp/prefix"))[0]).toBe(
-      "lib/systemd/system/socket-service-accepted.socket",
-    );
-    await machine.must("rm", "-r", "/tmp/prefix");
-  });
-
-  for (const target of ["install-user", "uninstall-user"])
-    test(`sudo make ${target} says whose home it would change, and changes nothing`, async () => {
-      const sudo = [
-        "env",
-        "HOME=/tmp/root",
-        "SUDO_USER=alice",
-        "make",
-        "-C",
-        CHECKOUT,
-        "-B",
-        target,
-      ];
-      await machine.write("/tmp/root/.local/bin/socket-service", "an executable");
-      const { status, stdout, stderr } = await machine.run(...sudo);
+    test("a prefix that systemd does not look under is refused at once, and the error names a remedy", async () => {
+      const install = ["make", "-C", CHECKOUT, "install", "DESTDIR=/tmp/refused", "PREFIX=/opt/x"];
+      // With -B, all is to be built.
+      const { status, stdout, stderr } = await machine.run(...install, "-B");
       expect([status, stdout.replace(/^make: .*\n/gm, "")]).toEqual([2, ""]);
       expect(stderr).toContain(
-        "as root this would change /tmp/root: run it as alice, without sudo",
+        "PREFIX=/opt/x: set UNITDIR, for example UNITDIR=/etc/systemd/system",
       );
-      expect(await files("/tmp/root")).toEqual([".local/bin/socket-service"]);
+      expect((await machine.run("ls", "/tmp/refused")).status).not.toBe(0);
+
+      await make("install", "DESTDIR=/tmp/prefix", "PREFIX=/opt/x", "UNITDIR=/lib/systemd/system");
+      expect((await files("/tmp/prefix"))[0]).toBe(
+        "lib/systemd/system/socket-service-accepted.socket",
+      );
+      await machine.must("rm", "-r", "/tmp/prefix");
     });
 
-  /** A `make install` into /tmp/failed, as a shell calls it: it has to fail. Returns what it left. */
-  async function failed(shell: string, says: RegExp): Promise<string[]> {
-    const install = `make -C ${CHECKOUT} install DESTDIR=/tmp/failed`;
-    const script = `rm -rf /tmp/failed && mkdir /tmp/failed && ${shell.replace("INSTALL", install)}`;
-    const { status, stdout, stderr } = await machine.run("sh", "-c", script);
-    expect([status, stdout.includes("systemctl")]).toEqual([2, false]);
-    expect(stderr).toMatch(says);
-    return await files("/tmp/failed");
-  }
+    for (const target of ["install-user", "uninstall-user"])
+      test(`sudo make ${target} says whose home it would change, and changes nothing`, async () => {
+        const sudo = [
+          "env",
+          "HOME=/tmp/root",
+          "SUDO_USER=alice",
+          "make",
+          "-C",
+          CHECKOUT,
+          "-B",
+          target,
+        ];
+        await machine.write("/tmp/root/.local/bin/socket-service", "an executable");
+        const { status, stdout, stderr } = await machine.run(...sudo);
+        expect([status, stdout.replace(/^make: .*\n/gm, "")]).toEqual([2, ""]);
+        expect(stderr).toContain(
+          "as root this would change /tmp/root: run it as alice, without sudo",
+        );
+        expect(await files("/tmp/root")).toEqual([".local/bin/socket-service"]);
+      });
 
-  test("on a full disk make install fails, and leaves no unit and no half of a file", async () => {
-    const mount = "mount -t tmpfs -o size=150m tmpfs /tmp/failed";
-    const left = await failed(`${mount} && INSTALL`, /No space left on device/);
-    await machine.must("umount", "/tmp/failed");
-    expect(left).toHaveLength(1);
-    expect(INSTALLED.slice(0, 3)).toEqual(expect.arrayContaining(left));
-  });
+    /** A `make install` into /tmp/failed, as a shell calls it: it has to fail. Returns the files that it left. */
+    async function failed(shell: string, says: RegExp): Promise<string[]> {
+      const install = `make -C ${CHECKOUT} install DESTDIR=/tmp/failed`;
+      const script = `rm -rf /tmp/failed && mkdir /tmp/failed && ${shell.replace("INSTALL", install)}`;
+      const { status, stdout, stderr } = await machine.run("sh", "-c", script);
+      expect([status, stdout.includes("systemctl")]).toEqual([2, false]);
+      expect(stderr).toMatch(says);
+      return await files("/tmp/failed");
+    }
 
-  test("above the limit on the size of files make install fails, and leaves nothing", async () => {
-    expect(await failed("ulimit -f 50000 && INSTALL", /File size limit exceeded/)).toEqual([]);
-  });
-
-  test("without permission make install fails, and leaves nothing", async () => {
-    const nobody = "setpriv --reuid=nobody --clear-groups INSTALL";
-    expect(await failed(nobody, /Permission denied/)).toEqual([]);
-  });
-
-  for (const path of INSTALLED.slice(0, 3).flatMap((path) => [path, `${path}.new`]))
-    test(`with a directory at ${path} make install fails, and leaves no unit`, async () => {
-      const left = await failed(`mkdir -p /tmp/failed/${path} && INSTALL`, /directory/i);
-      expect(left.filter((path) => !INSTALLED.slice(0, 3).includes(path))).toEqual([]);
+    test("on a full disk make install fails, and leaves no unit and no half of a file", async () => {
+      const mount = "mount -t tmpfs -o size=1500k tmpfs /tmp/failed";
+      const left = await failed(`${mount} && INSTALL`, /No space left on device/);
+      await machine.must("umount", "/tmp/failed");
+      expect(left).toHaveLength(1);
+      expect(EXECUTABLES).toEqual(expect.arrayContaining(left));
     });
 
-  test("with a directory where a service goes make install fails, and leaves no socket", async () => {
-    const path = `${UNITS}/socket-service.service`;
-    const left = await failed(`mkdir -p /tmp/failed/${path}/x && INSTALL`, /directory/i);
-    expect(left).toEqual(expect.arrayContaining(INSTALLED.slice(0, 3)));
-    expect(left.filter((path) => /\.(new|socket)$/.test(path))).toEqual([]);
-  });
+    for (const [where, shell, says] of [
+      ["above the limit on the size of files", "ulimit -f 500 &&", /File size limit exceeded/],
+      ["without permission", "setpriv --reuid=nobody --clear-groups", /Permission denied/],
+    ] as const)
+      test(`${where} make install fails, and leaves nothing`, async () => {
+        expect(await failed(`${shell} INSTALL`, says)).toEqual([]);
+      });
 
-  for (const signal of ["HUP", "INT", "TERM", "KILL"])
-    test(`SIG${signal} in the middle of make install, and make uninstall: nothing is left`, async () => {
-      // One file is cut off in the middle.
-      const cat = `#!/bin/sh
+    for (const path of EXECUTABLES.flatMap((path) => [path, `${path}.new`]))
+      test(`with a directory at ${path} make install fails, and leaves no unit`, async () => {
+        const left = await failed(`mkdir -p /tmp/failed/${path} && INSTALL`, /directory/i);
+        expect(left.filter((path) => !EXECUTABLES.includes(path))).toEqual([]);
+      });
+
+    test("with a directory where a service goes make install fails, and leaves no socket", async () => {
+      const path = `${UNITS}/socket-service.service`;
+      const left = await failed(`mkdir -p /tmp/failed/${path}/x && INSTALL`, /directory/i);
+      expect(left).toEqual(expect.arrayContaining(EXECUTABLES));
+      expect(left.filter((path) => /\.(new|socket)$/.test(path))).toEqual([]);
+    });
+
+    for (const signal of ["HUP", "INT", "TERM", "KILL"])
+      test(`SIG${signal} in the middle of make install, and make uninstall: nothing is left`, async () => {
+        // One file is cut off in the middle.
+        const cat = `#!/bin/sh
         case $1 in *-inet) echo half; kill -${signal} $PPID;; *) exec /bin/cat "$@";; esac`;
-      await machine.write("/tmp/cut/cat", cat);
-      await machine.must("chmod", "755", "/tmp/cut/cat");
-      const left = await failed('PATH="/tmp/cut:$PATH" INSTALL', /./);
-      expect(left.filter((path) => path.endsWith(".new"))).toHaveLength(signal === "KILL" ? 1 : 0);
-      expect(left).not.toEqual([]);
-      await make("uninstall", "DESTDIR=/tmp/failed");
-      expect(await files("/tmp/failed")).toEqual([]);
+        await machine.write("/tmp/cut/cat", cat);
+        await machine.must("chmod", "755", "/tmp/cut/cat");
+        const left = await failed('PATH="/tmp/cut:$PATH" INSTALL', /./);
+        expect(left.filter((path) => path.endsWith(".new"))).toHaveLength(
+          signal === "KILL" ? 1 : 0,
+        );
+        expect(left).not.toEqual([]);
+        await make("uninstall", "DESTDIR=/tmp/failed");
+        expect(await files("/tmp/failed")).toEqual([]);
+      });
+
+    test("make uninstall removes the files of make install, and no others", async () => {
+      const drop = `/tmp/package/${UNITS}/socket-service.service.d/mine.conf`;
+      await machine.write(drop, "[Service]\n");
+      await make("uninstall", "DESTDIR=/tmp/package");
+      expect(await files("/tmp/package")).toEqual([drop.replace("/tmp/package/", "")]);
+      const drops = ["find", "/tmp/package", "-name", "*.d"];
+      expect(await machine.must(...drops)).toBe(drop.replace("/mine.conf", ""));
     });
 
-  test("make uninstall removes what make install put there, and only that", async () => {
-    const drop = `/tmp/package/${UNITS}/socket-service.service.d/mine.conf`;
-    await machine.write(drop, "[Service]\n");
-    await make("uninstall", "DESTDIR=/tmp/package");
-    expect(await files("/tmp/package")).toEqual([drop.replace("/tmp/package/", "")]);
-    const drops = ["find", "/tmp/package", "-name", "*.d"];
-    expect(await machine.must(...drops)).toBe(drop.replace("/mine.conf", ""));
-  });
-
-  test("make uninstall fails where it may not remove a file", async () => {
-    await make("install", "DESTDIR=/tmp/package");
-    const nobody = ["setpriv", "--reuid=nobody", "--clear-groups"];
-    const uninstall = ["make", "-C", CHECKOUT, "uninstall", "DESTDIR=/tmp/package"];
-    expect((await machine.run(...nobody, ...uninstall)).status).toBe(2);
-    await machine.must(...uninstall);
+    test("make uninstall fails where it may not remove a file", async () => {
+      await make("install", "DESTDIR=/tmp/package");
+      const nobody = ["setpriv", "--reuid=nobody", "--clear-groups"];
+      const uninstall = ["make", "-C", CHECKOUT, "uninstall", "DESTDIR=/tmp/package"];
+      expect((await machine.run(...nobody, ...uninstall)).status).toBe(2);
+      await machine.must(...uninstall);
+    });
   });
 
   test("make install, systemctl enable --now, one client each: three greetings", async () => {
     await make("install");
-    await machine.must("systemctl", "daemon-reload");
+    await machine.systemctl("daemon-reload");
     // Enabling a service enables its socket.
-    await machine.must("systemctl", "enable", "socket-service.service");
-    await machine.must("systemctl", "is-enabled", "socket-service.socket");
-    await machine.must("systemctl", "enable", "--now", ...SOCKETS);
+    await machine.systemctl("enable", "socket-service.service");
+    await machine.systemctl("is-enabled", "socket-service.socket");
+    await machine.systemctl("enable", "--now", ...SOCKETS);
     const wanted = await machine.must("ls", "/etc/systemd/system/sockets.target.wants");
     expect(wanted.split("\n")).toEqual(expect.arrayContaining(SOCKETS));
     await greetsThreeTimes();
@@ -242,7 +245,7 @@ describe.skipIf(cannotRun)("installation", () => {
   test("each unit names its service and its manual pages", async () => {
     for (const { name, unit } of SERVICES)
       for (const file of [`${name}.socket`, unit]) {
-        const text = await machine.must("systemctl", "cat", file);
+        const text = await machine.systemctl("cat", file);
         expect(text).toContain(`\nDescription=${name}: `);
         expect(text).toContain(`\nDocumentation=man:${name}(8) man:socket-service.units(7)\n`);
       }
@@ -278,7 +281,7 @@ describe.skipIf(cannotRun)("installation", () => {
         // Debian's groff of 2026 fills lines with spaces, and has a dash twice as long.
         expect(stdout.replaceAll(/\s+/g, " ")).toMatch(new RegExp(` NAME ${line} —+ `));
       }
-      const help = await machine.must("systemctl", "help", "socket-service.service");
+      const help = await machine.systemctl("help", "socket-service.service");
       expect(help).toContain("--idle-timeout");
     },
   );
@@ -302,21 +305,19 @@ describe.skipIf(cannotRun)("installation", () => {
       expect(lost).toEqual({});
       expect(served).toBe(begun);
     }
-    const main = await machine.must(
-      ...["systemctl", "show", "--property=MainPID", "--value", "socket-service.service"],
-    );
+    const main = await machine.show("socket-service.service", "MainPID");
     // The running one is the one from before, until it is restarted.
     expect(await machine.must("readlink", `/proc/${main}/exe`)).toEndWith(" (deleted)");
   });
 
   test("upgrading as the README says it restarts the service, and clients are served", async () => {
     await make("install");
-    await machine.must("systemctl", "daemon-reload");
+    await machine.systemctl("daemon-reload");
     // It may have been idle, and have ended.
     await greeting(machine, 4000);
     const main = () => machine.show("socket-service.service", "MainPID");
     const before = await main();
-    await machine.must("systemctl", "try-restart", "socket-service.service");
+    await machine.systemctl("try-restart", "socket-service.service");
     expect(await main()).not.toBe(before);
     await greetsThreeTimes();
   });
@@ -327,9 +328,11 @@ describe.skipIf(cannotRun)("installation", () => {
     // The one before had another address.
     const socket = `/${UNITS}/socket-service.socket`;
     await machine.must("sed", "-i", "s/:4000$/:4010/", socket);
-    await machine.must("systemctl", "daemon-reload");
-    await machine.must("systemctl", "stop", "socket-service.socket");
-    await machine.must("systemctl", "start", "socket-service.socket");
+    // A service that has changed as well is not named.
+    await machine.must("sed", "-i", "s/^After=.*//", `/${UNITS}/socket-service.service`);
+    await machine.systemctl("daemon-reload");
+    await machine.systemctl("stop", "socket-service.socket");
+    await machine.systemctl("start", "socket-service.socket");
     const others = SOCKETS.slice(1);
     const open = await Promise.all(others.map(since));
     await using clients = new Clients(machine, "load", 4001, 4);
@@ -341,6 +344,7 @@ describe.skipIf(cannotRun)("installation", () => {
     expect(commands).toBe(
       "systemctl stop socket-service.socket; systemctl start socket-service.socket",
     );
+    expect(enable).toBe(`systemctl enable --now ${SOCKETS.toSorted().join(" ")}`);
     for (const command of [reload, commands, enable]) await machine.must("sh", "-c", command);
     expect(await greeting(machine, 4000)).toMatchObject({ served: 1, lost: {} });
     const { begun, served, lost } = await clients.finish();
@@ -350,7 +354,7 @@ describe.skipIf(cannotRun)("installation", () => {
     expect(await make("install")).not.toContain("systemctl stop");
   });
 
-  test("make uninstall says first what to disable, and removes nothing before", async () => {
+  test("make uninstall names the sockets to disable first, and removes nothing before", async () => {
     const uninstall = ["make", "-C", CHECKOUT, "uninstall"];
     const refused = { status: 2, stdout: expect.not.stringContaining("removed") };
     const says = `First: systemctl disable --now`;
@@ -360,64 +364,54 @@ describe.skipIf(cannotRun)("installation", () => {
       ["enable", "--now", SOCKETS[0] ?? ""],
       ["stop", SOCKETS[0] ?? ""],
     ]) {
-      await machine.must("systemctl", ...action);
+      await machine.systemctl(...action);
       expect(await machine.run(...uninstall)).toMatchObject({
         ...refused,
         stderr: expect.stringContaining(says),
       });
     }
-    await machine.must("systemctl", "disable", ...SOCKETS);
-    await machine.must("systemctl", "start", SOCKETS[0] ?? "");
+    await machine.systemctl("disable", ...SOCKETS);
+    await machine.systemctl("start", SOCKETS[0] ?? "");
     expect(await machine.run(...uninstall)).toMatchObject(refused);
-    await machine.must("systemctl", "enable", "--now", ...SOCKETS);
+    await machine.systemctl("enable", "--now", ...SOCKETS);
+    // Those of another machine are not asked about.
+    await make("uninstall", "DESTDIR=/tmp/package");
   });
 
   test("removing as the README says it leaves nothing behind", async () => {
-    await machine.must("systemctl", "disable", "--now", ...SOCKETS);
-    await make("uninstall");
-    await machine.must("systemctl", "daemon-reload");
+    await machine.systemctl("disable", "--now", ...SOCKETS);
+    expect(await make("uninstall")).toContain("it was for: systemctl daemon-reload\n");
+    await machine.systemctl("daemon-reload");
     const found = ["find", "/usr/local", "/etc/systemd", "/run/systemd/system"];
     expect(await machine.must(...found, "-name", "socket-service*")).toBe("");
     // Of a unit that is gone, systemd may remember the name for a while: as "not-found".
     const list = ["systemctl", "list-units", "--all", "--state=loaded", "--no-legend"];
     const units = [...list, "socket-service*"];
-    await until(
-      "systemd knows none of them",
-      10,
-      async () => (await machine.must(...units)) === "",
-    );
+    await until("systemd knows none", 10, async () => (await machine.must(...units)) === "");
   });
 
   const manages = test.skipIf(lacksInside("pam_systemd.so", "dbus.socket"));
   manages("an ordinary user installs and runs all three under the user's own manager", async () => {
-    await machine.must("useradd", "--create-home", "someone");
-    const id = await machine.must("id", "--user", "someone");
-    await machine.must("systemctl", "start", `user@${id}.service`);
-    const asUser = async (...command: string[]) =>
-      machine.must(
-        ...["setpriv", "--reuid", id, "--regid", id, "--clear-groups", "env", "HOME=/home/someone"],
-        ...[`XDG_RUNTIME_DIR=/run/user/${id}`, ...command],
-      );
+    await using user = await userOf(machine, "someone");
     // As with sudo -u someone.
-    await asUser("env", "SUDO_USER=root", "make", "-C", CHECKOUT, "install-user");
-    expect(await files("/home/someone/.local/bin")).toEqual(SERVICES.map(({ name }) => name));
+    await user.must("env", "SUDO_USER=root", "make", "-C", CHECKOUT, "install-user");
+    expect(await files("/home/someone/.local/bin")).toEqual(NAMES);
     const units = await files("/home/someone/.config/systemd/user");
     expect(units).toHaveLength(6);
     expect(await files("/home/someone/.local/share/man")).toHaveLength(4);
-    await asUser("systemctl", "--user", "daemon-reload");
-    await asUser("systemctl", "--user", "enable", "--now", ...SOCKETS);
+    await user.must("systemctl", "--user", "daemon-reload");
+    await user.must("systemctl", "--user", "enable", "--now", ...SOCKETS);
     await greetsThreeTimes();
-    const status = await asUser("systemctl", "--user", "status", "socket-service.service");
+    const status = await user.must("systemctl", "--user", "status", "socket-service.service");
     expect(status).toContain("Active: active (running)");
     expect(status).toContain('Status: "Socket accepted');
-    const uninstall = asUser("make", "-C", CHECKOUT, "uninstall-user");
+    const uninstall = user.must("make", "-C", CHECKOUT, "uninstall-user");
     await expect(uninstall).rejects.toThrow("First: systemctl --user disable --now");
-    await asUser("systemctl", "--user", "disable", "--now", ...SOCKETS);
+    await user.must("systemctl", "--user", "disable", "--now", ...SOCKETS);
     expect(await machine.must("ss", "-Hltn", "sport >= 4000 and sport <= 4002")).toBe("");
     expect((await machine.run("pidof", "socket-service")).stdout).toBe("");
-    await asUser("make", "-C", CHECKOUT, "uninstall-user");
+    await user.must("make", "-C", CHECKOUT, "uninstall-user");
     const left = ["find", "/home/someone", "-name", "socket-service*"];
     expect(await machine.must(...left)).toBe("");
-    await machine.must("systemctl", "stop", `user@${id}.service`);
   });
 });

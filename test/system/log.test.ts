@@ -12,9 +12,7 @@ type Entry = Readonly<Record<string, unknown>>;
 
 describe.skipIf(cannotRun)("log, in a service", () => {
   let machine: Machine;
-  beforeAll(async () => {
-    machine = await Machine.boot();
-  });
+  beforeAll(async () => void (machine = await Machine.boot()));
   afterAll(() => nothingFailed(machine));
 
   /** Runs a program as a service that nobody can tell from root's but by its rights. */
@@ -33,7 +31,7 @@ describe.skipIf(cannotRun)("log, in a service", () => {
     );
   }
 
-  /** What the journal has of a program: all of it, whatever the size. */
+  /** Returns the entries of the journal that match, whatever their size. */
   async function entries(...matches: string[]): Promise<Entry[]> {
     await machine.must("journalctl", "--sync");
     const json = await machine.must("journalctl", "--output=json", "--all", ...matches);
@@ -117,7 +115,7 @@ describe.skipIf(cannotRun)("log, in a service", () => {
     const manager = "--setenv=NOTIFY_SOCKET=/nonexistent/notify";
     const service = `${CHECKOUT}/dist/socket-service`;
     await machine.must("systemd-run", "--quiet", "--unit=unheard", socket, manager, service);
-    await machine.must("systemctl", "start", "unheard.service");
+    await machine.systemctl("start", "unheard.service");
     const warnings = await until("there is a warning", 10, async () => {
       const found = await entries("--unit=unheard", "PRIORITY=4");
       return found.length > 0 && found;
@@ -129,7 +127,7 @@ describe.skipIf(cannotRun)("log, in a service", () => {
         _TRANSPORT: "journal",
       },
     ]);
-    await machine.must("systemctl", "stop", "unheard.socket", "unheard.service");
+    await machine.systemctl("stop", "unheard.socket", "unheard.service");
   });
 
   test("a burst on a busy machine is kept whole", async () => {
@@ -158,7 +156,7 @@ describe.skipIf(cannotRun)("log, in a service", () => {
     expect(numbers).toEqual(Array.from({ length: 2000 }, (_, n) => n));
   });
 
-  test("a journal that stands still stops no service, and what is lost is counted", async () => {
+  test("a journal that stands still stops no service, and lost entries are counted", async () => {
     const program = `
       import { log, LogLevel, notify, startWatchdog } from "${CHECKOUT}/src/activation/index.ts";
       const entry = (N) => log(LogLevel.info, "it", { N, SYSLOG_IDENTIFIER: "still" });
@@ -195,7 +193,7 @@ describe.skipIf(cannotRun)("log, in a service", () => {
     } finally {
       await machine.must("kill", "-CONT", journald);
     }
-    // What was written arrives, and nothing else.
+    // The entries that were written arrive, and no others.
     const arrived = async () => await entries("SYSLOG_IDENTIFIER=still");
     await until(
       "the journal has read its queue",
@@ -213,6 +211,6 @@ describe.skipIf(cannotRun)("log, in a service", () => {
     ]);
     expect(await machine.show("still", "MainPID")).toBe(pid);
     expect(await machine.show("still", "NRestarts")).toBe("0");
-    await machine.must("systemctl", "stop", "still");
+    await machine.systemctl("stop", "still");
   });
 });

@@ -44,12 +44,12 @@ describe.skipIf(cannotRun)("a machine", () => {
     const places = [tmpdir(), "/run/systemd/nspawn/propagate"];
     for (const place of places)
       expect(await readdir(place).catch(() => [])).not.toContain(machine.name);
-    // Those that are still there after the groups of the machine itself are another machine's.
+    // Its groups are gone. Other machines may have some.
     const groups = ["find", "/sys/fs/cgroup", "-name", machine.name];
     expect(Bun.spawnSync(groups).stdout.toString()).toBe("");
   });
 
-  /** What a newcomer may have done before `make test`: installed all of it in every way, and tuned it. */
+  /** Commands of a newcomer before `make test`, who installs all of it in every way, and tunes it. */
   const TUNED = String.raw`
     cd ${CHECKOUT}
     edit() { mkdir -p "$1/$2.d" && printf '%s\n' "$3" "$4" > "$1/$2.d/override.conf"; }
@@ -76,18 +76,18 @@ describe.skipIf(cannotRun)("a machine", () => {
     dpkg-deb --build /tmp/deb /tmp/tuned.deb >/dev/null && dpkg --install /tmp/tuned.deb >/dev/null
   `;
 
-  test("has nothing of what the administrator outside has installed, tuned and enabled", async () => {
+  test("has nothing that the administrator outside has installed, tuned or enabled", async () => {
     await using machine = await Machine.boot({ before: TUNED });
     const named = ["(", "-name", "socket-service*", "-o", "-name", "override.conf", ")"];
     expect(await machine.must("find", "/etc", "/usr", "/var/lib", ...named)).toBe("");
     const units = ["list-unit-files", "--no-legend", "socket-*"];
     expect((await machine.run("systemctl", ...units)).stdout).toBe("");
-    expect(await machine.must("systemctl", "show")).toMatch(/^DefaultTimeoutStopUSec=1min 30s$/m);
+    expect(await machine.systemctl("show")).toMatch(/^DefaultTimeoutStopUSec=1min 30s$/m);
     expect(await machine.show("dbus.socket", "Description")).not.toBe("Tuned");
     expect((await machine.run("dpkg-query", "--show", "socket-service")).status).toBe(1);
-    // It starts the managers of users who need no login.
-    await machine.must("systemctl", "start", "systemd-logind.service");
-    expect(await machine.must("systemctl", "list-units", "--no-legend", "user@*")).toBe("");
+    // It starts the managers of lingering users.
+    await machine.systemctl("start", "systemd-logind.service");
+    expect(await machine.systemctl("list-units", "--no-legend", "user@*")).toBe("");
     expect(await machine.must("ss", "-Hlt")).toBe("");
   });
 
@@ -96,7 +96,7 @@ describe.skipIf(cannotRun)("a machine", () => {
     expect(await denied.canFilterAddresses()).toBe(false);
   });
 
-  test("that does not come up is given up at its deadline, with what it said", async () => {
+  test("that does not come up is given up at its deadline, and the error has its output", async () => {
     const bin = await mkdtemp(join(tmpdir(), "socket-service-"));
     const hangs = "#!/bin/sh\necho Operation not permitted >&2\nexec sleep 600\n";
     await writeFile(join(bin, "systemd-nspawn"), hangs, { mode: 0o755 });

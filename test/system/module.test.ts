@@ -14,6 +14,10 @@ import { BUN, linkModule, Machine } from "../support/machine.ts";
 setDefaultTimeout(60_000);
 
 const PORT = 4100;
+const SANDBOX = [
+  ...["PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX"],
+  ...["ProtectProc=invisible", "ProcSubset=pid"],
+];
 
 describe.skipIf(cannotRun)("a service on the module", () => {
   let machine: Machine;
@@ -22,7 +26,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     await linkModule(machine);
     // For the units of the README, which start the programs in /srv.
     await machine.must("ln", "-s", "programs/node_modules", "/srv/node_modules");
-    await machine.must("ln", "-s", BUN, "/usr/local/bin/bun");
+    await machine.must("ln", "-sf", BUN, "/usr/local/bin/bun");
   });
   afterAll(() => nothingFailed(machine));
 
@@ -38,8 +42,8 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     );
     if (socket.length > 0)
       await machine.write(`${directory}/${name}.socket`, unit("Socket", socket));
-    await machine.must("systemctl", "daemon-reload");
-    if (socket.length > 0) await machine.must("systemctl", "start", `${name}.socket`);
+    await machine.systemctl("daemon-reload");
+    if (socket.length > 0) await machine.systemctl("start", `${name}.socket`);
   }
 
   /**
@@ -60,8 +64,17 @@ describe.skipIf(cannotRun)("a service on the module", () => {
       if (lines !== undefined)
         await machine.write(`/etc/systemd/system/${unit}.d/further.conf`, lines);
     }
-    await machine.must("systemctl", "daemon-reload");
-    await machine.must("systemctl", "enable", "--now", `${name}.socket`, ...sockets);
+    await machine.systemctl("daemon-reload");
+    await machine.systemctl("enable", "--now", `${name}.socket`, ...sockets);
+  }
+
+  /** Runs a program as a service without a socket, until it is disposed of. */
+  async function runs(name: string, source: string, ...service: string[]) {
+    await install(name, source, ["Type=notify", ...service], []);
+    await machine.systemctl("start", `${name}.service`);
+    return {
+      [Symbol.asyncDispose]: async () => void (await machine.systemctl("stop", `${name}.service`)),
+    };
   }
 
   async function ask(port: number): Promise<Tally> {
@@ -73,12 +86,12 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     await copy("counter");
     for (const count of [1, 2, 3]) expect((await ask(4000)).last).toBe(`${count}\n`);
     expect(await machine.show("counter.service", "NFileDescriptorStore")).toBe("1");
-    await machine.must("systemctl", "restart", "counter.service");
+    await machine.systemctl("restart", "counter.service");
     for (const count of [4, 5]) expect((await ask(4000)).last).toBe(`${count}\n`);
     // Its descriptors stay in the store when it fails, too.
-    await machine.must("systemctl", "kill", "--signal=KILL", "counter.service");
+    await machine.systemctl("kill", "--signal=KILL", "counter.service");
     for (const count of [6, 7]) expect((await ask(4000)).last).toBe(`${count}\n`);
-    await machine.must("systemctl", "stop", "counter.socket", "counter.service");
+    await machine.systemctl("stop", "counter.socket", "counter.service");
   });
 
   test("has its TLS key by LoadCredential=, which each start reads anew", async () => {
@@ -99,7 +112,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     expect((await machine.run("systemctl", "restart", "tls.service")).status).toBe(1);
     await machine.write(key, CERTIFICATE.key);
     expect(await machine.must(...curl)).toBe("Hello");
-    await machine.must("systemctl", "stop", "tls.socket", "tls.service");
+    await machine.systemctl("stop", "tls.socket", "tls.service");
   });
 
   test("has two sockets by their names", async () => {
@@ -108,7 +121,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     const admin = ["nc", "127.0.0.1", "4001"];
     expect(await machine.must(...admin)).toBe("1 requests on 127.0.0.1:4000");
     expect(await machine.show("named.service", "SubState")).toBe("running");
-    await machine.must("systemctl", "stop", "named.socket", "admin.socket", "named.service");
+    await machine.systemctl("stop", "named.socket", "admin.socket", "named.service");
   });
 
   test("has a Unix socket for one group", async () => {
@@ -117,21 +130,13 @@ describe.skipIf(cannotRun)("a service on the module", () => {
     expect(await machine.must(...unix, "http://http/hello/you")).toBe("Hello you");
     expect(await machine.must("stat", "--format=%G %a", "/run/http.sock")).toBe("www-data 660");
     expect(await machine.show("http.service", "StatusText")).toContain("/run/http.sock");
-    await machine.must("systemctl", "stop", "http.socket", "http.service");
+    await machine.systemctl("stop", "http.socket", "http.service");
     expect((await machine.run("stat", "/run/http.sock")).status).toBe(1);
   });
 
   for (const [name, sandbox] of [
     ["with no sandbox", []],
-    [
-      "in a sandbox with no network and AF_UNIX only",
-      [
-        "PrivateNetwork=yes",
-        "RestrictAddressFamilies=AF_UNIX",
-        "ProtectProc=invisible",
-        "ProcSubset=pid",
-      ],
-    ],
+    ["in a sandbox with no network and AF_UNIX only", SANDBOX],
   ] as const)
     test(`drain loses no request in restarts, ${name}`, async () => {
       for (const [connections, pause] of [
@@ -180,7 +185,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
         return last === `v${version}`;
       });
     }
-    await machine.must("systemctl", "stop", "hot.socket", "hot.service");
+    await machine.systemctl("stop", "hot.socket", "hot.service");
   });
 
   const state = async (unit: string) =>
@@ -188,17 +193,23 @@ describe.skipIf(cannotRun)("a service on the module", () => {
 
   test("reports a link-local address with the number of its interface, except in a URL", async () => {
     const source = `
-      import { notify, passedFd, serve } from "socket-service/activation";
-      const server = serve({ fd: passedFd(), fetch: () => new Response("linked") });
-      notify({ ready: true, status: server.url + " " + server.hostname });`;
+      import { drain, notify, passedFd, serve } from "socket-service/activation";
+      const fetch = () => new Response("linked");
+      const server = serve({ fd: passedFd(), fetch });
+      const own = serve({ hostname: "fe80::1%lo", port: 0, fetch });
+      const to = { hostname: "fe80::1%lo", port: own.port, socket: { data() {} } };
+      const isDrained = await drain(own, { grace: 10 });
+      const end = await Bun.connect(to).then(() => "connected", () => "refused");
+      const status = [server.url, server.hostname, isDrained, end].join(" ");
+      notify({ ready: true, status });`;
     await machine.must("ip", "address", "add", "fe80::1/64", "dev", "lo", "nodad");
     const listen = `ListenStream=[fe80::1]:${PORT}%%lo`;
     await install("linked", source, ["Type=notify"], [listen]);
-    await machine.must("systemctl", "start", "linked.service");
-    expect(await machine.show("linked.service", "StatusText")).toBe(
-      `http://[fe80::1]:${PORT}/ fe80::1%1`,
+    await machine.systemctl("start", "linked.service");
+    expect(await state("linked.service")).toBe(
+      `active http://[fe80::1]:${PORT}/ fe80::1%1 true refused`,
     );
-    await machine.must("systemctl", "stop", "linked.socket", "linked.service");
+    await machine.systemctl("stop", "linked.socket", "linked.service");
   });
 
   test("reports a reload, and its end", async () => {
@@ -210,23 +221,21 @@ describe.skipIf(cannotRun)("a service on the module", () => {
       notify({ ready: true, status: "fresh" });`;
     const becomes = (wanted: string) =>
       until(wanted, 10, async () => (await state("reloads.service")) === wanted);
-    const types = [["Type=notify", "ExecReload=/bin/kill -HUP $MAINPID"]];
+    const types = ["ExecReload=/bin/kill -HUP $MAINPID"];
     // systemd itself sends SIGHUP, and wants the time of the answer.
-    if (machine.systemd >= 253) types.push(["Type=notify-reload"]);
+    if (machine.systemd >= 253) types.push("Type=notify-reload");
     for (const type of types) {
-      await install("reloads", source, type, []);
-      await machine.must("systemctl", "start", "reloads.service");
+      await using _ = await runs("reloads", source, type);
       expect(await state("reloads.service")).toBe("active fresh");
-      await machine.must("systemctl", "reload", "--no-block", "reloads.service");
+      await machine.systemctl("reload", "--no-block", "reloads.service");
       await becomes("reloading reading");
-      await machine.must("systemctl", "kill", "--signal=USR1", "reloads.service");
+      await machine.systemctl("kill", "--signal=USR1", "reloads.service");
       await becomes("active read");
-      await machine.must("systemctl", "stop", "reloads.service");
     }
   });
 
   test("accepts the notifications of a child that names it, and no other of a child", async () => {
-    // NotifyAccess=main, the default of Type=notify: what others send for themselves is dropped.
+    // With NotifyAccess=main, the default of Type=notify, systemd drops the notifications of others.
     const child = `
       import { notify } from "socket-service/activation";
       notify({ status: "on behalf" }, { pid: process.ppid });
@@ -241,10 +250,32 @@ describe.skipIf(cannotRun)("a service on the module", () => {
       await notifyBarrier(5000);
       notify({ ready: true });
       setInterval(() => {}, 1000);`;
-    await install("parent", source, ["Type=notify"], []);
-    await machine.must("systemctl", "start", "parent.service");
+    await using _ = await runs("parent", source);
     expect(await state("parent.service")).toBe("active on behalf");
-    await machine.must("systemctl", "stop", "parent.service");
+  });
+
+  test.each([
+    ["", ""],
+    ["KillMode=mixed", "done"],
+  ])("with %p, an answer that needs a child is %p at a stop", async (mode, answer) => {
+    const source = `
+      import { drain, notify, passedFd, serve } from "socket-service/activation";
+      const child = ["sh", "-c", "sleep 1 && printf done"];
+      const server = serve({
+        fd: passedFd(),
+        fetch() {
+          notify({ status: "asked" });
+          return new Response(Bun.spawn(child, { env: process.env }).stdout);
+        },
+      });
+      process.on("SIGTERM", () => drain(server).then(() => process.exit()));
+      notify({ ready: true });`;
+    const service = ["Type=notify", ...(mode ? [mode] : [])];
+    await install("kills", source, service, [`ListenStream=127.0.0.1:${PORT}`]);
+    const curl = machine.must("curl", "--silent", "--show-error", `http://127.0.0.1:${PORT}`);
+    await until("the request", 10, async () => (await state("kills.service")) === "active asked");
+    await machine.systemctl("stop", "kills.socket", "kills.service");
+    expect(await curl).toBe(answer);
   });
 
   test("knows after a barrier that systemd has handled its notifications", async () => {
@@ -259,10 +290,8 @@ describe.skipIf(cannotRun)("a service on the module", () => {
       }
       notify({ ready: true, status: "all handled" });
       setInterval(() => {}, 1000);`;
-    await install("barrier", source, ["Type=notify"], []);
-    await machine.must("systemctl", "start", "barrier.service");
+    await using _ = await runs("barrier", source);
     expect(await state("barrier.service")).toBe("active all handled");
-    await machine.must("systemctl", "stop", "barrier.service");
   });
 
   for (const [what, extend] of [
@@ -301,13 +330,11 @@ describe.skipIf(cannotRun)("a service on the module", () => {
         setInterval(() => {}, 1000);`;
       await install(name, source, ["Type=notify", "WatchdogSec=1", "LimitCORE=0"], []);
       const began = performance.now();
-      await machine.must("systemctl", "start", unit);
-      await until("the watchdog has ended it", 10, async () => {
-        return (await machine.show(unit, "ActiveState")) === "failed";
-      });
+      await machine.systemctl("start", unit);
+      await machine.becomes(unit, "ActiveState", "failed");
       expect(await machine.show(unit, "Result")).toBe("watchdog");
       expect(performance.now() - began).toBeGreaterThan(1500);
-      await machine.must("systemctl", "reset-failed", unit);
+      await machine.systemctl("reset-failed", unit);
     });
 
   test("drops a stored descriptor by its name", async () => {
@@ -319,13 +346,10 @@ describe.skipIf(cannotRun)("a service on the module", () => {
       notify({ ready: true });
       process.on("SIGUSR1", () => notify({ fdStoreRemove: true, fdName: "one" }));
       setInterval(() => {}, 1000);`;
-    const output = "StandardOutput=file:/run/stores.log";
-    await install("stores", source, ["Type=notify", "FileDescriptorStoreMax=5", output], []);
-    await machine.must("systemctl", "start", "stores.service");
-    const stored = () => machine.show("stores.service", "NFileDescriptorStore");
-    expect(await stored()).toBe("2");
-    await machine.must("systemctl", "kill", "--signal=USR1", "stores.service");
-    await until("one is dropped", 10, async () => (await stored()) === "1");
-    await machine.must("systemctl", "stop", "stores.service");
+    const lines = ["FileDescriptorStoreMax=5", "StandardOutput=file:/run/stores.log"];
+    await using _ = await runs("stores", source, ...lines);
+    expect(await machine.show("stores.service", "NFileDescriptorStore")).toBe("2");
+    await machine.systemctl("kill", "--signal=USR1", "stores.service");
+    await machine.becomes("stores.service", "NFileDescriptorStore", "1");
   });
 });

@@ -1,7 +1,7 @@
 /** The installed units when there are more clients than they can serve, or more sockets than usual. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
-import { cannotRun, dropIn, greeting, installed, nothingFailed } from "./harness.ts";
+import { cannotRun, dropIn, greeting, installed, nothingFailed, runs } from "./harness.ts";
 import { CHECKOUT, type Machine } from "../support/machine.ts";
 import { until } from "../support/until.ts";
 
@@ -13,16 +13,12 @@ setDefaultTimeout(120_000);
 
 describe.skipIf(cannotRun)("overload", () => {
   let machine: Machine;
-  beforeAll(async () => {
-    machine = await installed();
-  });
-  afterAll(async () => {
-    await nothingFailed(machine);
-  });
+  beforeAll(async () => void (machine = await installed()));
+  afterAll(() => nothingFailed(machine));
 
   test("during 5,000 silent clients a second the watchdog is fed, and the next client is greeted", async () => {
     await using _ = await dropIn(machine, SERVICE, "WatchdogSec=2");
-    await machine.must("systemctl", "restart", SERVICE);
+    await machine.systemctl("restart", SERVICE);
     const seconds = Number(process.env["FLOOD_SECONDS"] ?? 8);
     // One process has too few descriptors for all.
     const floods = [1, 2].map(() => machine.client(FLOOD, "4000", "2500", String(seconds)));
@@ -50,30 +46,25 @@ describe.skipIf(cannotRun)("overload", () => {
     async (count) => {
       const paths = Array.from({ length: count }, (_, n) => `/run/${"x".repeat(80)}-${n}`);
       const lines = ["ListenStream=", ...paths.map((path) => `ListenStream=${path}`)];
-      await machine.must("systemctl", "stop", SERVICE, SOCKET);
+      await machine.systemctl("stop", SERVICE, SOCKET);
       {
         await using _ = await dropIn(machine, SOCKET, ...lines);
-        await machine.must("systemctl", "start", SERVICE);
+        await machine.systemctl("start", SERVICE);
         expect(await machine.show(SERVICE, "ActiveState")).toBe("active");
         expect(await machine.show(SERVICE, "StatusText")).toBe(
           `Listening on ${paths[0]}, ${paths[1]} and ${count - 2} more`,
         );
-        await machine.must("systemctl", "stop", SERVICE, SOCKET);
+        await machine.systemctl("stop", SERVICE, SOCKET);
       }
-      await machine.must("systemctl", "start", SOCKET);
+      await machine.systemctl("start", SOCKET);
     },
   );
 
   test("200 clients, each after the service has ended for want of one, are all served", async () => {
     // Without the sandbox, starts follow each other faster.
     await machine.must("rm", "-r", `/usr/local/lib/systemd/system/${SERVICE}.d`);
-    await using _ = await dropIn(
-      machine,
-      SERVICE,
-      "ExecStart=",
-      "ExecStart=/usr/local/bin/socket-service --idle-timeout=0.01",
-    );
-    await machine.must("systemctl", "stop", SERVICE);
+    await using _ = await dropIn(machine, SERVICE, ...runs("socket-service --idle-timeout=0.01"));
+    await machine.systemctl("stop", SERVICE);
     const starts = async () =>
       (await machine.must("journalctl", "-u", SERVICE, "-o", "cat")).split("\nStarted ").length;
     const before = await starts();
@@ -87,15 +78,15 @@ describe.skipIf(cannotRun)("overload", () => {
 
   test("started by itself, the service has its socket; a restart of the socket takes it along", async () => {
     await machine.must("make", "-C", CHECKOUT, "install");
-    await machine.must("systemctl", "stop", SERVICE, SOCKET);
-    await machine.must("systemctl", "daemon-reload");
-    await machine.must("systemctl", "start", SERVICE);
+    await machine.systemctl("stop", SERVICE, SOCKET);
+    await machine.systemctl("daemon-reload");
+    await machine.systemctl("start", SERVICE);
     expect(await machine.show(SOCKET, "ActiveState")).toBe("active");
     const main = await machine.show(SERVICE, "MainPID");
     // systemd 257 closes the socket a moment too late for itself, one time in five.
     await until("the socket has restarted", 10, async () => {
       const { status } = await machine.run("systemctl", "restart", SOCKET);
-      if (status !== 0) await machine.must("systemctl", "reset-failed");
+      if (status !== 0) await machine.systemctl("reset-failed");
       return status === 0;
     });
     expect(await machine.show(SERVICE, "MainPID")).not.toBe(main);

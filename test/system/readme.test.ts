@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { skipped } from "../support/needs.ts";
 import { furtherLines, README as MODULE, ROOT } from "../support/pages.ts";
 import { until } from "../support/until.ts";
-import { cannotRun, lacksInside, nothingFailed } from "./harness.ts";
+import { cannotRun, lacksInside, nothingFailed, userOf } from "./harness.ts";
 import { SERVICES } from "../support/services.ts";
 import type { Tally } from "../support/http.ts";
 import { BUN, CHECKOUT, Machine } from "../support/machine.ts";
@@ -57,15 +57,13 @@ describe.skipIf(cannotRun)("the README", () => {
     const layers = `lowerdir=${CHECKOUT},upperdir=/run/clone/new,workdir=/run/clone/work`;
     await machine.must("mount", "-t", "overlay", "-o", layers, "overlay", CLONE);
     // Not the clone's: other users than root may not look there.
-    await machine.must("ln", "-s", BUN, "/usr/local/bin/bun");
+    await machine.must("ln", "-sf", BUN, "/usr/local/bin/bun");
     // A minimal Debian has no sudo, and root needs none.
     await machine.write("/usr/local/bin/sudo", '#!/bin/sh\nexec "$@"\n');
     await machine.must("chmod", "755", "/usr/local/bin/sudo");
     for (const [name, text] of files) await machine.write(`${PROJECT}/${name}`, text);
   });
-  afterAll(async () => {
-    await nothingFailed(machine);
-  });
+  afterAll(() => nothingFailed(machine));
 
   const shell = (command: string, directory = CLONE): Promise<string> => {
     ran.add(command);
@@ -146,7 +144,7 @@ describe.skipIf(cannotRun)("the README", () => {
     const args = [`${port}`, "1000", "32", "50"];
     const client = machine.client(join(import.meta.dir, "../support/http.ts"), ...args);
     const output = client.stdout.text();
-    for (let i = 0; i < 3; i++) await machine.must("systemctl", "restart", service);
+    for (let i = 0; i < 3; i++) await machine.systemctl("restart", service);
     await client.stdin.end();
     const tally: Tally = JSON.parse(await output);
     expect(tally).toMatchObject({ lost: {}, last: "Hello\n" });
@@ -171,18 +169,16 @@ describe.skipIf(cannotRun)("the README", () => {
     const program = `export default { fetch: () => new Response("Hello") };
       process.on("SIGTERM", () => process.exit(143));`;
     await machine.write(`${PROJECT}/index.ts`, program);
-    await machine.must("systemctl", "restart", "app.service");
+    await machine.systemctl("restart", "app.service");
     expect(await shell(curl(3000))).toBe("Hello");
-    await machine.must("systemctl", "kill", "--kill-whom=main", "app.service");
-    await until("it has ended", 10, async () => {
-      return (await machine.show("app.service", "ActiveState")) === "inactive";
-    });
+    await machine.systemctl("kill", "--kill-whom=main", "app.service");
+    await machine.becomes("app.service", "ActiveState", "inactive");
     expect(await machine.show("app.service", "Result")).toBe("success");
     expect(await machine.show("app.service", "NRestarts")).toBe("0");
   });
 
   test("has it on two sockets, with the further lines of the module's page", async () => {
-    await machine.must("systemctl", "stop", "app.socket", "app.service");
+    await machine.systemctl("stop", "app.socket", "app.service");
     const program = ["9100", "3000"].map(
       (port) => `Bun.serve({ port: ${port}, fetch: () => new Response("${port}") });`,
     );
@@ -193,14 +189,14 @@ describe.skipIf(cannotRun)("the README", () => {
       .get("app.socket")
       ?.replace(/^ListenStream=.*$/m, "ListenStream=127.0.0.1:81");
     await machine.write(`${units}/metrics.socket`, text ?? "");
-    for (const unit of ["app.socket", "metrics.socket"])
+    for (const unit of ["app.socket", "metrics.socket", "app.service"])
       await machine.write(`${units}/${unit}.d/further.conf`, further.get(unit) ?? "");
-    await machine.must("systemctl", "daemon-reload");
-    await machine.must("systemctl", "start", "app.socket", "metrics.socket");
+    await machine.systemctl("daemon-reload");
+    await machine.systemctl("start", "app.socket", "metrics.socket");
     expect(await shell(curl(3000))).toBe("3000");
     expect(await shell(curl(81))).toBe("9100");
-    await machine.must("systemctl", "disable", "--now", "app.socket", "metrics.socket");
-    await machine.must("systemctl", "stop", "app.service");
+    await machine.systemctl("disable", "--now", "app.socket", "metrics.socket");
+    await machine.systemctl("stop", "app.service");
   });
 
   test("has a service of the reader's own running", async () => {
@@ -232,9 +228,9 @@ describe.skipIf(cannotRun)("the README", () => {
     );
   });
 
-  test("has it say what is wrong if only the service is restarted", async () => {
+  test("has it name the fault if only the service is restarted", async () => {
     await edit("ListenStream=127.0.0.1:3002");
-    await machine.must("systemctl", "daemon-reload");
+    await machine.systemctl("daemon-reload");
     const { status, stderr } = await machine.run("systemctl", "restart", "hello.service");
     expect(status).toBe(1);
     expect(stderr).toContain("Job for hello.service failed");
@@ -254,7 +250,7 @@ describe.skipIf(cannotRun)("the README", () => {
     await edit(lines.trimEnd());
     // Debian's own, if it is there.
     const hasNginx = (await machine.run("test", "-e", "/usr/sbin/nginx")).status === 0;
-    if (hasNginx) await machine.must("systemctl", "start", "nginx.service");
+    if (hasNginx) await machine.systemctl("start", "nginx.service");
     else skipped("the README's nginx", "it is tried where nginx is installed");
     for (const command of nginx)
       if (hasNginx || !command.includes("nginx")) await shell(command, PROJECT);
@@ -268,19 +264,15 @@ describe.skipIf(cannotRun)("the README", () => {
     if (!hasNginx) return;
     expect(await shell(curl(8080))).toBe("Hello");
     await restartedUnderLoad("hello.service", 8080);
-    await machine.must("systemctl", "stop", "nginx.service");
+    await machine.systemctl("stop", "nginx.service");
   });
 
   test.skipIf(lacksInside("pam_systemd.so", "dbus.socket"))(
     "has it under systemctl --user without DynamicUser=",
     async () => {
-      await machine.must("systemctl", "disable", "--now", "hello.socket", "hello.service");
-      await machine.must("useradd", "--create-home", "someone");
-      const id = await machine.must("id", "--user", "someone");
-      await machine.must("systemctl", "start", `user@${id}.service`);
-      const user = ["setpriv", "--reuid", id, "--regid", id, "--clear-groups", "env"];
-      const manager = (...args: string[]) =>
-        machine.must(...user, `XDG_RUNTIME_DIR=/run/user/${id}`, "systemctl", "--user", ...args);
+      await machine.systemctl("disable", "--now", "hello.socket", "hello.service");
+      await using user = await userOf(machine, "someone");
+      const manager = (...args: string[]) => user.must("systemctl", "--user", ...args);
       const directory = "/home/someone/.config/systemd/user";
       for (const name of ["hello.socket", "hello.service"]) {
         const text = files.get(name)?.replace("DynamicUser=yes\n", "") ?? "";
@@ -291,9 +283,8 @@ describe.skipIf(cannotRun)("the README", () => {
       await manager("enable", "--now", "hello.socket");
       expect(await shell(curl(3000))).toBe("Hello");
       expect(await manager("is-active", "hello.service")).toBe("active");
-      const log = await machine.must("journalctl", `_UID=${id}`, "--boot");
+      const log = await machine.must("journalctl", `_UID=${user.id}`, "--boot");
       expect(log).not.toContain("not supported");
-      await machine.must("systemctl", "stop", `user@${id}.service`);
     },
   );
 

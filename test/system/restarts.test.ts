@@ -1,4 +1,4 @@
-/** What clients of an HTTP service notice of its restarts by a real systemd: nothing. */
+/** Clients of an HTTP service notice nothing of its restarts by a real systemd. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 
@@ -63,12 +63,12 @@ describe.skipIf(cannotRun)("restarts by systemd", () => {
       `[Unit]\nStartLimitIntervalSec=0\n[Service]\n${start}\n`,
     );
     await machine.write(`${unit}.socket`, `[Socket]\nListenStream=127.0.0.1:${PORT}\n`);
-    await machine.must("systemctl", "daemon-reload");
-    await machine.must("systemctl", "start", `${name}.socket`, `${name}.service`);
+    await machine.systemctl("daemon-reload");
+    await machine.systemctl("start", `${name}.socket`, `${name}.service`);
   }
 
   async function stop(name: string): Promise<void> {
-    await machine.must("systemctl", "stop", `${name}.socket`, `${name}.service`);
+    await machine.systemctl("stop", `${name}.socket`, `${name}.service`);
   }
 
   // With the exit statuses of curl.
@@ -99,13 +99,8 @@ process.on("SIGTERM", async () => {
 });
 `,
       );
-      const clients = machine.client(
-        join(import.meta.dir, "../support/http.ts"),
-        `${PORT}`,
-        "0",
-        "16",
-        "0",
-      );
+      const script = join(import.meta.dir, "../support/http.ts");
+      const clients = machine.client(script, ...[PORT, 0, 16, 0].map(String));
       const output = clients.stdout.text();
       for (let i = 0; i < 3; i++) {
         const at = `/run/stream-${i}`;
@@ -115,7 +110,7 @@ process.on("SIGTERM", async () => {
           return (await machine.run("test", "-s", at)).status === 0;
         });
         const begun = performance.now();
-        await machine.must("systemctl", "restart", "stream.service");
+        await machine.systemctl("restart", "stream.service");
         // The end of one process and the start of the next are part of it.
         expect(performance.now() - begun).toBeWithin(longestDrain / 4, longestDrain + 2000);
         expect((await stream).status).toBe(ended);
@@ -143,12 +138,12 @@ process.on("SIGTERM", async () => {
 });
 `,
     );
-    const script = join(import.meta.dir, "handshakes.ts");
-    const clients = machine.client(script, `${PORT}`, "32", "100");
+    const script = join(import.meta.dir, "../support/http.ts");
+    const clients = machine.client(script, ...[PORT, 0, 32, 0, 0, 100].map(String));
     const output = clients.stdout.text();
     for (let i = 0; i < 6; i++) {
       await Bun.sleep(300);
-      await machine.must("systemctl", "restart", "tls.service");
+      await machine.systemctl("restart", "tls.service");
     }
     await clients.stdin.end();
     const tally: Tally = JSON.parse(await output);

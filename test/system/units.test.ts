@@ -5,17 +5,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { until } from "../support/until.ts";
-import {
-  cannotRun,
-  Clients,
-  dropIn,
-  greeting,
-  installed,
-  journal,
-  lacksFilters,
-  nothingFailed,
-  SOCKETS,
-} from "./harness.ts";
+import { cannotRun, Clients, dropIn, greeting, installed, journal } from "./harness.ts";
+import { lacksFilters, netcat, nothingFailed, noUnits, runs, SOCKETS } from "./harness.ts";
 import { SERVICES } from "../support/services.ts";
 import type { Machine } from "../support/machine.ts";
 
@@ -27,22 +18,15 @@ setDefaultTimeout(60_000);
  * All that a unit sets, as systemd has it in force: each property in which it differs from a unit that
  * sets nothing. A directive that is left out, weakened or new is seen here.
  */
+const yes = (...names: string[]) => Object.fromEntries(names.map((name) => [name, "yes"]));
 const SANDBOX = {
+  ...yes("DynamicUser", "LockPersonality", "NoNewPrivileges", "PrivateMounts", "PrivateNetwork"),
+  ...yes("PrivateTmp", "ProtectClock", "RemoveIPC", "RestrictNamespaces", "RestrictRealtime"),
+  ...yes("RestrictSUIDSGID"),
   CapabilityBoundingSet: "",
   DevicePolicy: "closed",
-  DynamicUser: "yes",
   IPAddressDeny: "0.0.0.0/0 ::/0",
-  LockPersonality: "yes",
-  NoNewPrivileges: "yes",
-  PrivateMounts: "yes",
-  PrivateNetwork: "yes",
-  PrivateTmp: "yes",
-  ProtectClock: "yes",
   ProtectSystem: "strict",
-  RemoveIPC: "yes",
-  RestrictNamespaces: "yes",
-  RestrictRealtime: "yes",
-  RestrictSUIDSGID: "yes",
   SystemCallArchitectures: "native",
   SystemCallErrorNumber: "1",
   UMask: "0777",
@@ -72,17 +56,11 @@ const SETS: Record<string, Record<string, string>> = {
   [SERVICE]: {
     ...SANDBOX,
     ...bin("socket-service"),
+    ...yes("PrivateDevices", "PrivateIPC", "PrivateUsers", "ProtectControlGroups", "ProtectHome"),
+    ...yes("ProtectHostname", "ProtectKernelLogs", "ProtectKernelModules"),
     LimitNOFILE: "16384",
     NotifyAccess: "main",
-    PrivateDevices: "yes",
-    PrivateIPC: "yes",
-    PrivateUsers: "yes",
     ProcSubset: "pid",
-    ProtectControlGroups: "yes",
-    ProtectHome: "yes",
-    ProtectHostname: "yes",
-    ProtectKernelLogs: "yes",
-    ProtectKernelModules: "yes",
     ProtectProc: "invisible",
     Restart: "on-failure",
     RestartUSec: "500ms",
@@ -111,54 +89,35 @@ const SETS: Record<string, Record<string, string>> = {
 };
 /** The words of a value in one order: systemd has them in another from version to version. */
 const sorted = (words: string) => words.split(" ").toSorted().join(" ");
-/** Names, states, and what follows from other properties, from Accept= for example. */
+/** Names, states, and properties that follow from others, from Accept= for example. */
 const PASSED_OVER = new RegExp(
   `Timestamp|Kills$|Ex$|^(${[
-    ...[
-      "Id",
-      "Names",
-      "Description",
-      "Documentation",
-      "FragmentPath",
-      "DropInPaths",
-      "ExecStartEx",
-    ],
-    ...["UnitFileState", "ActiveState", "SubState", "ConditionResult", "AssertResult"],
-    ...["InvocationID", "ControlGroup", "ControlGroupId", "CPUUsageNSec", "FileDescriptorName"],
-    ...["MemoryCurrent", "MemoryPeak", "MemoryAvailable", "TasksCurrent", "NAccepted"],
-    ...["After", "Before", "Wants", "Requires", "RequiredBy", "Triggers", "TriggeredBy", "Slice"],
-    ...["RequiresMountsFor", "WantsMountsFor", "CanLiveMount", "DeviceAllow", "User", "Group"],
-    ...["LimitNOFILESoft", "SetLoginEnvironment", "TimeoutAbortUSec", "RestartUSecNext"],
-    ...["ExecMainCode", "ExecMainPID", "ExecMainStatus", "NRestarts", "StatusText", "WatchdogUSec"],
-  ].join("|")})$`,
+    "Id Names Description Documentation FragmentPath DropInPaths UnitFileState ActiveState SubState",
+    "ConditionResult AssertResult InvocationID ControlGroup ControlGroupId CPUUsageNSec",
+    "FileDescriptorName MemoryCurrent MemoryPeak MemoryAvailable TasksCurrent NAccepted After Before",
+    "Wants Requires RequiredBy Triggers TriggeredBy Slice RequiresMountsFor WantsMountsFor",
+    "CanLiveMount DeviceAllow User Group LimitNOFILESoft SetLoginEnvironment TimeoutAbortUSec",
+    "RestartUSecNext ExecMainCode ExecMainPID ExecMainStatus NRestarts StatusText WatchdogUSec",
+  ]
+    .join(" ")
+    .replaceAll(" ", "|")})$`,
 );
 
-/** What systemd-analyze sees that the drop-ins leave open; each says why. ProtectClock= has an rtc. */
+/** The directives that the drop-ins leave out. Each drop-in says why. ProtectClock= has an rtc. */
 const OPEN = ["RootDirectory=/RootImage=", "DeviceAllow="];
 const OPEN_PER_CONNECTION = [
-  "PrivateDevices=",
-  "PrivateUsers=",
-  "ProcSubset=",
-  "ProtectControlGroups=",
-  "ProtectHome=",
-  "ProtectHostname=",
-  "ProtectKernelLogs=",
-  "ProtectKernelModules=",
-  "ProtectKernelTunables=",
+  ...["PrivateDevices=", "PrivateUsers=", "ProcSubset=", "ProtectControlGroups=", "ProtectHome="],
+  ...["ProtectHostname=", "ProtectKernelLogs=", "ProtectKernelModules=", "ProtectKernelTunables="],
   "ProtectProc=",
 ];
 const OPEN_LISTENER = [
-  "MemoryDenyWriteExecute=",
-  "ProtectKernelTunables=",
-  "RestrictAddressFamilies=~AF_UNIX",
+  ...["MemoryDenyWriteExecute=", "ProtectKernelTunables=", "RestrictAddressFamilies=~AF_UNIX"],
 ];
 
 /** The literal block of the units' manual page that has a line such as this one. */
 function manualBlock(line: string): string[] {
-  const page = readFileSync(
-    join(import.meta.dir, "../../units/man/socket-service.units.7"),
-    "utf8",
-  );
+  const path = join(import.meta.dir, "../../units/man/socket-service.units.7");
+  const page = readFileSync(path, "utf8");
   const blocks = [...page.matchAll(/^\.Bd -literal.*\n([^]*?)\n\.Ed$/gm)];
   const found = blocks
     .map(([, text = ""]) => text)
@@ -170,12 +129,8 @@ function manualBlock(line: string): string[] {
 
 describe.skipIf(cannotRun)("units", () => {
   let machine: Machine;
-  beforeAll(async () => {
-    machine = await installed();
-  });
-  afterAll(async () => {
-    await nothingFailed(machine);
-  });
+  beforeAll(async () => void (machine = await installed()));
+  afterAll(() => nothingFailed(machine));
 
   const state = (unit: string) => machine.show(unit, "ActiveState");
   const one = (port: number) => greeting(machine, port);
@@ -187,7 +142,7 @@ describe.skipIf(cannotRun)("units", () => {
   }
 
   test("systemctl status shows Listening on, then Socket accepted", async () => {
-    await machine.must("systemctl", "restart", SERVICE);
+    await machine.systemctl("restart", SERVICE);
     const status = async () => (await machine.run("systemctl", "status", SERVICE)).stdout;
     expect(await status()).toContain('Status: "Listening on 127.0.0.1:4000');
     await one(4000);
@@ -197,14 +152,9 @@ describe.skipIf(cannotRun)("units", () => {
   });
 
   test("an idle service ends, its socket still listens, and the next client starts it", async () => {
-    await using _ = await dropIn(
-      machine,
-      SERVICE,
-      "ExecStart=",
-      "ExecStart=/usr/local/bin/socket-service --idle-timeout=0.2",
-    );
-    await machine.must("systemctl", "restart", SERVICE);
-    await until("the service is inactive", 5, async () => (await state(SERVICE)) === "inactive");
+    await using _ = await dropIn(machine, SERVICE, ...runs("socket-service --idle-timeout=0.2"));
+    await machine.systemctl("restart", SERVICE);
+    await machine.becomes(SERVICE, "ActiveState", "inactive", 5);
     expect(await machine.show(SERVICE, "Result")).toBe("success");
     expect(await machine.show("socket-service.socket", "SubState")).toBe("listening");
     expect(await one(4000)).toMatchObject({ served: 1, lost: {} });
@@ -212,7 +162,7 @@ describe.skipIf(cannotRun)("units", () => {
 
   test("a stuck service is restarted by the watchdog and the clients that waited are served", async () => {
     await using _ = await dropIn(machine, SERVICE, "WatchdogSec=1");
-    await machine.must("systemctl", "restart", SERVICE);
+    await machine.systemctl("restart", SERVICE);
     const ping = () => machine.show(SERVICE, "WatchdogTimestampMonotonic");
     const first = await ping();
     await until("it has pinged", 5, async () => (await ping()) !== first);
@@ -227,15 +177,10 @@ describe.skipIf(cannotRun)("units", () => {
   });
 
   test("a service that cannot start is tried again and again, says why, and recovers once repaired", async () => {
-    await machine.must("systemctl", "stop", SERVICE);
+    await machine.systemctl("stop", SERVICE);
     let clients: Clients;
     {
-      await using _ = await dropIn(
-        machine,
-        SERVICE,
-        "ExecStart=",
-        "ExecStart=/usr/local/bin/socket-service --idle-timeout=soon",
-      );
+      await using _ = await dropIn(machine, SERVICE, ...runs("socket-service --idle-timeout=soon"));
       clients = new Clients(machine, "once", 4000, 1);
       // It is tried more often than the limit on starts that systemd has by default.
       await until("it has been tried seven times", 20, async () => {
@@ -256,11 +201,11 @@ describe.skipIf(cannotRun)("units", () => {
   });
 
   test("stopping lets open connections finish, and is a success", async () => {
-    await machine.must("systemctl", "start", SERVICE);
+    await machine.systemctl("start", SERVICE);
     await using clients = new Clients(machine, "silent", 4000, 10);
     await until("the clients are greeted", 5, async () => (await clients.tally()).served === 10);
     const before = performance.now();
-    await machine.must("systemctl", "stop", SERVICE);
+    await machine.systemctl("stop", SERVICE);
     // The clients do not close, so the service waits for them: five seconds from the greeting.
     expect(performance.now() - before).toBeWithin(4000, 6000);
     expect(await state(SERVICE)).toBe("inactive");
@@ -270,23 +215,17 @@ describe.skipIf(cannotRun)("units", () => {
 
   for (const { name, unit, port } of SERVICES.slice(1))
     test(`an error of ${name} goes to the journal, not to the client, and leaves no unit`, async () => {
-      const start = `ExecStart=/usr/local/bin/${name} --no-such-option`;
-      await using _ = await dropIn(machine, unit, "ExecStart=", start);
+      await using _ = await dropIn(machine, unit, ...runs(`${name} --no-such-option`));
       expect(await one(port)).toMatchObject({ served: 0, lost: { 'got ""': 1 } });
       await until("the journal has the error", 5, async () =>
         (await journal(machine, `${name}@*`)).some((line) => /^3 .*--no-such-option/.test(line)),
       );
-      const units = ["list-units", "--all", "--no-legend", `${name}@*`];
-      await until(
-        "it is not listed",
-        5,
-        async () => (await machine.must("systemctl", ...units)) === "",
-      );
+      await noUnits(machine, `${name}@*`);
     });
 
   /** The properties of a unit, but for those that are passed over. The order of words says nothing. */
   async function properties(unit: string): Promise<Map<string, string>> {
-    const lines = (await machine.must("systemctl", "show", "--all", unit)).split("\n");
+    const lines = (await machine.systemctl("show", "--all", unit)).split("\n");
     const pairs = lines.map((line): [string, string] => {
       const [name = "", value = ""] = line.split(/=(.*)/s);
       if (name === "ExecStart") return [name, /argv\[\]=(.*?) ;/.exec(value)?.[1] ?? value];
@@ -298,7 +237,7 @@ describe.skipIf(cannotRun)("units", () => {
     return new Map(pairs.filter(([name]) => !PASSED_OVER.test(name)));
   }
 
-  test("each unit sets what the tables above say, and nothing else", async () => {
+  test("each unit sets the properties in the tables above, and no others", async () => {
     const nothing = {
       service: "[Service]\nExecStart=true\n",
       socket: "[Socket]\nListenStream=9\n",
@@ -306,14 +245,14 @@ describe.skipIf(cannotRun)("units", () => {
     for (const [kind, text] of Object.entries(nothing))
       for (const name of ["nothing", "nothing@"])
         await machine.write(`/run/systemd/system/${name}.${kind}`, text);
-    await machine.must("systemctl", "daemon-reload");
-    await machine.must("systemctl", "stop", SERVICE);
+    await machine.systemctl("daemon-reload");
+    await machine.systemctl("stop", SERVICE);
     for (const [unit, sets] of Object.entries(SETS)) {
       const plain = await properties(unit.replace(/^[^@.]*/, "nothing"));
       const differs = [...(await properties(unit))].filter(
         ([name, value]) => plain.get(name) !== value,
       );
-      // What systemd 255 and newer slow down at, instead of failing: the manual page names it.
+      // systemd 255 and newer slow down at this limit, instead of failing: the manual page names it.
       const slows = "Accept" in sets && machine.systemd >= 255 ? { PollLimitBurst: "150" } : {};
       const wanted = Object.entries({ ...sets, ...slows }).map(
         ([name, value]): [string, string] => [name, sorted(value)],
@@ -323,21 +262,21 @@ describe.skipIf(cannotRun)("units", () => {
     const requires = await machine.show(SERVICE, "Requires");
     expect(requires.split(" ")).toContain("socket-service.socket");
     // This one is shown of a service that runs.
-    await machine.must("systemctl", "start", SERVICE);
+    await machine.systemctl("start", SERVICE);
     expect(await machine.show(SERVICE, "WatchdogUSec")).toBe("10s");
   });
 
   test("the sockets are started at boot, and enabling socket-service enables its socket", async () => {
     const wanted = async () => (await machine.show("sockets.target", "Wants")).split(" ");
     expect(await wanted()).toEqual(expect.arrayContaining(SOCKETS));
-    await machine.must("systemctl", "disable", "socket-service.socket");
+    await machine.systemctl("disable", "socket-service.socket");
     expect(await wanted()).not.toContain("socket-service.socket");
-    await machine.must("systemctl", "enable", SERVICE);
+    await machine.systemctl("enable", SERVICE);
     expect(await wanted()).toContain("socket-service.socket");
   });
 
   for (const { name, unit } of SERVICES)
-    test(`systemd-analyze security finds nothing open in ${name} but what has its reason`, async () => {
+    test(`systemd-analyze security finds nothing open in ${name} without a reason`, async () => {
       const instance = unit.replace("@", "@1");
       const analyze = ["systemd-analyze", "security", "--json=short", instance];
       const checks: { name: string; exposure: string | null }[] = JSON.parse(
@@ -350,7 +289,7 @@ describe.skipIf(cannotRun)("units", () => {
       ).toEqual([]);
     });
 
-  /** A process that has greeted a client: its unit, variables, and what its first descriptors are. */
+  /** A process that has greeted a client: its unit, its variables, and its first descriptors. */
   async function greeted(unit: string, port: number) {
     await using clients = new Clients(machine, "silent", port, 1);
     await until("there is a connection", 5, async () => (await clients.tally()).served === 1);
@@ -415,13 +354,12 @@ describe.skipIf(cannotRun)("units", () => {
     };
   }
 
-  const netcat = async (host: string, port: number | string) =>
-    (await machine.run("sh", "-c", `nc -w 2 ${host} ${port} </dev/null`)).stdout;
+  const receive = (host: string, port: number | string) => netcat(machine, `${host} ${port}`);
 
   test("the manual page's lines for ::1 as well have the service on both loopbacks", async () => {
     await using _ = await example("ListenStream=[::1]:4000");
     for (const host of ["127.0.0.1", "::1"])
-      expect([host, await netcat(host, 4000)]).toEqual([host, "This is a test\n"]);
+      expect([host, await receive(host, 4000)]).toEqual([host, "This is a test\n"]);
   });
 
   const filtering = test.skipIf(lacksFilters());
@@ -431,7 +369,7 @@ describe.skipIf(cannotRun)("units", () => {
       await machine.must("ip", "address", "add", `${address}/24`, "dev", "lo");
     await using _ = await example("IPAddressAllow=localhost 192.0.2.0/24");
     for (const host of ["127.0.0.1", "::1", inside, outside])
-      expect([host, await netcat(host, 8000)]).toEqual([
+      expect([host, await receive(host, 8000)]).toEqual([
         host,
         host === outside ? "" : "This is a test\n",
       ]);
@@ -439,41 +377,40 @@ describe.skipIf(cannotRun)("units", () => {
 
   test("the manual page's FreeBind= opens the ports before an address is there, and then that", async () => {
     const missing = await dropIn(machine, "socket-service.socket", "ListenStream=203.0.113.9:4000");
-    await machine.must("systemctl", "stop", "socket-service.socket");
+    await machine.systemctl("stop", "socket-service.socket");
     const { status } = await machine.run("systemctl", "start", "socket-service.socket");
-    expect([status, await netcat("127.0.0.1", 4000)]).toEqual([1, ""]);
+    expect([status, await receive("127.0.0.1", 4000)]).toEqual([1, ""]);
     await missing[Symbol.asyncDispose]();
     await using _ = await example("FreeBind=yes");
-    expect(await netcat("127.0.0.1", 4000)).toBe("This is a test\n");
+    expect(await receive("127.0.0.1", 4000)).toBe("This is a test\n");
     await machine.must("ip", "address", "add", "203.0.113.9/32", "dev", "lo");
-    expect(await netcat("203.0.113.9", 4000)).toBe("This is a test\n");
+    expect(await receive("203.0.113.9", 4000)).toBe("This is a test\n");
   });
 
   test("the manual page's Unix socket is for one group, and goes when it stops", async () => {
     const path = "/run/socket-service";
     {
       await using _ = await example(`ListenStream=${path}`);
-      expect(await machine.must("stat", "--format=%F %a %U %G", path)).toBe(
-        "socket 660 root users",
-      );
-      expect(await netcat("-U", path)).toBe("This is a test\n");
-      await machine.must("systemctl", "stop", "socket-service.socket");
+      const format = "--format=%F %a %U %G";
+      expect(await machine.must("stat", format, path)).toBe("socket 660 root users");
+      expect(await receive("-U", path)).toBe("This is a test\n");
+      await machine.systemctl("stop", "socket-service.socket");
       expect((await machine.run("test", "-e", path)).status).toBe(1);
     }
     // Not so in the directory that goes with the service.
     await using _socket = await dropIn(machine, "socket-service.socket", `ListenStream=${path}/s`);
     await using _service = await dropIn(machine, SERVICE, "RuntimeDirectory=socket-service");
     await runBlock("systemctl stop socket-service.socket");
-    expect(await netcat("-U", `${path}/s`)).toBe("This is a test\n");
-    await machine.must("systemctl", "stop", SERVICE);
-    expect(await netcat("-U", `${path}/s`)).toBe("");
-    await machine.must("systemctl", "stop", "socket-service.socket");
+    expect(await receive("-U", `${path}/s`)).toBe("This is a test\n");
+    await machine.systemctl("stop", SERVICE);
+    expect(await receive("-U", `${path}/s`)).toBe("");
+    await machine.systemctl("stop", "socket-service.socket");
   });
 
   test("a socket may be started as often as one likes", async () => {
     for (const socket of SOCKETS)
       for (let i = 0; i < 8; i++)
-        for (const action of ["stop", "start"]) await machine.must("systemctl", action, socket);
+        for (const action of ["stop", "start"]) await machine.systemctl(action, socket);
   });
 
   test("the manual page's LogLevelMax= leaves the journal the errors only", async () => {
@@ -482,12 +419,7 @@ describe.skipIf(cannotRun)("units", () => {
       const shown = await machine.must("journalctl", "-n", "0", "--show-cursor");
       const cursor = /^-- cursor: (.*)$/m.exec(shown)?.[1];
       await one(4001);
-      const instances = ["list-units", "--all", "--no-legend", "socket-service-accepted@*"];
-      await until(
-        "the instance has gone",
-        5,
-        async () => (await machine.must("systemctl", ...instances)) === "",
-      );
+      await noUnits(machine, "socket-service-accepted@*");
       const after = ["--quiet", "--output=cat", `--after-cursor=${cursor}`];
       const lines = (await machine.must("journalctl", ...after)).split("\n");
       // systemd 262 warns of the pids controller where the kernel of this machine keeps it (cgroup v1).
@@ -502,16 +434,15 @@ describe.skipIf(cannotRun)("units", () => {
     const start = "ExecStart=/usr/local/bin/socket-service-accepted --no-such-option";
     const path = `/run/systemd/system/${unit}.d/95-test.conf`;
     await machine.write(path, `[Service]\nExecStart=\n${start}\n`);
-    await machine.must("systemctl", "daemon-reload");
+    await machine.systemctl("daemon-reload");
     expect(await said()).toContainEqual(expect.stringContaining("--no-such-option"));
     await machine.must("rm", path);
   });
 
   test("where standard error is the connection, as under inetd, the client receives the error", async () => {
-    const start = "ExecStart=/usr/local/bin/socket-service-inet --no-such-option";
-    const settings = ["StandardError=socket", "ExecStart=", start];
+    const settings = ["StandardError=socket", ...runs("socket-service-inet --no-such-option")];
     await using _ = await dropIn(machine, "socket-service-inet@.service", ...settings);
-    expect(await netcat("127.0.0.1", 4002)).toContain("--no-such-option");
+    expect(await receive("127.0.0.1", 4002)).toContain("--no-such-option");
   });
 
   test("STOPPING=1 begins the time of TimeoutStopSec=", async () => {
@@ -522,53 +453,38 @@ describe.skipIf(cannotRun)("units", () => {
     const { status } = await machine.run("systemd-run", ...run, "sh", "-c", script);
     expect(status).not.toBe(0);
     expect(performance.now() - began).toBeLessThan(20_000);
-    await machine.must("systemctl", "reset-failed");
+    await machine.systemctl("reset-failed");
   });
 
   test("with PrivatePIDs= of systemd 257 and newer the service finds no socket, and exits with 78", async () => {
     if (machine.systemd < 257) return;
-    await machine.must("systemctl", "stop", SERVICE);
+    await machine.systemctl("stop", SERVICE);
     await using _ = await dropIn(machine, SERVICE, "PrivatePIDs=yes", "RestartSec=1h");
-    await netcat("127.0.0.1", 4000);
-    await until(
-      "it has failed",
-      5,
-      async () => (await machine.show(SERVICE, "ExecMainStatus")) === "78",
-    );
-    await machine.must("systemctl", "stop", SERVICE);
+    await receive("127.0.0.1", 4000);
+    await machine.becomes(SERVICE, "ExecMainStatus", "78", 5);
+    await machine.systemctl("stop", SERVICE);
   });
 
   /** A client that goes away and leaves its connection in the queue. */
   const passesBy = () => machine.must("bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/4000");
 
-  // The rest of what systemd may do instead of starting a service ends in one of the same two ways.
-  for (const [why, result, ...settings] of [
+  // All other reasons not to start a service end in one of the same two ways.
+  const inactive = ["[Unit]", "Requisite=inactive.service", "After=inactive.service"];
+  // By default, the limit is 3000 starts, which take minutes.
+  const denies = ["ExecCondition=false", "[Unit]", "StartLimitBurst=10"];
+  const reasons: [why: string, result: string, ...settings: string[]][] = [
     ["systemd skips", "trigger-limit-hit", "[Unit]", "ConditionPathExists=/nonexistent"],
-    [
-      "needs one that does not run",
-      "trigger-limit-hit",
-      "[Unit]",
-      "Requisite=inactive.service",
-      "After=inactive.service",
-    ],
-    [
-      "is slow to say no",
-      "service-start-limit-hit",
-      "ExecCondition=false",
-      "[Unit]",
-      // 3000 times take minutes.
-      "StartLimitBurst=10",
-    ],
-  ] as const)
+    ["needs one that does not run", "trigger-limit-hit", ...inactive],
+    ["is slow to say no", "service-start-limit-hit", ...denies],
+  ];
+  for (const [why, result, ...settings] of reasons)
     test(`a service that ${why} is not tried without end, and the manual page repairs its port`, async () => {
       await machine.write("/run/systemd/system/inactive.service", "[Service]\nExecStart=true\n");
       {
         await using _ = await dropIn(machine, SERVICE, ...settings);
-        await machine.must("systemctl", "stop", SERVICE);
+        await machine.systemctl("stop", SERVICE);
         await passesBy();
-        await until("the socket has failed", 20, async () => {
-          return (await machine.show("socket-service.socket", "Result")) === result;
-        });
+        await machine.becomes("socket-service.socket", "Result", result, 20);
         expect(await machine.must("ss", "-Hltn", "sport = 4000")).toBe("");
       }
       await until("the port is open again", 10, async () => {
@@ -577,22 +493,18 @@ describe.skipIf(cannotRun)("units", () => {
       });
     });
 
-  test("no variable that changes what Bun runs reaches a process", async () => {
-    const names = [
-      "BUN_BE_BUN",
-      "BUN_OPTIONS",
-      "BUN_INSPECT",
-      "BUN_INSPECT_CONNECT_TO",
-      "NODE_CHANNEL_FD",
-    ];
-    await machine.must("systemctl", "stop", SERVICE);
-    await machine.must("systemctl", "set-environment", ...names.map((name) => `${name}=1`));
+  test("no variable that steers Bun reaches a process", async () => {
+    const names = "BUN_BE_BUN BUN_OPTIONS BUN_INSPECT BUN_INSPECT_CONNECT_TO NODE_CHANNEL_FD".split(
+      " ",
+    );
+    await machine.systemctl("stop", SERVICE);
+    await machine.systemctl("set-environment", ...names.map((name) => `${name}=1`));
     for (const { name, unit, port } of SERVICES) {
       const left = (await greeted(unit, port)).names.filter((name) => /^(BUN|NODE)_/.test(name));
       expect([name, ...left]).toEqual(unit === SERVICE ? [name] : [name, "BUN_JSC_useJIT"]);
     }
-    await machine.must("systemctl", "unset-environment", ...names);
-    await machine.must("systemctl", "stop", SERVICE);
+    await machine.systemctl("unset-environment", ...names);
+    await machine.systemctl("stop", SERVICE);
   });
 });
 
@@ -610,9 +522,7 @@ describe.skipIf(cannotRun)("where namespaces are denied", () => {
     process.env["PATH"] = path;
     await rm(bin, { recursive: true });
   });
-  afterAll(async () => {
-    await nothingFailed(machine);
-  });
+  afterAll(() => nothingFailed(machine));
 
   test("the journal has 226/NAMESPACE, and with the manual page's lines all three services run", async () => {
     // The client of the first one waits, and is served once the service can start.
@@ -630,6 +540,10 @@ describe.skipIf(cannotRun)("where namespaces are denied", () => {
     expect(await waits.finish()).toMatchObject({ served: 1, lost: {} });
     for (const { port } of SERVICES)
       expect(await greeting(machine, port)).toMatchObject({ served: 1, lost: {} });
+    // DynamicUser= implied these.
+    for (const { unit } of SERVICES)
+      for (const property of ["RestrictSUIDSGID", "RemoveIPC"])
+        expect(await machine.show(unit.replace("@", "@0"), property)).toBe("yes");
     const main = await machine.show("socket-service.service", "MainPID");
     expect(await machine.must("stat", "--format=%U", `/proc/${main}`)).toBe("greeter");
     const status = await machine.must("cat", `/proc/${main}/status`);
