@@ -57,7 +57,7 @@ test("the page has a place for each table, where a run takes that of the run bef
     ...results,
     figures: [
       ...["socket-service", "socket-service-accepted", "socket-service-inet"].flatMap((service) =>
-        ["none", "`UMask=`"].flatMap((who) =>
+        ["no directive", "`UMask=`"].flatMap((who) =>
           ["first byte ms", "exposure"].map((metric) => figure(`sandbox, ${service}`, metric, who)),
         ),
       ),
@@ -78,7 +78,7 @@ test("the page has a place for each table, where a run takes that of the run bef
   };
   const rows = [
     "| cold: socket-service over Bun floor | 1.22     | 1.20 - 1.25 |",
-    "| `UMask=`   | 2.0  ",
+    "| `UMask=`     | 2.0  ",
     "| 64, none       | `drain` | 6        | 6 (6 reset) |",
     " | 1:199 2:198 3:197 |",
   ];
@@ -86,6 +86,10 @@ test("the page has a place for each table, where a run takes that of the run bef
   const written = withTables(page, whole);
   for (const row of rows) expect(written).toContain(row);
   expect(withTables(written, whole)).toBe(written);
-  // It never has figures of two runs.
+  // A run of a part leaves the other tables, and no table has figures of two runs.
+  const sandbox = whole.figures.filter(({ group }) => group.startsWith("sandbox, "));
+  const part = { ...whole, figures: sandbox, ratios: [], date: "2026-11-24T00:00:00Z" };
+  const partly = withTables(written, part);
+  expect(partly.match(/24 November 2026/g)).toHaveLength(1);
   expect(() => withTables(page, results)).toThrow("the run has no ");
 });

@@ -135,13 +135,13 @@ const text = (x: number, y: number, content: string, more = ""): string =>
 
 /** The columns of the page's second table: title, group and metric. */
 const MEDIANS: readonly (readonly [title: string, group: string, metric: string])[] = [
-  ["listening, ms", `cold, ${services.listen}`, "first byte ms"],
+  ["first byte: listening", `cold, ${services.listen}`, "first byte ms"],
   ["accepted", `cold, ${services.accepted}`, "first byte ms"],
   ["inet", `cold, ${services.inet}`, "first byte ms"],
   ["64 clients", "warm, 64 at a time", "connections/s"],
   ["1,024", "warm, 1024 at a time", "connections/s"],
   ["idle, MiB", `memory, ${services.listen}`, "idle: private MiB"],
-  ["100 processes", `memory, 100 of ${services.accepted} at once`, "MiB, all together"],
+  ["100 of them, MiB", `memory, 100 of ${services.accepted} at once`, "MiB, all together"],
 ];
 
 /** Every ratio, and medians of each contender. */
@@ -163,8 +163,9 @@ function overview({ date, machine, seconds, notes, ratios, figures }: Results): 
         ...cells,
       ]),
     ]),
-    `Medians: milliseconds to the first byte of each service; connections a second; private MiB of the
-listening one when idle, and MiB of a hundred \`${services.accepted}\` at once.`,
+    `Medians. "First byte" is of the three services, cold, in milliseconds. "64 clients" and "1,024" are
+connections a second. "Idle" is the private memory of \`${services.listen}\`. "100 of them" is the memory of
+as many \`${services.accepted}\`, all together.`,
     table([
       ["", ...MEDIANS.map(([title]) => title)],
       ...medians.filter((cells) => cells.some((cell, i) => i > 0 && cell !== "")),
@@ -190,22 +191,21 @@ const whoIn = ({ figures }: Results, group: string): string[] => [
 
 function sandboxes(results: Results): string {
   const find = finder(results);
-  return Object.values(services)
-    .flatMap((service) => {
-      const group = sandboxGroup(service);
-      const none = find(group, "first byte ms", NONE);
-      const rows = whoIn(results, group).map((who) => {
-        const times = find(group, "first byte ms", who);
-        const [exposure = Number.NaN] = find(group, "exposure", who).samples;
-        const middle = median(times.samples).toFixed(1);
-        const tenth = percentile(times.samples, 0.1).toFixed(1);
-        return [who, middle, tenth, ratio(times, none).value.toFixed(2), `${exposure}`];
-      });
-      const head = ["directives", "median, ms", "best tenth", "ratio", "exposure"];
-      const title = `\`${service}\`, ${none.samples.length} connections for each row:`;
-      return [title, table([head, ...rows])];
-    })
-    .join("\n\n");
+  const all = Object.values(services).flatMap((service) => {
+    const group = sandboxGroup(service);
+    const none = find(group, "first byte ms", NONE);
+    const rows = whoIn(results, group).map((who) => {
+      const times = find(group, "first byte ms", who);
+      const [exposure = Number.NaN] = find(group, "exposure", who).samples;
+      const middle = median(times.samples).toFixed(1);
+      const tenth = percentile(times.samples, 0.1).toFixed(1);
+      return [who, middle, tenth, ratio(times, none).value.toFixed(2), `${exposure}`];
+    });
+    const head = ["directives", "median, ms", "best tenth", "ratio", "exposure"];
+    const title = `\`${service}\`, ${none.samples.length} connections for each row:`;
+    return [title, table([head, ...rows])];
+  });
+  return [dated(results), ...all].join("\n\n");
 }
 
 const count = (n: number): string => Math.round(n).toLocaleString("en");
@@ -247,27 +247,32 @@ function severalProcesses(results: Results): string {
       of(who)
         .map((first) => `${first}:${total - first}`)
         .join(" ");
-  const pair =
-    (...rows: [string, string]): Cell =>
+  const middle =
+    (who: string): Cell =>
     (of) =>
-      rows.map((who) => count(median(of(who)))).join("; ");
-  const waits = (what: string): Cell =>
-    pair(`${what}, restarts: longest wait ms`, `${what}: longest wait ms`);
-  const rates = (what: string): Cell => pair(rateOf(what, 1), rateOf(what, 2));
+      count(median(of(who)));
+  const waits = (title: string, what: string): string[][] => [
+    row(`longest wait, ${title}, ms`, middle(`${what}: longest wait ms`)),
+    row("the same with restarts", middle(`${what}, restarts: longest wait ms`)),
+  ];
+  const rates = (title: string, what: string): string[][] => [
+    row(`${title}, one instance, requests/s`, middle(rateOf(what, 1))),
+    row("the same with two instances", middle(rateOf(what, 2))),
+  ];
   const sum = (samples: Parameters<Cell>[0], what: string): string =>
     count(
       KINDS.flatMap(([kind]) => samples(`${kind}, restarts: ${what}`)).reduce((a, b) => a + b, 0),
     );
   return `${dated(results)}\n\n${table([
     ["", "one socket", "`ReusePort=`"],
-    row("of 200 clients at once, each instance has", shares(BURST)),
-    row("of 400 one by one", shares(SINGLE)),
-    row("requests lost", (of) => `${sum(of, "lost")} of ${sum(of, "answered")}`),
-    row("longest wait in ms, no pause; no restart", waits("kept, no pause")),
-    row("on kept connections; no restart", waits("kept")),
-    row("on a new one for each request; no restart", waits("new")),
-    row('"Hello", requests/s of one instance; of two', rates("Hello")),
-    row("of 1 ms each, requests/s of one; of two", rates("1 ms")),
+    row("clients of each instance, of 200 at once", shares(BURST)),
+    row("clients of each instance, of 400 in turn", shares(SINGLE)),
+    row("requests lost in restarts", (of) => `${sum(of, "lost")} of ${sum(of, "answered")}`),
+    ...waits("no pause", "kept, no pause"),
+    ...waits("kept connections", "kept"),
+    ...waits("new connections", "new"),
+    ...rates('"Hello"', "Hello"),
+    ...rates("answers of 1 ms", "1 ms"),
   ])}`;
 }
 
@@ -282,23 +287,27 @@ function table(rows: readonly (readonly string[])[]): string {
   return [head, widths.map((width) => "-".repeat(width)), ...body].map(line).join("\n");
 }
 
-/** What a run puts where, by the comment before it. */
-const PLACES: Record<string, (results: Results) => string> = {
-  "all ratios": overview,
-  "the sandbox": sandboxes,
-  restarts,
-  "several processes": severalProcesses,
+/** The tables of a page, by the comment before each, and the first word of all that it shows. */
+const PLACES: Record<string, readonly [of: string, tables: (results: Results) => string]> = {
+  "all ratios": ["cold", overview],
+  "the sandbox": ["sandbox, ", sandboxes],
+  restarts: ["restarts, ", restarts],
+  "several processes": ["several processes", severalProcesses],
 };
 
 /**
- * A page with the tables of a run, wherever it has a place for one.
+ * A page with the tables of a run, wherever it has a place for one. A table stays as it is if the run did
+ * not measure it (`--only`), so each table has its date.
  *
- * @throws {Error} if the run lacks a figure: no page has figures of two runs.
+ * @throws {Error} if the run lacks a figure of a table: no table has figures of two runs.
  */
 export function withTables(page: string, results: Results): string {
-  return Object.entries(PLACES).reduce((text, [name, tables]) => {
+  const { figures, ratios } = results;
+  const measured = [...figures.map(({ group }) => group), ...ratios.map(([what = ""]) => what)];
+  return Object.entries(PLACES).reduce((text, [name, [of, tables]]) => {
     const begin = `<!-- From here on: ${name}, of one run, put here by test/bench/draw.ts. -->`;
-    return text.includes(begin) ? between(text, begin, tables(results)) : text;
+    const isMeasured = measured.some((what) => what.startsWith(of));
+    return isMeasured && text.includes(begin) ? between(text, begin, tables(results)) : text;
   }, page);
 }
 

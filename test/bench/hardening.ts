@@ -12,7 +12,7 @@ import type { Recorder } from "./figures.ts";
 import { Stopwatch } from "./stopwatch.ts";
 
 /** The variants without a drop-in, and with all of it. */
-export const [NONE, ALL] = ["none", "all of them"] as const;
+export const [NONE, ALL] = ["no directive", "all directives"] as const;
 export const sandboxGroup = (service: string): string => `sandbox, ${service}`;
 
 interface Variant {

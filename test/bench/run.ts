@@ -50,7 +50,7 @@ import {
 import { ALL, NONE, sandboxes, sandboxGroup } from "./hardening.ts";
 import { severalProcesses } from "./instances.ts";
 import { CHECKOUT, Machine, ROOT } from "../support/machine.ts";
-import { allRestarts, ENDS_OF_ALL, RESTARTS } from "./restarts.ts";
+import { allRestarts, ENDS_OF_ALL, RESTARTS, restartsGroup } from "./restarts.ts";
 import { throughSystemd } from "./systemd.ts";
 
 // Here, and not with temporary files, for the booted systemd: it sees this checkout, but not those.
@@ -185,15 +185,19 @@ async function serve(activator: Activator, { contenders }: Field): Promise<Serve
   return servers;
 }
 
-/** @returns Elapsed and the server's processor time in microseconds, and how busy the clients were. */
+/**
+ * @returns Elapsed and the server's processor time in microseconds, how busy the clients were, and how
+ *   many connections were served: ours serves all.
+ */
 async function slice(program: string, { name, pids, port }: Server, clients: number, n: number) {
   const load = Bun.spawn([program, ...[port, clients, n, ...pids].map(String)], {
     stderr: "inherit",
   });
   const answer = await load.stdout.text();
   const [elapsed = 0, own = 0, cpu = 0, errors = -1, loops = 1] = numbers(answer);
-  if (errors !== 0) throw new Error(`${name}: ${errors} of ${n} connections failed`);
-  return { elapsed, busy: own / elapsed / loops, cpu };
+  if (errors < 0 || (errors > 0 && name === ours))
+    throw new Error(`${name}: ${errors} of ${n} connections failed`);
+  return { elapsed, busy: own / elapsed / loops, cpu, served: n - errors };
 }
 
 const warmGroup = (clients: number): string => `warm, ${clients} at a time`;
@@ -209,16 +213,17 @@ async function warm(activator: Activator, field: Field): Promise<void> {
         // The first slice is not counted: compilers warm up. It tells how many take a second, which
         // is enough for the slower ones.
         const size = sizes.get(server.name) ?? pick(4_000, 1_000);
-        const { elapsed, busy, cpu } = await slice(field.load, server, clients, size);
+        const { elapsed, busy, cpu, served } = await slice(field.load, server, clients, size);
         const most = pick(20_000, 2_000);
         if (round < 0) {
           const aSecond = Math.ceil((size / elapsed) * 1e6);
           sizes.set(server.name, server.name === ours ? most : Math.min(aSecond, most));
           continue;
         }
-        figures.record(group, "connections/s", server.name, (size / elapsed) * 1e6);
-        figures.record(group, "processor us/connection", server.name, cpu / size);
+        figures.record(group, "connections/s", server.name, (served / elapsed) * 1e6);
+        figures.record(group, "processor us/connection", server.name, cpu / served);
         figures.record(group, "generator busy %", server.name, busy * 100);
+        figures.record(group, "failed", server.name, size - served);
       }
   }
   await activator.ask("stop");
@@ -422,7 +427,8 @@ function claims(): string[][] {
     const label = `${what}${of === ours ? "" : `: ${of}`} over ${over}`;
     if (a === undefined || b === undefined) return;
     const { value, from, to, runs } = ratio(a, b);
-    const row = [label, value.toFixed(2), `${from.toFixed(2)} - ${to.toFixed(2)}`, `${runs}`];
+    const middle = runs > 1 ? `${from.toFixed(2)} - ${to.toFixed(2)}` : "";
+    const row = [label, value.toFixed(2), middle, `${runs}`];
     if (bound === undefined) return void rows.push([...row, "", ""]);
     const met = atLeast ? value >= bound : value <= bound;
     const wanted = `${atLeast ? "at least" : "at most"} ${bound.toFixed(2)}`;
@@ -485,8 +491,10 @@ function claims(): string[][] {
     const of = (metric: string): number =>
       figures.find(group, metric, "drain")?.samples.reduce((a, b) => a + b) ?? Number.NaN;
     within(`${group}: lost with drain`, of("requests lost"), 0, "requests");
-    const wait = of("longest wait ms") - of("next start ms");
-    within(`${group}: wait beyond the start`, wait, 200, "ms");
+    // With pauses, the wait depends on the client that happens to ask at that moment.
+    const most =
+      group === restartsGroup(64, 0) || group === restartsGroup(256, 0) ? 1.1 : undefined;
+    claim(`${group}, wait`, [group, "longest wait ms"], "drain", "server.stop()", most);
   }
   for (const [service, exposed, slower] of [
     [services.listen, 0.5, undefined],
@@ -494,7 +502,7 @@ function claims(): string[][] {
     [services.inet, 1.5, 1.6],
   ] as const) {
     const group = sandboxGroup(service);
-    claim(`${service}, first byte: ${ALL}`, [group, "first byte ms"], ALL, NONE, slower);
+    claim(`${service}, sandbox`, [group, "first byte ms"], ALL, NONE, slower);
     const exposure = figures.find(group, "exposure", ALL)?.samples[0] ?? Number.NaN;
     within(`${service}: exposure`, exposure, exposed, "of 10");
   }
@@ -502,10 +510,11 @@ function claims(): string[][] {
   const held = (state: string): number =>
     figures.find(memoryGroup, `${state}: private MiB`, ours)?.samples[0] ?? Number.NaN;
   within("private memory, idle, MiB", held("idle"), 3, "MiB");
-  within("the same 10 s after 200,000, more", held("10 s after 200,000") - held("idle"), 1, "MiB");
+  const growth = held("10 s after 200,000") - held("idle");
+  within("more private memory 10 s after 200,000 connections, MiB", growth, 1, "MiB");
   for (const name of Object.values(services)) {
     const over = figures.find("executable", "over the runtime", name)?.samples[0] ?? Number.NaN;
-    within(`${name} over its runtime`, over, 1.02, "times");
+    within(`size of ${name} over the Bun runtime`, over, 1.02, "times");
   }
   return rows;
 }
