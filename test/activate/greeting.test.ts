@@ -12,7 +12,8 @@ setDefaultTimeout(30_000);
 
 const MEGABYTE = new Uint8Array(1_000_000).fill(0x78);
 /** The longest time in milliseconds until a service is done with a client that has closed. */
-const SOON = 1000;
+/** An open connection has five seconds. */
+const SOON = 4000;
 
 const FAMILIES = ["IPv4", ...(lacksIPv6() ? [] : ["IPv6"]), "Unix"];
 

@@ -342,7 +342,9 @@ export async function ask(to: number | string, host?: string): Promise<string> {
 
 /** Asks a port over HTTP, on a connection of its own, and returns the body of the answer. */
 export async function get(port: number | string, path = "/", host = "127.0.0.1"): Promise<string> {
-  return await (await fetch(`http://${host}:${port}${path}`, { keepalive: false })).text();
+  // A test that fails here ends with its error. After its time limit, that would be one of no test.
+  const signal = AbortSignal.timeout(SLOW * 10_000);
+  return await (await fetch(`http://${host}:${port}${path}`, { keepalive: false, signal })).text();
 }
 
 /** Sends a datagram to a port, and returns the one that answers it. */
