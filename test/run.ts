@@ -6,6 +6,7 @@
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 
+import { buildNow } from "./support/build.ts";
 import { scratch } from "./support/daemon.ts";
 import { testEnvironment } from "./support/environment.ts";
 import { addSkipped, report } from "./support/needs.ts";
@@ -59,7 +60,9 @@ function calls(): string[][] {
 
 using directory = scratch();
 const file = join(directory.path, "skipped");
-const env = { ...testEnvironment(), SKIPPED: file };
+// Not each of several processes, in the time of its first test. Unit tests start nothing.
+if (given?.join() !== "test/unit") buildNow();
+const env = { ...testEnvironment(), SKIPPED: file, BUILT: "yes" };
 const COUNTED = ["pass", "skip", "fail"] as const;
 const sums = { pass: 0, skip: 0, fail: 0 };
 const unexplained: string[] = [];

@@ -312,7 +312,7 @@ describe.concurrent("SIGTERM", () => {
     "waits for the answers of a server of %s that the program has replaced",
     async (_, source) => {
       const { it, running } = await started(
-        `function start() { ${source.replace("800", "2500")} return server; }
+        `function start() { ${source.replace("800", "(console.error('asked'), 2500)")} return server; }
         let server = start();
         process.on("SIGUSR2", () => {
           if (server.stop) server.stop(); else server.close();
@@ -322,7 +322,7 @@ describe.concurrent("SIGTERM", () => {
       );
       const open = await Kept.to(it.to);
       open.send("/");
-      await Bun.sleep(100);
+      await running.says(/asked/);
       running.process.kill("SIGUSR2");
       await running.says(/replaced/);
       expect((await it.stop()).status).toBe(0);

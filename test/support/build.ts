@@ -5,16 +5,22 @@ import { EMULATED } from "./until.ts";
 
 const ROOT = resolve(import.meta.dir, "../..");
 
-// `make` has built them for its own programs, such as the demo. Only `bun test` sets this variable.
-let isBuilt = process.env["NODE_ENV"] !== "test";
+// `make` has built them for its own programs, such as the demo, which `bun test` did not start, and
+// test/run.ts for its tests.
+let isBuilt = process.env["NODE_ENV"] !== "test" || process.env["BUILT"] !== undefined;
+
+/** As `buildNow`, once for all tests of a process. */
+export function build(): void {
+  if (!isBuilt) buildNow();
+  isBuilt = true;
+}
 
 /**
- * Builds those in dist/ that are missing or older than their sources, once for all tests of a process.
+ * Builds those in dist/ that are missing or older than their sources.
  *
  * @throws {Error} if one cannot be built.
  */
-export function build(): void {
-  if (isBuilt) return;
+export function buildNow(): void {
   // Under emulation dist/ is read-only, and no test needs the preload.
   const preload = EMULATED ? [] : ["dist/register.js"];
   // One process at a time: `bun test --parallel` has several.
@@ -27,5 +33,4 @@ export function build(): void {
     stderr: "inherit",
   });
   if (exitCode !== 0) throw new Error("what the tests start cannot be built");
-  isBuilt = true;
 }

@@ -260,7 +260,7 @@ describe.skipIf(cannotRun)("a service on the module", () => {
   ])("with %p, an answer that needs a child is %p at a stop", async (mode, answer) => {
     const source = `
       import { drain, notify, passedFd, serve } from "socket-service/activation";
-      const child = ["sh", "-c", "sleep 1 && printf done"];
+      const child = ["sh", "-c", "sleep 3 && printf done"];
       const server = serve({
         fd: passedFd(),
         fetch() {
