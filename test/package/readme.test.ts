@@ -190,20 +190,20 @@ test.each(["http.ts", "tls.ts"])(
   },
 );
 
-activated("named.ts serves both of its sockets, and reports readiness", async () => {
+activated("pair.ts serves both of its sockets, and reports readiness", async () => {
   using receiver = new NotifyReceiver();
   const [http, admin] = [freePort(), freePort()];
   const env = { NOTIFY_SOCKET: receiver.address };
-  await using service = await run("named.ts", [http, admin], { env });
+  await using service = await run("pair.ts", [http, admin], { env });
   expect(await get(http)).toBe("Hello\n");
   expect(await ask(admin)).toBe(`1 requests on 127.0.0.1:${http}\n`);
   expect(await receiver.text()).toMatch(/^READY=1$/m);
   expect(service.stderr).not.toContain("error");
 });
 
-activated("named.ts says which socket is missing", async () => {
+activated("pair.ts says which socket is missing", async () => {
   const flags = ["--fdname=http"];
-  const args = [write("named.ts")];
+  const args = [write("pair.ts")];
   await using service = await activate(process.execPath, { flags, args });
   const client = await service.client();
   await service.says(/0 descriptors have the name "admin", but the program expects one/);

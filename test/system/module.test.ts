@@ -116,12 +116,12 @@ describe.skipIf(cannotRun)("a service on the module", () => {
   });
 
   test("has two sockets by their names", async () => {
-    await copy("named", "admin.socket");
+    await copy("pair", "admin.socket");
     expect((await ask(4000)).last).toBe("Hello\n");
     const admin = ["nc", "127.0.0.1", "4001"];
     expect(await machine.must(...admin)).toBe("1 requests on 127.0.0.1:4000");
-    expect(await machine.show("named.service", "SubState")).toBe("running");
-    await machine.systemctl("stop", "named.socket", "admin.socket", "named.service");
+    expect(await machine.show("pair.service", "SubState")).toBe("running");
+    await machine.systemctl("stop", "pair.socket", "admin.socket", "pair.service");
   });
 
   test("has a Unix socket for one group", async () => {
