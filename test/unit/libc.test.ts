@@ -1,11 +1,13 @@
 import { dlopen } from "bun:ffi";
 import { describe, expect, spyOn, test } from "bun:test";
 import fs, { constants, fstatSync, openSync, readFileSync, statfsSync, writeSync } from "node:fs";
+import { resolve } from "node:path";
 
 import { remedyForCall, whyNoLibc } from "../../src/activation/linux/libc-errors.ts";
 import * as libc from "../../src/activation/linux/libc.ts";
 import { runtime } from "../../src/activation/bun.ts";
 import { descriptors, nothingLeft, refusal } from "../support/checks.ts";
+import { run } from "../support/daemon.ts";
 import {
   accept,
   AF_UNIX,
@@ -161,6 +163,21 @@ test("freeDescriptors counts down from the limit, and leaves nothing open", asyn
   close(fd);
 });
 
+test("a descriptor that is no socket is told from an error while no descriptor is free", async () => {
+  // The collector of JavaScriptCore opens a file meanwhile, which changes errno.
+  const { status, stdout, stderr } = await run(
+    `import { openSync } from "node:fs";
+    import { socketName } from "${resolve(import.meta.dir, "../../src/activation/linux/libc.ts")}";
+    const files = [];
+    try { for (;;) files.push(openSync("/dev/null")); } catch {}
+    for (let n = 0; n < 5000; n++) for (const fd of files) socketName(fd);
+    console.log("done");`,
+    {},
+    256,
+  );
+  expect([status, stdout, stderr]).toEqual([0, "done\n", ""]);
+});
+
 test("the error of a denied call names the setting that denies it, unless the kernel itself does", () => {
   expect(remedyForCall("bind", "EPERM")).toBe(": allow bind (SystemCallFilter=)");
   // For the process of another user.
@@ -194,7 +211,7 @@ describe.skipIf(EMULATED)("without the JIT, the error names the setting that is 
     import { describe } from "./src/activation/index.ts";
     try { describe(0) } catch (error) { console.log(error.status, error.message) }`;
   const command = [process.execPath, "-e", program];
-  const run = (command: string[], env: Record<string, string> = {}) => {
+  const output = (command: string[], env: Record<string, string> = {}) => {
     const { stdout } = Bun.spawnSync(command, { env: { PATH: process.env["PATH"], ...env } });
     return stdout.toString();
   };
@@ -205,7 +222,7 @@ describe.skipIf(EMULATED)("without the JIT, the error names the setting that is 
     ["-d", "LimitDATA= (ulimit -d)"],
   ])("ulimit %s", (limit, setting) => {
     const limited = (kilobytes: number) =>
-      run(["/bin/sh", "-c", `ulimit ${limit} ${kilobytes}; exec "$@"`, "sh", ...command]);
+      output(["/bin/sh", "-c", `ulimit ${limit} ${kilobytes}; exec "$@"`, "sh", ...command]);
     const remedy = `raise ${setting} from 1024 MB to 4000 MB or more\n`;
     expect(limited(1_000_000)).toBe(`${WHY}${remedy}`);
     // 4000 MB are enough.
@@ -214,9 +231,9 @@ describe.skipIf(EMULATED)("without the JIT, the error names the setting that is 
 
   test("a variable", () => {
     for (const value of ["0", "false"])
-      expect(run(command, { BUN_JSC_useJIT: value })).toBe(
+      expect(output(command, { BUN_JSC_useJIT: value })).toBe(
         `${WHY}unset BUN_JSC_useJIT (it is "${value}")\n`,
       );
-    expect(run(command, { BUN_JSC_useJIT: "1" })).toBe("");
+    expect(output(command, { BUN_JSC_useJIT: "1" })).toBe("");
   });
 });

@@ -54,12 +54,13 @@ function load() {
       ioctl: { args: ["i32", "u64", "buffer"], returns: "i32" },
       memfd_create: { args: ["buffer", "u32"], returns: "i32" },
       open: { args: ["buffer", "i32"], returns: "i32" },
-      read: { args: ["i32", "buffer", "u64"], returns: "i64" },
-      readlink: { args: ["buffer", "buffer", "u64"], returns: "i64" },
-      sendmsg: { args: ["i32", "buffer", "i32"], returns: "i64" },
+      // The sizes that these return are small here. As an i64, -1 would be a BigInt: see `check`.
+      read: { args: ["i32", "buffer", "u64"], returns: "i32" },
+      readlink: { args: ["buffer", "buffer", "u64"], returns: "i32" },
+      sendmsg: { args: ["i32", "buffer", "i32"], returns: "i32" },
       socket: { args: ["i32", "i32", "i32"], returns: "i32" },
       socketpair: { args: ["i32", "i32", "i32", "buffer"], returns: "i32" },
-      syscall: { args: ["i64", "i32", "u32"], returns: "i64" },
+      syscall: { args: ["i64", "i32", "u32"], returns: "i32" },
     });
     if (library instanceof Error) throw library;
     const { symbols } = library;
@@ -84,13 +85,18 @@ export function canCallLibc(): boolean {
   }
 }
 
-/** Returns the result of a call; undefined if errno is one of those expected. Throws any other. */
-function check(call: string, result: number | bigint): number;
-function check(call: string, result: number | bigint, ...expected: number[]): number | undefined;
-function check(call: string, result: number | bigint, ...expected: number[]): number | undefined {
-  if (result >= 0) return Number(result);
+/**
+ * Returns the result of a call; undefined if errno is one of those expected. Throws any other.
+ *
+ * Nothing may be allocated between the call and the look at errno, such as a rest parameter or a BigInt:
+ * the collector opens a file then, and this fails if no descriptor is free.
+ */
+function check(call: string, result: number): number;
+function check(call: string, result: number, one: number, other?: number): number | undefined;
+function check(call: string, result: number, one?: number, other?: number): number | undefined {
+  if (result >= 0) return result;
   const errno = libc().errno();
-  if (expected.includes(errno)) return undefined;
+  if (errno === one || errno === other) return undefined;
   const { getSystemErrorMap } = process.getBuiltinModule("node:util");
   const unnamed = errno === E.TOOMANYREFS ? "ETOOMANYREFS" : `errno ${errno}`;
   const [code, text] = getSystemErrorMap().get(-errno) ?? [unnamed, "unknown error"];
@@ -319,7 +325,7 @@ export function monotonicMicroseconds(): bigint {
 /** The id of this process's pidfd; undefined if the kernel has none, or libc cannot be called. */
 export function pidfdId(): number | undefined {
   // With no FFI, or no pidfd_open (before Linux 5.3, or filtered), LISTEN_PID alone decides.
-  const fd = canCallLibc() ? Number(libc().syscall(SYS_pidfd_open, process.pid, 0)) : -1;
+  const fd = canCallLibc() ? libc().syscall(SYS_pidfd_open, process.pid, 0) : -1;
   if (fd < 0) return undefined;
   try {
     const filesystem = new BigInt64Array(16);
