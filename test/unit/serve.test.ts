@@ -5,7 +5,7 @@ import { lookup } from "node:dns/promises";
 import { hostname, networkInterfaces, tmpdir } from "node:os";
 import { resolve } from "node:path";
 
-import { listen, serve } from "../../src/activation/index.ts";
+import { drain, listen, serve, whenIdle } from "../../src/activation/index.ts";
 import { replace } from "../../src/activation/linux/libc.ts";
 import { descriptors, nothingLeft, onServe, refusal, thrown } from "../support/checks.ts";
 import { CERTIFICATE, client, exchange, FAMILIES } from "../support/listening.ts";
@@ -395,6 +395,44 @@ test("the URL of an address of one link has no interface in it", () => {
   const server = started(serve({ fd, ...answer("") }));
   expect([server.url.href, server.hostname]).toEqual([`http://[fe80::1]:${port}/`, "fe80::1%1"]);
 });
+
+test("a listener has the interface in its address of one link", () => {
+  const fd = sockets.listening(sockets.AF_INET6, 1, "link");
+  const port = portOf(fd);
+  expect(started(listen({ fd, socket: { data() {} } }))).toMatchObject({
+    hostname: "fe80::1%1",
+    port,
+  });
+});
+
+test.each(["as it is", "watched by whenIdle", "that drains"])(
+  "a reload without routes keeps those that Bun keeps, in a server %s",
+  async (state) => {
+    const options = () => ({
+      routes: {
+        "/fixed": new Response("a fixed route"),
+        "/function": () => new Response("a function"),
+        "/methods": { GET: new Response("a fixed method"), POST: () => new Response("a function") },
+      },
+      static: { "/static": new Response("a static route") },
+      ...answer("one"),
+    });
+    const replies = async (server: Bun.Server<undefined>) => {
+      const { url } = server.reload(answer("two"));
+      const ask = async (path: string, method = "GET") =>
+        (await fetch(new URL(path, url), { method, keepalive: false })).text();
+      const paths = ["fixed", "function", "methods", "static", "other"];
+      return await Promise.all([...paths.map((path) => ask(path)), ask("methods", "POST")]);
+    };
+    using it = listening("IPv4");
+    const server = started(serve({ fd: it.fd, ...options() }));
+    if (state === "watched by whenIdle") void whenIdle(server, { timeout: 60_000 });
+    if (state === "that drains") void drain(server, { grace: 60_000, timeout: 120_000 });
+    expect(await replies(server)).toEqual(
+      await replies(started(Bun.serve({ hostname: "127.0.0.1", port: 0, ...options() }))),
+    );
+  },
+);
 
 test("serve reports a relative path that looks like an address", () => {
   // The checkout may be read-only.

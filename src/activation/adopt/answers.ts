@@ -34,10 +34,26 @@ export function mapAnswers(
   });
 }
 
-/** The options that Bun uses after a `reload`: it keeps what is not given, or is null. */
+/** The routes that are functions, also those for one method. */
+function functionsOf(routes: unknown): object | undefined {
+  if (typeof routes !== "object" || routes === null || Array.isArray(routes)) return undefined;
+  const kept = Object.entries(routes).flatMap(([name, answer]: [string, unknown]) => {
+    const functions = typeof answer === "function" ? answer : functionsOf(answer);
+    return functions ? [[name, functions] as const] : [];
+  });
+  return kept.length > 0 ? Object.fromEntries(kept) : undefined;
+}
+
+/**
+ * The options that Bun uses after a `reload`: it keeps what is not given, or is null. Of the routes, it
+ * keeps only functions.
+ */
 export function reloaded(before: Answers, given: Answers): Answers {
   const routes = Array.isArray(given.routes) ? undefined : given.routes;
-  const from = (routes ?? given.static) ? { routes, static: given.static } : before;
+  const from =
+    (routes ?? given.static)
+      ? { routes, static: given.static }
+      : { routes: functionsOf(before.routes), static: functionsOf(before.static) };
   return derive(given, {
     routes: from.routes,
     static: from.static,

@@ -103,6 +103,9 @@ function listenOn<Data>(
   const address: { address?: string; port?: number } = {};
   listener.getsockname(address);
   const { address: hostname, port } = address;
-  if (port) return overlay(listener, { hostname, port });
-  return overlay(listener, { unix: reportedPath(formatAddress(describe(fd))) });
+  // It leaves out the interface of a link-local address.
+  if (port && !hostname?.startsWith("fe80:")) return overlay(listener, { hostname, port });
+  const passedTo = describe(fd);
+  if ("port" in passedTo) return overlay(listener, { hostname: passedTo.address, port });
+  return overlay(listener, { unix: reportedPath(formatAddress(passedTo)) });
 }
