@@ -1,5 +1,5 @@
 import { describe, expect, mock, spyOn, test } from "bun:test";
-import { openSync, writeFileSync } from "node:fs";
+import { mkdirSync, openSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { join } from "node:path";
 
@@ -436,6 +436,21 @@ test.each(["IPv4", "Unix"])(
     expect(await client(to).catch(() => "refused")).toBe("refused");
   },
 );
+
+test("a server of its own on a path that is too long for a sockaddr is drained", async () => {
+  using directory = scratch();
+  const place = join(directory.path, "d".repeat(100));
+  mkdirSync(place);
+  const unix = join(place, "socket");
+  const { release, fetch: handler } = holding("answered");
+  const server = started(serve({ unix, fetch: handler }));
+  const reply = fetch("http://localhost/slow", { unix });
+  await underWay(server);
+  const drained = drain(server, { grace: 10 });
+  release.resolve();
+  expect(await (await reply).text()).toBe("answered");
+  expect(await drained).toBe(true);
+});
 
 test("drain refuses one of several servers on one address, whose clients it cannot tell apart", async () => {
   const on = (port: number, text: string) => {

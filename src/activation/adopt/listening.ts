@@ -1,5 +1,6 @@
 import { misconfigured, requireNumber } from "../error.ts";
 import { perProcess } from "../hot.ts";
+import { LONGEST_PATH } from "../linux/layout.ts";
 import {
   describe,
   formatAddress,
@@ -31,6 +32,11 @@ export function listeningOf(listener: object): Listening | undefined {
 export function listensAt(fd: number, address: string): boolean {
   if (!isListeningStream(fd)) return false;
   const own = formatAddress(describe(fd));
+  // Bun binds a long path through a descriptor of its directory.
+  if (Buffer.byteLength(address) > LONGEST_PATH)
+    return (
+      own.startsWith("/proc/self/fd/") && own.endsWith(address.slice(address.lastIndexOf("/")))
+    );
   // Bun leaves out the interface of a link-local address.
   return (address.startsWith("[") ? own.replace(/%\d+/, "") : own) === address;
 }
