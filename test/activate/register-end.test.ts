@@ -763,32 +763,28 @@ describe.concurrent("SIGTERM", () => {
       return { it, running, other };
     }
 
-    test("that the handler does not read, and ends the connection once the body has come", async () => {
-      const { it, running, other } = await ending();
-      const refusal = /^HTTP\/1.1 401 [^]*connection: close[^]*refused/i;
-      let calls = 1;
-      for (const [size, pieces] of [
-        [1, 1],
-        [1_000_000, 1],
-        [1_000_000, 10],
-      ] as const) {
-        let received = "";
-        // TCP can stop for some hundred milliseconds in a large body: longer than the answer waits for it.
-        for (let tries = 0; tries < 5 && !refusal.test(received); tries++) {
+    // Not beside the others: an answer waits for half a second, and they may keep a client from sending.
+    test.serial(
+      "that the handler does not read, and ends the connection once the body has come",
+      async () => {
+        const { it, running, other } = await ending();
+        for (const [size, pieces] of [
+          [1, 1],
+          [1_000_000, 1],
+          [1_000_000, 10],
+        ] as const) {
           const connection = await posted(it, "/refused", Buffer.alloc(size), pieces);
-          calls++;
           expect(await connection.ended()).toBe("closed");
-          ({ received } = connection);
+          expect(connection.received).toMatch(/^HTTP\/1.1 401 [^]*connection: close[^]*refused/i);
           connection.socket.destroy();
         }
-        expect(received).toMatch(refusal);
-      }
-      // Longer than the answer would have waited for a body.
-      await Bun.sleep(600);
-      other.socket.destroy();
-      expect(await running.status()).toBe(0);
-      expect(running.stderr).toContain(`calls ${calls}\n`);
-    });
+        // Longer than the answer would have waited for a body.
+        await Bun.sleep(600);
+        other.socket.destroy();
+        expect(await running.status()).toBe(0);
+        expect(running.stderr).toContain("calls 4\n");
+      },
+    );
 
     test("that the handler reads, with all of the body in its order", async () => {
       const { it, running, other } = await ending();
@@ -945,10 +941,10 @@ describe.concurrent("IDLE_TIMEOUT", () => {
       `${BUN} let calls = 0;
       process.on("SIGTERM", async () => {
         console.error("called", ++calls);
-        await Bun.sleep(1000);
+        await Bun.sleep(2500);
         process.exit(calls);
       });`,
-      { env },
+      { env: used },
     );
     expect((await it.stop()).status).toBe(1);
     expect(running.stderr).toContain("called 1\n");
