@@ -2,6 +2,9 @@
 BUN_VERSION := $(shell sed -n 's/^ *"bun": "\([0-9.]*\)",$$/\1/p' package.json)
 BUN := node_modules/.bun-$(BUN_VERSION)
 
+# With it, `cd` in a script may go elsewhere, and prints where.
+unexport CDPATH
+
 # Debian's names of the architectures. What is built for this machine's own goes to dist/.
 MACHINE := $(patsubst x86_64,amd64,$(patsubst aarch64,arm64,$(shell uname -m)))
 ARCH := $(MACHINE)

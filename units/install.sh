@@ -57,8 +57,15 @@ put() {
 # changed.
 install() {
   case $BINDIR in
-    [!/]* | *[!A-Za-z0-9/._+:,@~-]*)
+    '' | [!/]* | *[!A-Za-z0-9/._+:,@~-]*)
       echo "BINDIR must be an absolute path of letters, digits and /._+:,@~-, not \"$BINDIR\"" >&2
+      exit 1
+      ;;
+  esac
+  case $UNITDIR:$MANDIR in
+    /*:/*) ;;
+    *)
+      echo "UNITDIR and MANDIR must be absolute paths, not \"$UNITDIR\" and \"$MANDIR\"" >&2
       exit 1
       ;;
   esac

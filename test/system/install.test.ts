@@ -54,7 +54,13 @@ describe.skipIf(cannotRun)("installation", () => {
     test("make install with DESTDIR writes there and nowhere else", async () => {
       // /tmp is a file system of its own, so it stays writable.
       const script = `mount -o remount,bind,ro / && make -C ${CHECKOUT} install DESTDIR=/tmp/package`;
-      await machine.must("unshare", "--mount", "sh", "-c", `umask 077 && ${script}`);
+      await machine.must(
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        `export CDPATH=. && umask 077 && ${script}`,
+      );
       expect(await files("/tmp/package")).toEqual(INSTALLED);
       const closed = ["find", "/tmp/package/usr", "-type", "d", "-not", "-perm", "755"];
       expect(await machine.must(...closed)).toBe("");
@@ -87,13 +93,29 @@ describe.skipIf(cannotRun)("installation", () => {
       expect(page).toContain("\n.It Pa /opt/s/bin/socket-service-inet\n");
     });
 
-    test("a BINDIR that cannot stand in a unit is refused, and nothing is installed", async () => {
-      for (const directory of ["relative/bin", "/with space/bin", "/50%/bin"]) {
+    test("a BINDIR that cannot stand in a unit is refused, a relative directory too, and nothing is installed", async () => {
+      for (const [variable, directory] of [
+        ["BINDIR", "relative/bin"],
+        ["BINDIR", "/with space/bin"],
+        ["BINDIR", "/50%/bin"],
+        ["BINDIR", ""],
+        ["UNITDIR", "relative/units"],
+        ["MANDIR", ""],
+      ]) {
         const { status, stderr } = await machine.run(
-          ...["make", "-C", CHECKOUT, "install", "DESTDIR=/tmp/refused", `BINDIR=${directory}`],
+          ...[
+            "make",
+            "-C",
+            CHECKOUT,
+            "install",
+            "DESTDIR=/tmp/refused",
+            `${variable}=${directory}`,
+          ],
         );
         expect(status).not.toBe(0);
-        expect(stderr).toContain(`not "${directory}"`);
+        expect(stderr).toMatch(
+          RegExp(`^${variable === "BINDIR" ? "BINDIR" : "UNITDIR and"} .*"${directory}"`, "m"),
+        );
       }
       expect((await machine.run("ls", "/tmp/refused")).status).not.toBe(0);
     });
