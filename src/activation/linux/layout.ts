@@ -1,6 +1,6 @@
 /* Byte layouts and constants of libc on 64-bit little-endian Linux, in pure functions. */
 
-export const AF = { UNIX: 1, INET: 2, INET6: 10 };
+export const AF = { UNIX: 1, INET: 2, INET6: 10, NETLINK: 16 };
 export const SOCK = { STREAM: 1, DGRAM: 2, SEQPACKET: 5, CLOEXEC: 0o2000000 };
 export const SO = { TYPE: 3, ACCEPTCONN: 30, DOMAIN: 39 };
 export const SOL_SOCKET = 1;

@@ -85,7 +85,8 @@ export function describe(fd: number): Descriptor {
     kind: "socket",
     type: TYPES[type] ?? "other",
     listening: libc.socketOption(fd, SO.ACCEPTCONN) === 1,
-    connected: libc.hasPeer(fd),
+    // Of netlink, the kernel itself is the peer of each socket.
+    connected: domain !== AF.NETLINK && libc.hasPeer(fd),
   } as const;
   if (domain === AF.UNIX) return { ...socket, family: "Unix", path: unixPath(libc.socketName(fd)) };
   // Some others have no getsockname(2).
