@@ -1,7 +1,7 @@
 /* Programs that know nothing of systemd, with the preload, on sockets that they are passed. */
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { createSocket } from "node:dgram";
-import { join, resolve } from "node:path";
+import { join, relative, resolve } from "node:path";
 import { connect as connectTLS } from "node:tls";
 
 import { Client, freePort, get, type Running } from "../support/daemon.ts";
@@ -81,6 +81,22 @@ describe.each(Object.entries(HTTP))("a program of %s", (_, source) => {
     const answer = await fetch("http://example/", { unix: to.path });
     expect(answer.status).toBe(noise(running) === "" ? 200 : 0);
   });
+});
+
+test("a path that is relative to the working directory is that of its socket, named or not", async () => {
+  for (const isNamed of [false, true]) {
+    const it = service({ name: "3001" }, { family: "Unix" });
+    const { to } = it.sockets[1] ?? expect.unreachable();
+    if (!("path" in to)) expect.unreachable();
+    const path = relative(it.directory.path, to.path);
+    const env = isNamed ? { LISTEN_FDNAMES: `3001:${to.path}` } : {};
+    const running = it.run(`Bun.serve({ unix: "./${path}", fetch: () => new Response("x") });`, {
+      env,
+    });
+    const signal = AbortSignal.timeout(10_000);
+    expect(await (await fetch("http://example/", { unix: to.path, signal })).text()).toBe("x");
+    expect(warnings(running)).toEqual([]);
+  }
 });
 
 const TLS = JSON.stringify(CERTIFICATE);

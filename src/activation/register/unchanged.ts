@@ -185,7 +185,7 @@ class Unchanged {
     type: Wanted["type"] = "stream",
   ): Wanted | undefined {
     if (typeof fd === "number") return undefined;
-    if (typeof unix === "string" && unix !== "") return { type, at: unix.replace(/^\0/, "@") };
+    if (typeof unix === "string" && unix !== "") return { type, at: absolute(unix) };
     const isUnset = port === undefined || port === null || port === "";
     const at = isUnset ? byDefault?.() : Number(port);
     const host = typeof hostname === "string" ? hostname : undefined;
@@ -400,6 +400,12 @@ function defaultPort(): number {
   // Bun ignores anything else, but not a 0.
   const isNumber = (text = "") => /^\+?\d+$/.test(text) && isPort(Number(text));
   return Number(given.find(isNumber) ?? DEFAULT_PORT);
+}
+
+/** Returns a path as systemd has it, and an abstract name with `@`. */
+function absolute(unix: string): string {
+  if (unix[0] === "\0" || unix[0] === "@") return `@${unix.slice(1)}`;
+  return process.getBuiltinModule("node:path").resolve(unix);
 }
 
 function isPort(number: number): boolean {
