@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { once } from "node:events";
+import { readlinkSync } from "node:fs";
 import { connect as connectTls } from "node:tls";
 
 import { listen } from "../../src/activation/index.ts";
@@ -128,6 +129,47 @@ test.each(FAMILIES)("maxConnections holds over %s", async (family) => {
   const listener = started(listen({ fd: it.fd, socket, maxConnections: 2 }));
   await expectTurns(seen, it.to, 6, 2);
   expect("port" in it.to ? it.to.port : undefined).toBe(Reflect.get(listener, "port"));
+});
+
+test("maxConnections lets a timer have its turn while clients wait in the queue", async () => {
+  using it = listening("IPv4", 1024);
+  const { seen, socket } = greeter();
+  const clients = await Promise.all(Array.from({ length: 600 }, () => client(it.to)));
+  const open = (opened: Bun.Socket<undefined>) => {
+    // Long enough for the timer to be due.
+    if (seen.accepted === 100) Bun.sleepSync(20);
+    socket.open(opened);
+  };
+  started(listen({ fd: it.fd, socket: { ...socket, open }, maxConnections: 10_000 }));
+  await Bun.sleep(10);
+  expect(seen.accepted).toBeLessThan(600);
+  await accepted(seen, 600);
+  seen.end();
+  expect(await Promise.all(clients.map(text))).toEqual(Array(600).fill("hello"));
+});
+
+test("a listener that is stopped while it lets others have their turn takes no descriptor of another", async () => {
+  using it = listening("IPv4", 1024);
+  using other = listening("IPv4");
+  const { seen, socket } = greeter();
+  const clients = await Promise.all(Array.from({ length: 300 }, () => client(it.to)));
+  const files: number[] = [];
+  const open = (opened: Bun.Socket<undefined>) => {
+    socket.open(opened);
+    if (seen.accepted !== 256) return;
+    listener.stop();
+    for (let n = 0; n < 3; n++) files.push(...pipe());
+  };
+  const listener = listen({ fd: it.fd, socket: { ...socket, open }, maxConnections: 10_000 });
+  await accepted(seen, 256);
+  started(listen({ fd: other.fd, socket: greeter().socket }));
+  await comesRound(other.to);
+  expect(seen.accepted).toBe(256);
+  const names = files.map((fd) => readlinkSync(`/proc/self/fd/${fd}`));
+  expect(names).toEqual(names.filter((name) => name.startsWith("pipe:")));
+  files.forEach(close);
+  seen.end();
+  for (const one of clients) one.destroy();
 });
 
 test("maxConnections holds on a path of the program's own", async () => {

@@ -5,9 +5,16 @@ import { wrongNumber } from "../error.ts";
 import * as libc from "../linux/libc.ts";
 import { pause, resume, type Watched } from "./event-loop.ts";
 
+/**
+ * How many connections are accepted before other work has its turn. Bun accepts until the queue is
+ * empty: clients that come as fast as that would keep timers and the watchdog waiting.
+ */
+const TURN = 256;
+
 /** Counts the connections of a listener, and has it accept while fewer than `most` are open. */
 export class ConnectionLimit<Data> {
   #open = 0;
+  #accepted = 0;
   /** How the listener is watched, and a second descriptor of its socket, to accept again after a pause. */
   #listening: { readonly watch: Watched; readonly socket: number } | undefined;
   /** Called when a connection is opened or closed. */
@@ -36,19 +43,31 @@ export class ConnectionLimit<Data> {
     const isHandshakeLess = Boolean(this.tls) && handshake === undefined;
     const counting: SocketHandler<Data> = {
       open: (socket) => {
-        if (++this.#open === this.most && this.#listening) pause(this.#listening.watch);
+        this.#accepted++;
+        if (++this.#open === this.most) this.#pause();
+        else if (this.#accepted % TURN === 0) {
+          this.#pause();
+          setImmediate(() => this.#resume());
+        }
         for (const used of this.onUse) used();
         return isHandshakeLess && isTLS(socket) ? undefined : open?.call(socket, socket);
       },
       close: (socket, error) => {
-        if (this.#open-- === this.most && this.#listening)
-          resume(this.#listening.watch, this.#listening.socket);
+        if (this.#open-- === this.most) this.#resume();
         for (const used of this.onUse) used();
         return close?.call(socket, socket, error);
       },
     };
     if (isHandshakeLess) counting.handshake = (socket) => void open?.call(socket, socket);
     return derive(handlers, counting);
+  }
+
+  #pause(): void {
+    if (this.#listening) pause(this.#listening.watch);
+  }
+
+  #resume(): void {
+    if (this.#listening) resume(this.#listening.watch, this.#listening.socket);
   }
 
   /** Begins to limit a listener. `socket` is a descriptor of its socket, which this closes in the end. */
