@@ -2,15 +2,13 @@ import { expect, test } from "bun:test";
 
 import { draw, PAGE, type Results, withTables } from "./draw.ts";
 
-const restarts = ["restarts, 64, none", "restarts, 64, to 200 ms"];
+const restarts = ["restarts, 64, no pause", "restarts, 64, to 200 ms"];
 const results: Results = {
   date: "2026-11-22T23:59:59Z",
   machine: "2 x <Processor> & more, Bun 1.4.5",
   seconds: 700,
   notes: ["Go: not installed"],
-  ratios: [
-    ["cold: socket-service over Bun floor", "1.22", "1.20 - 1.25", "3", "at most 1.25", "yes"],
-  ],
+  ratios: [["cold: socket-service over C", "1.22", "1.20 - 1.25", "3", "at most 1.25", "yes"]],
   figures: [
     ...restarts.flatMap((group) => [
       { group, metric: "requests lost", who: "process.exit()", samples: [1234] },
@@ -62,7 +60,7 @@ test("the page has a place for each table, where a run takes that of the run bef
         ),
       ),
       ...["requests lost", "of them reset", "longest wait ms", "answered", "next start ms"].map(
-        (metric) => figure("restarts, 64, none", metric, "drain"),
+        (metric) => figure("restarts, 64, no pause", metric, "drain"),
       ),
       ...["web.socket", "web@.socket"].flatMap((way) =>
         [
@@ -77,9 +75,9 @@ test("the page has a place for each table, where a run takes that of the run bef
     ],
   };
   const rows = [
-    "| cold: socket-service over Bun floor | 1.22     | 1.20 - 1.25 |",
+    "| cold: socket-service over C | 1.22     | 1.20 - 1.25 |",
     "| `UMask=`     | 2.0  ",
-    "| 64, none       | `drain` | 6        | 6 (6 reset) |",
+    "| 64, no pause   | `drain` | 6        | 6 (6 reset) |",
     " | 1:199 2:198 3:197 |",
   ];
   const page = await Bun.file(PAGE).text();

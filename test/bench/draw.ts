@@ -8,7 +8,7 @@ import { join } from "node:path";
 
 import { between } from "../support/between.ts";
 import { WAYS } from "../support/instances.ts";
-import { bunFloor, ours, services } from "./contenders.ts";
+import { ours, services } from "./contenders.ts";
 import { type Figure, findIn, median, percentile, ratio } from "./figures.ts";
 import { NONE, sandboxGroup } from "./hardening.ts";
 import { BURST, KINDS, rateOf, SHARING, SINGLE } from "./instances.ts";
@@ -45,7 +45,6 @@ const BLOCKS = [
 /** For somebody who has read nothing else. */
 const NAMES: Record<string, string> = {
   [ours]: services.listen,
-  [bunFloor]: "smallest Bun program",
 };
 const HIGHLIGHTED = "drain";
 
@@ -139,7 +138,7 @@ const MEDIANS: readonly (readonly [title: string, group: string, metric: string]
   ["accepted", `cold, ${services.accepted}`, "first byte ms"],
   ["inet", `cold, ${services.inet}`, "first byte ms"],
   ["64 clients", "warm, 64 at a time", "connections/s"],
-  ["1,024", "warm, 1024 at a time", "connections/s"],
+  ["1,024 clients", "warm, 1024 at a time", "connections/s"],
   ["idle, MiB", `memory, ${services.listen}`, "idle: private MiB"],
   ["100 of them, MiB", `memory, 100 of ${services.accepted} at once`, "MiB, all together"],
 ];
@@ -157,15 +156,16 @@ function overview({ date, machine, seconds, notes, ratios, figures }: Results): 
     `One run of ${Math.round(seconds / 60)} minutes, ${day(date)}: ${machine}.`,
     // Within the width of a terminal: `-inet` is socket-service-inet.
     table([
-      ["", "measured", "middle half", "runs", "aim", "met"],
+      ["", "measured", "middle half", "rounds", "aim", "met"],
       ...ratios.map(([what = "", ...cells]) => [
         what.replace(`${services.listen}-`, "-"),
         ...cells,
       ]),
     ]),
-    `Medians. "First byte" is of the three services, cold, in milliseconds. "64 clients" and "1,024" are
-connections a second. "Idle" is the private memory of \`${services.listen}\`. "100 of them" is the memory of
-as many \`${services.accepted}\`, all together.`,
+    `These are medians. "First byte" is the time to the first byte of a cold start, in milliseconds. The program is
+passed a listening socket, an accepted one, or stdin and stdout. The columns "clients" have connections a
+second. "Idle" is the private memory of the program with the listening socket. "100 of them" is the memory
+of 100 processes with an accepted socket.`,
     table([
       ["", ...MEDIANS.map(([title]) => title)],
       ...medians.filter((cells) => cells.some((cell, i) => i > 0 && cell !== "")),
@@ -201,7 +201,7 @@ function sandboxes(results: Results): string {
       const tenth = percentile(times.samples, 0.1).toFixed(1);
       return [who, middle, tenth, ratio(times, none).value.toFixed(2), `${exposure}`];
     });
-    const head = ["directives", "median, ms", "best tenth", "ratio", "exposure"];
+    const head = ["directives", "median, ms", "10th percentile", "ratio", "exposure"];
     const title = `\`${service}\`, ${none.samples.length} connections for each row:`;
     return [title, table([head, ...rows])];
   });

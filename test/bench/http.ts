@@ -13,9 +13,9 @@ import { Stopwatch } from "./stopwatch.ts";
 export const UNCHANGED = ["Bun.serve", "node:http in Bun", "Express in Bun"] as const;
 export const plain = UNCHANGED[0];
 /** A program with `serve` that is not compiled, as those with the preload are not. */
-export const source = "serve, not compiled";
+export const source = "uncompiled serve";
 /** The name of such a program that the preload has given the passed socket. */
-export const preloaded = (program: string): string => `${program}, preload`;
+export const preloaded = (program: string): string => `${program} with preload`;
 
 export interface HttpContender {
   readonly name: string;

@@ -24,7 +24,7 @@ const LOADS: readonly (readonly [connections: number, pause: number, ends: reado
 const PATIENT = 1000;
 
 export function restartsGroup(connections: number, pause: number): string {
-  const words = pause === 0 ? "none" : pause < 1000 ? `to ${pause} ms` : `to ${pause / 1000} s`;
+  const words = pause === 0 ? "no pause" : pause < 1000 ? `to ${pause} ms` : `to ${pause / 1000} s`;
   return `restarts, ${connections}, ${words}`;
 }
 /** The groups of the figures. */
