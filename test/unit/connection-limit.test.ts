@@ -148,6 +148,22 @@ test("maxConnections lets a timer have its turn while clients wait in the queue"
   expect(await Promise.all(clients.map(text))).toEqual(Array(600).fill("hello"));
 });
 
+test("maxConnections lets a timer have its turn though each connection ends at once", async () => {
+  using it = listening("IPv4", 1024);
+  const clients = await Promise.all(Array.from({ length: 600 }, () => client(it.to)));
+  let accepted = 0;
+  const open = (socket: Bun.Socket<undefined>) => {
+    // Long enough for the timer to be due.
+    if (++accepted === 100) Bun.sleepSync(20);
+    socket.terminate();
+  };
+  started(listen({ fd: it.fd, socket: { open, data() {} }, maxConnections: 1 }));
+  await Bun.sleep(10);
+  expect(accepted).toBeLessThan(600);
+  await until("all are accepted", 5, () => accepted === 600);
+  for (const one of clients) one.destroy();
+});
+
 test("a listener that is stopped while it lets others have their turn takes no descriptor of another", async () => {
   using it = listening("IPv4", 1024);
   using other = listening("IPv4");

@@ -306,6 +306,22 @@ test("drain of a stopped server waits for its requests under way", async () => {
   }
 });
 
+test("drain is false if the program cuts a request off meanwhile", async () => {
+  const { fetch } = holding("never");
+  const it = serving({ fetch });
+  const kept = await it.asking("/slow");
+  await underWay(it.server);
+  const drained = drain(it.server);
+  await it.server.stop(true);
+  expect(await drained).toBe(false);
+  kept.socket.destroy();
+  // With no request there is nothing to cut off.
+  const idle = serving({ fetch });
+  const ended = drain(idle.server);
+  await idle.server.stop(true);
+  expect(await ended).toBe(true);
+});
+
 test.each([
   ["gets answers", 1000, ECHO],
   // Its messages look like parts of a request.

@@ -15,6 +15,8 @@ const TURN = 256;
 export class ConnectionLimit<Data> {
   #open = 0;
   #accepted = 0;
+  /** Whether other work has its turn, so that nothing is accepted. */
+  #isTurn = false;
   /** How the listener is watched, and a second descriptor of its socket, to accept again after a pause. */
   #listening: { readonly watch: Watched; readonly socket: number } | undefined;
   /** Called when a connection is opened or closed. */
@@ -43,23 +45,30 @@ export class ConnectionLimit<Data> {
     const isHandshakeLess = Boolean(this.tls) && handshake === undefined;
     const counting: SocketHandler<Data> = {
       open: (socket) => {
-        this.#accepted++;
-        if (++this.#open === this.most) this.#pause();
-        else if (this.#accepted % TURN === 0) {
-          this.#pause();
-          setImmediate(() => this.#resume());
-        }
+        this.#open++;
+        if (++this.#accepted % TURN === 0) this.#letOthers();
+        else if (this.#open === this.most) this.#pause();
         for (const used of this.onUse) used();
         return isHandshakeLess && isTLS(socket) ? undefined : open?.call(socket, socket);
       },
       close: (socket, error) => {
-        if (this.#open-- === this.most) this.#resume();
+        if (this.#open-- === this.most && !this.#isTurn) this.#resume();
         for (const used of this.onUse) used();
         return close?.call(socket, socket, error);
       },
     };
     if (isHandshakeLess) counting.handshake = (socket) => void open?.call(socket, socket);
     return derive(handlers, counting);
+  }
+
+  /** Accepts nothing until the event loop has come round. */
+  #letOthers(): void {
+    this.#pause();
+    this.#isTurn = true;
+    setImmediate(() => {
+      this.#isTurn = false;
+      if (this.#open < this.most) this.#resume();
+    });
   }
 
   #pause(): void {

@@ -57,8 +57,8 @@ const LOOK = 1;
  *   of requests that were under way at the call.
  * - Bun resets a client that still sends when a response says close. So a response waits up to 500
  *   milliseconds until the body of its request has come. It does not say close if the body takes longer.
- *   Each body is read into memory, as far as the handler has not read it. In Bun 1.4.0,
- *   `Bun.write(path, request)` never ends then.
+ *   Each body is read into memory, as far as the handler has not read it. The blob of a body has no
+ *   type then. In Bun 1.4.0, `Bun.write(path, request)` never ends then.
  * - With `http2`, a session does not learn of the drain before the server stops (GOAWAY).
  * - A client that pauses for longer than `grace` can meet the close (RFC 9112, 9.5). So can requests
  *   that were sent behind one whose response says close (9.3.2).
@@ -203,7 +203,10 @@ class Drain {
 
   async #run(): Promise<boolean> {
     const connections = await this.#phases(() => false);
-    return await (connections ? this.#stop(connections) : this.#until(this.#areAnswered));
+    const isComplete = await (connections
+      ? this.#stop(connections)
+      : this.#until(this.#areAnswered));
+    return isComplete && !this.#hasCutOff;
   }
 
   /** The first three phases, and the answers: after them, the program may end at any time. */
@@ -245,11 +248,16 @@ class Drain {
   #announce(): void {
     drainingOf(this.served).abort();
     this.served.change((options) => withClose(options, this.#requests));
-    // `server.fetch` calls a handler at once.
-    const { fetch } = this.server;
-    overlay(this.server, {
+    const { server } = this;
+    const { fetch, stop } = server;
+    overlay(server, {
+      // It calls a handler at once.
       fetch: (...args: unknown[]): unknown =>
-        this.#requests.uncounted(() => Reflect.apply(fetch, this.server, args)),
+        this.#requests.uncounted(() => Reflect.apply(fetch, server, args)),
+      stop: (closesConnections?: boolean) => {
+        if (closesConnections && server.pendingRequests > 0) this.#hasCutOff = true;
+        return stop.call(server, closesConnections);
+      },
     });
   }
 
@@ -281,7 +289,7 @@ class Drain {
     const answered = busy() + this.#requests.early;
     const isTLS = this.server.protocol === "https";
     const incomplete = connections.count(({ talk }) => talk !== undefined && isPart(talk, isTLS));
-    this.#hasCutOff = !isSilent || incomplete > answered;
+    if (!isSilent || incomplete > answered) this.#hasCutOff = true;
   }
 
   /** 4. Stop: waits until all that was read is answered, closes the WebSockets, and stops the server. */
@@ -299,7 +307,7 @@ class Drain {
     // Closes what is idle, or left, at once. The promise tells nothing more, and before Bun 1.4.3 it never
     // resolves if a handler goes on.
     void server.stop(true);
-    return isComplete && !this.#hasCutOff;
+    return isComplete;
   }
 
   /**
