@@ -8,6 +8,7 @@ import { resolve } from "node:path";
 import { drain, listen, serve, whenIdle } from "../../src/activation/index.ts";
 import { replace } from "../../src/activation/linux/libc.ts";
 import { descriptors, nothingLeft, onServe, refusal, thrown } from "../support/checks.ts";
+import { freePort } from "../support/daemon.ts";
 import { CERTIFICATE, client, exchange, FAMILIES } from "../support/listening.ts";
 import { freshPath, listening, text } from "../support/listening.ts";
 import { served, upgrade } from "../support/kept.ts";
@@ -536,7 +537,8 @@ test.each([undefined, ...LOOPBACK_ADDRESSES])(
   async (hostname) => {
     const options = { fetch: () => new Response("seen") };
     // Without a hostname Bun listens on all addresses.
-    const bun = started(Bun.serve({ ...options, ...(hostname && { hostname }), port: 0 }));
+    // With port 0, Bun's own would report 0 after the end.
+    const bun = started(Bun.serve({ ...options, ...(hostname && { hostname }), port: freePort() }));
     const ours = started(serve({ ...options, fd: listeningOn(hostname ?? "::") }));
     const [port, other] = [ours.port, bun.port];
     expect(seen(ours, port)).toEqual(seen(bun, other));

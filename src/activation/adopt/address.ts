@@ -14,7 +14,7 @@ export function reportedAddress({ protocol, address: bound }: Reported, socket: 
   const host = hostname.includes(":") ? `[${hostname.replace(/%.*/, "")}]` : hostname;
   const url = new URL(`${protocol}://${host}:${port}/`);
   return typeof bound === "object" && bound?.address === address && bound.port === port
-    ? { hostname, url }
+    ? { hostname, url, port }
     : { hostname, url, port, address: { address, family, port } };
 }
 
