@@ -174,16 +174,38 @@ test("a program of node:http keeps its own timeouts", async () => {
 test("a program of node:net serves, whenever it sets its handler", async () => {
   for (const source of [
     `const server = require("node:net").createServer((socket) => socket.pipe(socket)).listen(3000);`,
-    `const server = require("node:net").createServer().listen(3000);
+    `const server = require("node:net").createServer().listen(${freePort()});
+    setTimeout(() => server.on("connection", (socket) => socket.pipe(socket)), 50);`,
+    `const server = require("node:net").createServer().listen(PORT, "127.0.0.1");
     setTimeout(() => server.on("connection", (socket) => socket.pipe(socket)), 50);`,
     `require("bun").listen({ port: 3000, hostname: "localhost", socket: { data: (socket, data) => void socket.end(data) } });`,
   ]) {
-    const { it, running } = await started(source);
+    const it = service({});
+    const running = it.run(source.replace("PORT", `${it.port}`));
+    await it.ready();
     const socket = await client(it.to);
     socket.end("echo");
     expect(await text(socket)).toBe("echo");
     expect(noise(running)).toBe("");
   }
+});
+
+test("workers of node:cluster with a node:net server are given the clients of the passed socket", async () => {
+  const it = service({});
+  it.run(
+    `const cluster = require("node:cluster");
+    if (cluster.isPrimary) for (let n = 0; n < 2; n++) cluster.fork();
+    else require("node:net").createServer((socket) => socket.end(String(process.pid))).listen(${freePort()}, "127.0.0.1");`,
+  );
+  // One waits before the workers listen.
+  const waiting = await client(it.to);
+  await it.ready();
+  const workers = new Set([await text(waiting)]);
+  await until("both have served", 10, async () => {
+    workers.add(await text(await client(it.to)));
+    return workers.size === 2;
+  });
+  expect(workers.has(String(it.processes[0]?.process.pid))).toBe(false);
 });
 
 /** Sends a datagram and returns the answer. */
@@ -303,6 +325,7 @@ describe("which socket", () => {
   });
 
   test("a server on port 0 and a test for a free port get no socket", async () => {
+    const port = freePort();
     const { it, running } = await started(
       `const { createServer } = require("node:net");
       const probe = (port) => new Promise((resolve, reject) => {
@@ -317,10 +340,62 @@ describe("which socket", () => {
       });
       const internal = Bun.serve({ port: 0, ${answer("internal")} });
       const tcp = Bun.listen({ port: 0, hostname: "127.0.0.1", socket: { data() {} } });
-      const free = await probe(3000);
-      Bun.serve({ port: free, fetch: async () => new Response(\`\${free} \${await (await fetch(internal.url)).text()}\`) });`,
+      const free = await probe(${port});
+      const used = await probe(tcp.port).catch(({ code }) => code);
+      Bun.serve({ port: free, fetch: async () => new Response(\`\${free} \${used} \${await (await fetch(internal.url)).text()}\`) });`,
     );
-    expect(await it.get()).toBe("3000 internal");
+    expect(await it.get()).toBe(`${port} EADDRINUSE internal`);
+    expect(warnings(running)).toEqual([]);
+  });
+
+  test("a test for the port of the passed socket finds it free", async () => {
+    const it = service({});
+    const running = it.run(
+      `const probe = require("node:net").createServer();
+      probe.listen(${it.port}, "127.0.0.1", () => {
+        const { port } = probe.address();
+        probe.close(() => Bun.serve({ port, hostname: "127.0.0.1", ${answer("application")} }));
+      });`,
+    );
+    await it.ready();
+    expect(await it.get()).toBe("application");
+    expect(warnings(running)).toEqual([]);
+  });
+
+  test("READY=1 follows the server, not a test for a free port that has a handler", async () => {
+    const it = service({});
+    const running = it.run(
+      `const probe = require("node:net").createServer(() => {});
+      probe.listen(${freePort()}, () => probe.close());
+      process.on("SIGUSR1", () => Bun.serve({ port: 3000, ${answer("application")} }));
+      probe.on("close", () => setInterval(() => console.error("tested"), 50));`,
+    );
+    await running.says(/tested/);
+    expect(it.receiver.poll()).toBeUndefined();
+    running.process.kill("SIGUSR1");
+    await it.ready();
+    expect(await it.get()).toBe("application");
+  });
+
+  test("a net.Server that gets its handler after another call took the socket has its own port", async () => {
+    const port = freePort();
+    const { it } = await started(
+      `const first = require("node:net").createServer().listen(${port}, "127.0.0.1");
+      Bun.serve({ port: 3000, ${answer("application")} });
+      first.on("connection", (socket) => socket.end("own"));`,
+    );
+    expect(await it.get()).toBe("application");
+    expect(await text(await client({ port, host: "127.0.0.1" }))).toBe("own");
+  });
+
+  test("a second server on the same port is no question of names", async () => {
+    const port = freePort();
+    const { it, running } = await started(
+      `for (const text of ["first", "second"])
+        Bun.serve({ port: ${port}, hostname: "127.0.0.1", fetch: () => new Response(text) });`,
+    );
+    expect(await it.get()).toBe("first");
+    expect(await get(port)).toBe("second");
     expect(warnings(running)).toEqual([]);
   });
 
@@ -548,7 +623,7 @@ describe.each([{}, { IDLE_TIMEOUT: "60" }])("as without the preload, with %p,", 
 });
 
 test("servers of a program that stops them leave nothing behind", async () => {
-  const { running } = await started(
+  const running = service({}).run(
     `const server = require("node:net").createServer(() => {});
     for (let i = 0; i < 12; i++)
       await new Promise((done) => server.listen(3000, () => server.close(done)));

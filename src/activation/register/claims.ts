@@ -22,6 +22,8 @@ export interface Claim {
   readonly wanted: Wanted;
   /** Whether it was the only one left: its name and its address are not the wanted ones. */
   readonly isGuess: boolean;
+  /** Whether it has the wanted port or path, which nobody else can open. */
+  readonly isBound: boolean;
 }
 
 /** In characters: how much of a status the addresses may take. */
@@ -95,8 +97,8 @@ export class Claims {
     if (this.#claims.get(claim.fd) === claim) this.#claims.delete(claim.fd);
   }
 
-  #take({ fd }: Claimable, wanted: Wanted, isGuess: boolean): Claim {
-    const claim = { fd, wanted, isGuess };
+  #take({ fd, socket }: Claimable, wanted: Wanted, isGuess: boolean): Claim {
+    const claim = { fd, wanted, isGuess, isBound: isBoundTo(socket, wanted.at) };
     this.#claims.set(fd, claim);
     return claim;
   }
@@ -105,7 +107,8 @@ export class Claims {
     const guess = this.#claims
       .values()
       .find((claim) => claim.isGuess && claim.wanted.type === wanted.type);
-    if (guess === undefined) return;
+    // A second call for the same port is no question of names.
+    if (guess === undefined || guess.wanted.at === wanted.at) return;
     const socket = list(this.sockets.filter(({ fd }) => fd === guess.fd));
     this.#warn(
       `the call for ${nameWanted(guess.wanted)} came first and got ${socket}, so the program opens ${nameWanted(wanted)} itself: ` +

@@ -7,13 +7,13 @@ interface Handler {
 }
 
 /** The methods of `process` by which a program adds a handler: whether it is called first, and once. */
-const ADD = {
-  on: { isFirst: false, isOnce: false },
-  addListener: { isFirst: false, isOnce: false },
-  once: { isFirst: false, isOnce: true },
-  prependListener: { isFirst: true, isOnce: false },
-  prependOnceListener: { isFirst: true, isOnce: true },
-} as const;
+const ADD = [
+  { name: "on", isFirst: false, isOnce: false },
+  { name: "addListener", isFirst: false, isOnce: false },
+  { name: "once", isFirst: false, isOnce: true },
+  { name: "prependListener", isFirst: true, isOnce: false },
+  { name: "prependOnceListener", isFirst: true, isOnce: true },
+] as const;
 
 /**
  * Holds SIGTERM back from the handlers of the program until `before` has ended. They get a second SIGTERM
@@ -32,11 +32,15 @@ export function holdSigterm(before: () => Promise<void>, otherwise: () => void):
     // Another handler may have removed it.
     if (handler && held.includes(handler)) held.splice(held.indexOf(handler), 1);
   };
-  const callHandlers = (...args: unknown[]) => {
+  const callHandlers = (args: unknown[], onError: (error: unknown) => void) => {
     const handlers = [...held];
     for (const handler of handlers) {
       if (handler.isOnce) remove(handler);
-      Reflect.apply(handler.call, process, args);
+      try {
+        Reflect.apply(handler.call, process, args);
+      } catch (error) {
+        onError(error);
+      }
     }
     return handlers.length > 0;
   };
@@ -44,26 +48,28 @@ export function holdSigterm(before: () => Promise<void>, otherwise: () => void):
   let isReleased = false;
   const release = (...args: unknown[]) => {
     isReleased = true;
-    if (!callHandlers(...args)) otherwise();
+    // As Bun does: an error is an uncaught exception, and the next handler is called.
+    if (!callHandlers(args, reportError)) otherwise();
   };
   let isHeld = false;
   const onSigterm = (...args: unknown[]) => {
     if (isHeld) return release(...args);
     isHeld = true;
-    // Inside the promise, an error of a handler would be an unhandled rejection, not an uncaught exception.
-    const releaseOnce = () => queueMicrotask(() => isReleased || release(...args));
+    const releaseOnce = () => void (isReleased || release(...args));
     before().then(releaseOnce, releaseOnce);
   };
   const listenNatively = process.on.bind(process);
   listenNatively(SIGTERM, onSigterm);
 
-  for (const [name, { isFirst, isOnce }] of Object.entries(ADD))
+  for (const { name, isFirst, isOnce } of ADD) {
+    const native = process[name].bind(process);
     replace(name, (handler: unknown) => {
-      if (typeof handler !== "function")
-        throw new TypeError("a handler of SIGTERM must be a function");
+      // Bun ignores it, or throws the error.
+      if (typeof handler !== "function") return Reflect.apply(native, process, [SIGTERM, handler]);
       held.splice(isFirst ? 0 : held.length, 0, { call: handler, isOnce });
       return process;
     });
+  }
   const removeLast = (handler: unknown) => {
     remove(held.findLast((one) => one.call === handler));
     return process;
@@ -76,7 +82,10 @@ export function holdSigterm(before: () => Promise<void>, otherwise: () => void):
   replace("listenerCount", (handler: unknown) =>
     handler === undefined ? held.length : list().filter((one) => one === handler).length,
   );
-  replace("emit", callHandlers);
+  const rethrow = (error: unknown) => {
+    throw error;
+  };
+  replace("emit", (...args) => callHandlers(args, rethrow));
   const { removeAllListeners } = process;
   Object.assign(process, {
     removeAllListeners(...events: [string?]) {

@@ -98,6 +98,8 @@ class Unchanged {
   #isQuiet = false;
   /** When the connections of a program that has no handler of SIGTERM are cut off. */
   #deadline = 0;
+  /** All that listens. */
+  readonly #open = new Set<object>();
   readonly #servers = new Set<Server<unknown>>();
   readonly #listeners = new Set<object>();
   /** The open sessions of `node:http2`. */
@@ -141,20 +143,18 @@ class Unchanged {
       if (wanted === undefined) return native();
       const claim = this.#claim(wanted);
       const probe = probing(options);
-      if (probe !== undefined) {
-        if (claim !== undefined) return this.#placeholder(claim, options, probe);
-        const listener = native();
-        const ignore = onceHandled(probe, () => void this.#own(listener, wanted));
-        return atEnd(listener, STOPS, ignore);
-      }
+      if (probe !== undefined) return this.#probing(probe, options, wanted, claim);
       const { data }: { data?: unknown } = options;
       // Once, though a server may listen several times.
       if (isNetServer(data))
         data.off("session", this.#noteSession).on("session", this.#noteSession);
       if (claim === undefined) return this.#own(native(), wanted);
       const make = (fd: number) => this.#natively(() => listen(derive(options, { fd })));
-      const listener = this.#onDuplicate(claim, make);
-      return this.#listening(claim, listener);
+      const listener = this.#listening(claim, this.#onDuplicate(claim, make));
+      // The primary process of node:cluster has one for its workers, which compare the ports.
+      return isNetServer(data) && Reflect.get(data, "pauseOnConnect")
+        ? reporting(listener, wanted)
+        : listener;
     },
 
     udpSocket: async (options: UdpSocketOptions, ...others: unknown[]): Promise<object> => {
@@ -244,7 +244,7 @@ class Unchanged {
   #own<T extends object>(it: T, wanted: Wanted, ends = STOPS): T {
     this.#idle?.addOwn(it);
     atEnd(it, ends, () => this.#idle?.removeOwn(it));
-    return this.#opened(it, wanted);
+    return this.#opened(it, wanted, ends);
   }
 
   /** Notes a listener on a passed socket, which SIGTERM and the idle time end. */
@@ -292,51 +292,68 @@ class Unchanged {
   /** Gives the socket back for a later call when one of the methods in `ends` is called. */
   #giveBackAtEnd<T extends object>(claim: Claim, it: T, ends: readonly (string | symbol)[]): T {
     atEnd(it, ends, () => this.#claims.release(claim));
-    return this.#opened(it, claim.wanted);
+    return this.#opened(it, claim.wanted, ends);
+  }
+
+  #opened<T extends object>(it: T, wanted: Wanted, ends: readonly (string | symbol)[]): T {
+    this.#open.add(it);
+    // One that is closed at once has only tested whether a port is free.
+    setImmediate(() => this.#open.has(it) && this.#report(wanted));
+    return atEnd(it, ends, () => this.#open.delete(it));
   }
 
   /** Reports readiness with the last passed socket, or with the first server if none was passed. */
-  #opened<T>(it: T, wanted: Wanted): T {
+  #report(wanted: Wanted): void {
     const { left, sockets } = this.#claims;
-    if (this.#isReady || left.length > 0) return it;
+    if (this.#isReady || left.length > 0) return;
     this.#isReady = true;
     const where = sockets.length > 0 ? listClaimable(sockets) : printable(nameWanted(wanted), "?");
     notify({ ready: true, status: `Listening on ${where}` });
     startWatchdog();
     void this.#idle?.after(this.#idleTimeout).then(this.#end);
-    return it;
   }
 
   /**
-   * Gives a `net.Server` with no handler for connections, which only tests whether a port is free, a
-   * socket on which nobody comes. It gets the passed one when it is given a handler.
+   * Serves a `net.Server` with no handler for connections, which only tests whether a port is free. It gets
+   * the passed socket when it is given a handler.
    */
-  #placeholder(claim: Claim, options: ListenOptions, probe: Probe): object {
-    this.#claims.release(claim);
-    const { at, hostname } = claim.wanted;
-    const isInternet = typeof at === "number";
-    const name = `\0bun-listen-${crypto.randomUUID()}`;
-    const place = isInternet ? { hostname: LOOPBACK, port: 0 } : { unix: name };
+  #probing(probe: Probe, options: ListenOptions, wanted: Wanted, claim: Claim | undefined): object {
+    if (claim) this.#claims.release(claim);
+    // Bun would say that the port of a passed socket is in use.
+    const isPlaceholder = claim?.isBound === true;
     const counted = this.#noticing(options, "open");
-    const listener = call<BunListener>(this.#native.listen, derive(counted, place));
-    const { getsockname } = listener;
+    const place = isPlaceholder ? derive(counted, placeholder(wanted)) : counted;
+    const listener = call<BunListener>(this.#native.listen, place);
     const ignore = onceHandled(probe, () => {
-      const late = this.#claim(claim.wanted);
-      if (late === undefined) return;
+      const late = claim && this.#claim(wanted);
+      if (late === undefined) return void (isPlaceholder || this.#own(listener, wanted));
       const watch = substitute(late.fd, listener.fd);
-      // Its handlers are those of the placeholder.
+      // Its handlers are those of the probe.
       keepListening(listener, { watch, onUse: new Set() });
       this.#listening(late, listener);
     });
     atEnd(listener, STOPS, ignore);
-    return overlay(listener, {
-      ...(isInternet ? { port: at, hostname } : { unix: reportedPath(at) }),
-      getsockname(address: { address?: string; port?: number }) {
-        getsockname.call(listener, address);
-        Object.assign(address, { port: at }, hostname && { address: hostname });
-      },
-    });
+    return isPlaceholder ? reporting(listener, wanted) : listener;
   }
+}
+
+/** Where nobody comes. */
+function placeholder({ at }: Wanted): Place {
+  return typeof at === "number"
+    ? { hostname: LOOPBACK, port: 0 }
+    : { unix: `\0bun-listen-${crypto.randomUUID()}` };
+}
+
+/** Has a listener report the address that was wanted. */
+function reporting(listener: object, { at, hostname }: Wanted): object {
+  const getsockname: Function = Reflect.get(listener, "getsockname");
+  return overlay(listener, {
+    ...(typeof at === "number" ? { port: at, hostname } : { unix: reportedPath(at) }),
+    getsockname(address: { address?: string; port?: number }) {
+      getsockname.call(listener, address);
+      Object.assign(address, { port: at }, hostname && { address: hostname });
+    },
+  });
 }
 
 /** Calls `before` and `after` at each call of one of the methods in `ends`, the latter with its result. */
