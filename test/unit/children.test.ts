@@ -42,6 +42,24 @@ test("no child inherits the variables or the descriptors, by process.env, node:c
   expect([child.stderr, output]).toEqual(["", ["KEPT", "KEPT", "KEPT", "KEPT", "0,1,2,3,"]]);
 });
 
+test("a child of a Worker without options inherits the variables, and of one with process.env does not", async () => {
+  const worker = `require("node:child_process").exec("echo \${LISTEN_FDS:-none}", (_, text) => postMessage(text))`;
+  const program = `
+    import { listenFds } from ${MODULE};
+    listenFds();
+    const url = URL.createObjectURL(new Blob([${JSON.stringify(worker)}]));
+    for (const options of [undefined, { env: process.env }])
+      await new Promise((resolve) => {
+        new Worker(url, options).onmessage = ({ data }) => resolve(process.stdout.write(data));
+      });
+    process.exit();`;
+  const passed = openSync("/dev/null", "r");
+  const variables = { PATH: process.env["PATH"] };
+  await using child = execute(process.execPath, [passed], variables, ["-e", program]);
+  closeSync(passed);
+  expect(await child.process.stdout.text()).toBe("1\nnone\n");
+});
+
 /** A program that reports the result of each function of the module in a Worker, as JSON. */
 const PROGRAM = `
   import { parentPort } from "node:worker_threads";
