@@ -18,7 +18,7 @@ COMPILE := --compile --no-compile-autoload-dotenv --no-compile-autoload-bunfig \
 # The bun that executables for another architecture embed. It need not run here.
 ifneq ($(ARCH),$(MACHINE))
 EMBEDDED := $(BUN)-$(ARCH)
-COMPILE += --target=bun-linux-$(CPU) --compile-executable-path=$(EMBEDDED)
+COMPILE += --target=bun-linux-$(CPU) --compile-executable-path="$(CURDIR)/$(EMBEDDED)"
 endif
 SOURCES := $(shell find src -name '*.ts') package.json Makefile
 
@@ -36,6 +36,7 @@ MANDIR ?= $(PREFIX)/share/man
 $(if $(filter install uninstall,$(MAKECMDGOALS)),$(if $(UNITDIR),))
 $(if $(and $(filter %install-user,$(MAKECMDGOALS)),$(SUDO_USER),$(filter 0,$(shell id -u))),$(error \
 	as root this would change $(HOME): run it as $(SUDO_USER), without sudo))
+$(if $(or $(HOME),$(if $(filter %install-user,$(MAKECMDGOALS)),,yes)),,$(error HOME is not set))
 
 # The tests speak to service managers of their own, not to the one that has started make.
 unexport LISTEN_PID LISTEN_FDS LISTEN_FDNAMES NOTIFY_SOCKET WATCHDOG_PID WATCHDOG_USEC JOURNAL_STREAM
@@ -49,10 +50,11 @@ SET_UP := $(filter demo test check debian-root deb,$(MAKECMDGOALS))
 
 all: $(SERVICES:%=$(OUT)/%) ## Build the three executables into dist/ (the default; ARCH=arm64: into dist/arm64/)
 
+# Bun leaves a large file where it runs, if it is interrupted.
 $(OUT)/%: src/daemons/%.ts $(SOURCES) node_modules/.installed | $(EMBEDDED)
 	@mkdir -p $(OUT)
 	@echo "build  $@"
-	@$(BUN) build $(COMPILE) $< --outfile $@ >/dev/null
+	@cd $(OUT) && "$(CURDIR)/$(BUN)" build $(COMPILE) "$(CURDIR)/$<" --outfile $(@F) >/dev/null
 
 # The preload for other programs: the file that units name, and what it loads if there is something to do, with
 # bytecode, which another Bun ignores. A bundler cannot read that file, so programs import the source.

@@ -30,12 +30,13 @@ fetch_pinned() {
 
 install_bun() {
   if command -v npm >/dev/null; then
-    # Without a network, npm gives up at once.
-    npm install --prefix . --ignore-scripts --no-package-lock --no-audit --no-fund --no-progress \
+    # Without a network, npm gives up at once. A user's own settings have no effect.
+    npm install --prefix . --location=project --no-global --install-strategy=hoisted --include=optional \
+      --ignore-scripts --no-package-lock --no-audit --no-fund --no-progress \
       --prefer-offline --loglevel=error --fetch-retries=1 --fetch-retry-mintimeout=1000 \
       --fetch-timeout=20000 "bun@$version" >/dev/null
   elif command -v bun >/dev/null; then
-    bun add --ignore-scripts --silent "bun@$version"
+    bun add --linker=hoisted --ignore-scripts --silent "bun@$version"
   else
     echo "make: npm or bun is needed to fetch bun $version: install one of them" >&2
     exit 1
@@ -51,7 +52,7 @@ fetch_other() {
   mkdir -p "$file.d"
   cd "$file.d"
   echo '{}' > package.json
-  "../../$pinned" add --ignore-scripts --silent --cpu='*' "$package@$version"
+  "../../$pinned" add --linker=hoisted --ignore-scripts --silent --cpu='*' "$package@$version"
   ln -sf "${file##*/}.d/node_modules/$package/bin/bun" "../${file##*/}"
 }
 

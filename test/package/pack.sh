@@ -6,7 +6,7 @@
 #
 # It is put together in dist/package, because a package's README is that at its root.
 set -eu
-bun=$1
+bun=$PWD/$1
 rm -rf dist/package dist/declarations
 mkdir -p dist/package/src
 "$bun" node_modules/typescript/bin/tsc --noEmit false --declaration --emitDeclarationOnly \
@@ -18,5 +18,5 @@ mv dist/package/src/activation/README.md dist/package/src/activation/REFERENCE.m
 cp -r package.json LICENSE dist/register.js dist/register dist/package
 chmod -R u=rwX,go=rX dist/package
 cd dist/package
-"../../$bun" pm pkg delete private scripts devDependencies
-"../../$bun" pm pack --quiet --destination ..
+"$bun" pm pkg delete private scripts devDependencies
+"$bun" pm pack --quiet --destination ..

@@ -172,9 +172,9 @@ const VARIABLES = [
 ];
 
 describe("make", () => {
-  /** A checkout of its own, with these further files and folders. */
+  /** A checkout of its own, with these further files and folders. Its path has a space. */
   function checkout(...more: string[]) {
-    const directory = scratch();
+    const directory = scratch("a clone-");
     const own = ["Makefile", "package.json", "bun.lock", "bunfig.toml", "src", "units", "test"];
     for (const name of [...own, ...more])
       cpSync(join(ROOT, name), join(directory.path, name), {
@@ -194,7 +194,7 @@ describe("make", () => {
     const packages = join(ROOT, "node_modules");
     const copies = `mkdir node_modules && cp -a "${packages}/bun" "${packages}/@oven" node_modules`;
     const stubs = "cd node_modules/bun/bin && rm -f bun.exe bunx.exe && touch bun.exe bunx.exe";
-    script(join(bin, "npm"), `echo "$@" >> ${bin}/called\n${copies}\n${stubs}`);
+    script(join(bin, "npm"), `echo "$@" >> "${bin}/called"\n${copies}\n${stubs}`);
     const env = { PATH: `${bin}:${PATH}` };
     for (let i = 0; i < 2; i++) {
       const { status, stderr } = await run(["make", "-B", "-j2"], env, path);
@@ -234,7 +234,9 @@ describe("make", () => {
     const { path } = directory;
     // One link to all of node_modules would have make touch .installed there, and build anew here.
     const modules = `mkdir node_modules && ln -s ${ROOT}/node_modules/* ${ROOT}/${BUN} node_modules`;
-    const build = "touch node_modules/.installed && umask 077 && make && make pack";
+    // Some have the place for it elsewhere.
+    const elsewhere = "mkdir -p large/disk && ln -s large/disk dist";
+    const build = `${elsewhere} && touch node_modules/.installed && umask 077 && make && make pack`;
     const commands = `${modules} && chmod -R go= . && ${build}`;
     const env = { TZ: "Asia/Tokyo", LC_ALL: "tr_TR.UTF-8" };
     const { status, stderr } = await run(["sh", "-c", commands], env, path);
@@ -264,6 +266,20 @@ describe("make", () => {
       / {2}what needs systemd-socket-activate: it is missing\n.*: apt-get .*\n$/,
     );
   });
+
+  test.skipIf(noNpm)(
+    "fetches and installs the same, whatever a user has set for npm and bun",
+    async () => {
+      using directory = checkout("tsconfig.json", "LICENSE");
+      const { path } = directory;
+      const settings = `[install]\nlinker = "isolated"\nproduction = true\n`;
+      writeFileSync(join(path, ".bunfig.toml"), settings);
+      const npm = { npm_config_omit: "optional", npm_config_install_strategy: "linked" };
+      const env = { ...npm, npm_config_global: "true", XDG_CONFIG_HOME: path };
+      const { status, stderr } = await run(["make", "pack"], env, path);
+      expect([status, status === 0 ? "" : stderr]).toEqual([0, ""]);
+    },
+  );
 
   test.skipIf(noNpm)("says why bun cannot be fetched, in npm's words, within seconds", async () => {
     using directory = checkout();
@@ -295,7 +311,7 @@ for (const manager of ["npm", process.execPath])
   test.skipIf(noNpm && manager === "npm")(`${basename(manager)} run test, build work`, async () => {
     for (const [name, recipe] of Object.entries({
       test: `${BUN} test/run.ts`,
-      build: `${BUN} build`,
+      build: `${BUN}" build`,
     })) {
       const { status, stdout } = await run([manager, "run", name], DRY);
       expect(status).toBe(0);
@@ -384,7 +400,7 @@ test("make test ARCH= sets up, builds and tests for another architecture", async
   const other = process.arch === "arm64" ? "amd64" : "arm64";
   const { stdout } = await run(["make", "test", `ARCH=${other}`], DRY);
   expect(stdout).toStartWith(`test/setup.sh test ${other}\n`);
-  expect(stdout).toContain(`--outfile dist/${other}/socket-service-inet `);
+  expect(stdout).toContain(`\ncd dist/${other} && `);
   expect(stdout).toContain(`test/emulate.sh run ${BUN}-${other} test/run.ts`);
   expect((await run(["make", "ARCH=mips"], DRY)).stderr).toContain('amd64 or arm64, not "mips"');
 });
@@ -409,10 +425,14 @@ test("a build that fails leaves no half of an executable", async () => {
   for (const name of ["Makefile", "package.json", "bun.lock", "src", "units"])
     symlinkSync(join(ROOT, name), join(directory.path, name));
   mkdirSync(join(directory.path, "node_modules"));
-  script(join(directory.path, BUN), 'for file; do :; done; echo half > "$file"; exit 1');
+  script(
+    join(directory.path, BUN),
+    'for file; do :; done; echo half > "$file"; echo > left; exit 1',
+  );
   writeFileSync(join(directory.path, "node_modules/.installed"), "");
   const { status } = await run(["make"], {}, directory.path);
-  expect([status, readdirSync(join(directory.path, "dist"))]).toEqual([2, []]);
+  // Bun leaves one where it runs, if it is interrupted.
+  expect([status, readdirSync(join(directory.path, "dist"))]).toEqual([2, ["left"]]);
 });
 
 describe(".ci/run", () => {

@@ -21,8 +21,8 @@ export function executable(name: string): string {
 }
 
 /** A directory that is gone when the test is over. */
-export function scratch(): { path: string } & Disposable {
-  const path = mkdtempSync(join(tmpdir(), "socket-service-"));
+export function scratch(name = "socket-service-"): { path: string } & Disposable {
+  const path = mkdtempSync(join(tmpdir(), name));
   return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true }) };
 }
 

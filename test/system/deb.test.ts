@@ -35,8 +35,9 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
     // By an ordinary user, from a copy of what it is made of, unless it is up to date.
     const parts =
       "Makefile package.json bun.lock LICENSE src units test/setup.sh node_modules dist/socket-service*[a-z]";
-    const deb = `set -e; t=$(mktemp -d) && trap 'rm -rf $t' EXIT && cd .. && cp -a --parents ${parts} $t &&
-      chown -R nobody $t && cd $t && setpriv --reuid=nobody --clear-groups make --silent SETUP=no deb &&
+    const deb = `set -e; t=$(mktemp -d) && trap 'rm -rf $t' EXIT && mkdir "$t/a clone" && cd .. &&
+      cp -a --parents ${parts} "$t/a clone" && chown -R nobody $t && cd "$t/a clone" &&
+      mv dist ../disk && ln -s ../disk dist && setpriv --reuid=nobody --clear-groups make --silent SETUP=no deb &&
       cp dist/*.deb $OLDPWD/dist`;
     here("make", "--silent", "-C", "..");
     here("sh", "-c", deb);

@@ -26,7 +26,7 @@ const ELSEWHERE: Record<string, string> = {
   "make debian-root": "fetches a Debian: .ci/run",
   "make test ARCH=arm64": "needs an emulator: .ci/run",
   "make deb": "takes half a minute: deb.test.ts",
-  "sudo apt-get install ./dist/socket-service_*.deb": "the same",
+  "sudo apt-get install ./dist/socket-service_*_$(dpkg --print-architecture).deb": "the same",
   "make test-bun": "fetches other versions of Bun: .ci/run",
 };
 

@@ -8,9 +8,10 @@ echo "build  dist/socket-service_${version}_$arch.deb"
 rm -rf dist/deb
 mkdir -p dist/deb
 cp -r units/debian dist/deb
+ln -s "$PWD" dist/deb/root
 # The date of the files is the last commit's, and without git that of package.json, so that two builds
 # are the same.
-date=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || stat --format=%Y package.json)}
+date=${SOURCE_DATE_EPOCH:-$(git -c safe.directory="$PWD" log -1 --format=%ct 2>/dev/null || stat --format=%Y package.json)}
 cat > dist/deb/debian/changelog <<CHANGELOG
 socket-service ($version) unstable; urgency=medium
 
