@@ -37,6 +37,7 @@ put() {
   new=$2.new
   echo "install $2"
   mkdir -p "${2%/*}"
+  rm -f "$new"
   case $1 in
     units/*)
       sed "s|@BINDIR@|$BINDIR|" "$1" > "$new"
@@ -89,10 +90,19 @@ uninstall() {
   if [ -z "$DESTDIR" ]; then
     for query in is-active is-enabled; do
       # shellcheck disable=SC2086 # Several words.
-      if $systemctl --quiet $query $sockets 2>/dev/null; then
+      if said=$($systemctl $query $sockets 2>&1); then
         echo "First: $systemctl disable --now $sockets" >&2
         exit 1
       fi
+      case $said in
+        *'Failed to connect'*)
+          # In a chroot or a container without systemd, nothing runs.
+          if [ -d /run/systemd/system ]; then
+            echo "$systemctl cannot tell whether the sockets are in use: log in as the user they are for" >&2
+            exit 1
+          fi
+          ;;
+      esac
     done
   fi
   status=0

@@ -156,6 +156,8 @@ describe.skipIf(cannotRun)("installation", () => {
           "as root this would change /tmp/root: run it as alice, without sudo",
         );
         expect(await files("/tmp/root")).toEqual([".local/bin/socket-service"]);
+        const homeless = ["env", "-u", "HOME", "make", "-C", CHECKOUT, target];
+        expect((await machine.run(...homeless)).stderr).toContain("HOME is not set");
       });
 
     /** A `make install` into /tmp/failed, as a shell calls it: it has to fail. Returns the files that it left. */
@@ -429,6 +431,12 @@ describe.skipIf(cannotRun)("installation", () => {
     expect(status).toContain('Status: "Socket accepted');
     const uninstall = user.must("make", "-C", CHECKOUT, "uninstall-user");
     await expect(uninstall).rejects.toThrow("First: systemctl --user disable --now");
+    // As with sudo -u someone, from a session of another user.
+    const elsewhere = ["env", "-u", "XDG_RUNTIME_DIR", "-u", "DBUS_SESSION_BUS_ADDRESS"];
+    const unheard = user.must(...elsewhere, "make", "-C", CHECKOUT, "uninstall-user");
+    await expect(unheard).rejects.toThrow(
+      "systemctl --user cannot tell whether the sockets are in use",
+    );
     await user.must("systemctl", "--user", "disable", "--now", ...SOCKETS);
     expect(await machine.must("ss", "-Hltn", "sport >= 4000 and sport <= 4002")).toBe("");
     expect((await machine.run("pidof", "socket-service")).stdout).toBe("");
