@@ -74,7 +74,7 @@ const ACTING = "\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069";
  * @returns The text with those characters replaced.
  */
 export function printable(text: string, by: string): string {
-  return text.replaceAll(RegExp(`[${ACTING}]+`, "g"), by);
+  return text.replaceAll(RegExp(`[${ACTING}]+`, "g"), () => by);
 }
 
 /**

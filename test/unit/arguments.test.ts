@@ -137,6 +137,8 @@ test.each([
 ])("notify refuses %s: %p", (field, value, message) => {
   // Text where a number is wanted is of the wrong type, and so is a number where text is wanted.
   const name = typeof value === "bigint" ? "RangeError" : "TypeError";
-  expect(refusal(() => call("notify", { [field]: value }))).toBe(`${name}: cannot send ${message}`);
+  expect(refusal(() => call("notify", { mainPid: 1, [field]: value }))).toBe(
+    `${name}: cannot send ${message}`,
+  );
   expect(receiver.poll()).toBeUndefined();
 });

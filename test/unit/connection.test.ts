@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { once } from "node:events";
+import { readlinkSync } from "node:fs";
 import { connect } from "node:net";
 
 import { adoptConnection } from "../../src/activation/index.ts";
@@ -118,6 +119,15 @@ describe("adoptConnection", () => {
     expect(await rejection(adoptConnection(fd, { data() {} }))).toMatch(
       /^78: .*is a datagram socket, not a connecti/,
     );
+    // Bun has closed it. A standard descriptor is not left free.
+    expect(sockets.isOpen(fd)).toBe(false);
+    const bound = sockets.bound(family, SOCK_DGRAM);
+    using _ = sockets.asStdin(bound);
+    expect(await rejection(adoptConnection(0, { data() {} }))).toMatch(
+      /^78: descriptor 0 is a datagram/,
+    );
+    expect(readlinkSync("/proc/self/fd/0")).toBe("/dev/null");
+    sockets.close(bound);
   });
 
   test.each([

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 
-import { misconfigured, quote } from "../../src/activation/error.ts";
+import { misconfigured, printable, quote } from "../../src/activation/error.ts";
 import { ActivationError, ExitStatus } from "../../src/activation/index.ts";
 
 test("sysexits.h has the same exit statuses", () => {
@@ -12,6 +12,10 @@ test("an error has a status, a message, and the code of a failed system call", (
   expect([name, status, message, code]).toEqual(["ActivationError", 71, "it failed", "ENOENT"]);
   const wrong = misconfigured("it is wrong");
   expect([wrong.status, wrong.message, wrong.code]).toEqual([78, "it is wrong", undefined]);
+});
+
+test("whatever replaces characters that act on a terminal, none is left", () => {
+  for (const by of ["", " ", "$&", "$1"]) expect(printable("a\x1b\nb", by)).toBe(`a${by}b`);
 });
 
 test("a value in a message is quoted, on one line, and cut if it is longer than 80 characters", () => {

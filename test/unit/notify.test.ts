@@ -110,7 +110,6 @@ const ASSIGNMENTS: [Assignments, string][] = [
   [{ varlinkError: "org.example.Error" }, "VARLINKERROR=org.example.Error"],
   [{ exitStatus: 0 }, "EXIT_STATUS=0"],
   [{ mainPid: 4711, mainPidfdId: 2n ** 64n - 1n }, `MAINPID=4711\nMAINPIDFDID=${2n ** 64n - 1n}`],
-  [{ mainPidfd: true }, "MAINPIDFD=1"],
   [{ watchdog: true }, "WATCHDOG=1"],
   [{ watchdog: "trigger" }, "WATCHDOG=trigger"],
   [{ watchdogUsec: 20_000_000 }, "WATCHDOG_USEC=20000000"],
@@ -164,6 +163,10 @@ test("descriptors are sent along, in order and 253 at most, and stay open here",
     expect(received?.fds.map(what)).toEqual(fds.map(what));
     received?.fds.forEach(close);
   }
+  expect(notify({ mainPidfd: true }, { fds: [reads] })).toBe(true);
+  const received = receiver.poll();
+  expect(received?.text).toBe("MAINPIDFD=1\n");
+  received?.fds.forEach(close);
   for (const fd of [reads, writes]) close(fd);
 });
 
@@ -203,6 +206,11 @@ const REFUSED: [Assignments, RegExp][] = [
   [{ fdStoreRemove: true, fdName: "" }, /^TypeError: cannot send FDNAME=""/],
   [{ fdStoreRemove: true }, /^TypeError: cannot send FDSTOREREMOVE=1 without a name: give fdName$/],
   [
+    { mainPidfd: true },
+    /^TypeError: cannot send MAINPIDFD=1 without its descriptor: give \{ fds: \[fd\] \}/,
+  ],
+  [{ mainPidfdId: 5n }, /^TypeError: cannot send MAINPIDFDID= without a process id: give mainPid$/],
+  [
     { fdStore: true },
     /^TypeError: cannot send FDSTORE=1 without a descriptor: give \{ fds: \[fd\] \} as the second argument$/,
   ],
@@ -213,7 +221,7 @@ const REFUSED: [Assignments, RegExp][] = [
   [{ custom: { X_A: "\n" } }, /^TypeError: cannot send X_A=/],
   [{}, /^TypeError: cannot send an empty notification: set at least one field$/],
 ];
-test.each(REFUSED)("notify(%j) is refused, and nothing sent", (notification, message) => {
+test.each(REFUSED)("notify(%p) is refused, and nothing sent", (notification, message) => {
   expect(refusal(() => notify(notification))).toMatch(message);
   expect(receiver.poll()).toBeUndefined();
 });

@@ -23,7 +23,7 @@ const REMEDY = "set ListenStream= and Accept=yes in the socket unit";
  *   left as it is.
  * @throws {ActivationError} (78) if `fd` is not open, is an anonymous file, or is a socket that
  *   listens, has another type, or never had a peer; (71) if a system call fails. `open` was not called
- *   then. A peer that is gone is no error.
+ *   then, and a socket is closed. A peer that is gone is no error.
  * @throws What `open` throws. The connection is closed then, over TCP by a reset: the client does not
  *   take an incomplete answer for a complete one.
  */
@@ -68,8 +68,10 @@ async function isSocket(fd: number): Promise<boolean> {
   requireNumber(fd);
   const adopt = async () => (await runtime.udpSocket({ fd })).close();
   const code = isDescriptor(fd) ? await adopt().catch(codeOf) : "EBADF";
-  if (code === undefined)
+  if (code === undefined) {
+    replaceClosed(fd);
     throw misconfigured(`descriptor ${fd} is a datagram socket, not a connection: ${REMEDY}`);
+  }
   if (code === "EBADF" || (code === "ENOTSOCK" && isStandard(fd) && (await wasClosed(fd))))
     throw misconfigured(`descriptor ${fd} is not open: ${REMEDY}`);
   if (code !== "ENOTSOCK") return true;

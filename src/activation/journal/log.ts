@@ -62,9 +62,10 @@ const RECOVERY = 4000;
  * name of the script or executable unless you give another.
  *
  * If stderr is not the journal, `log` writes one line to it: the message, then ` NAME=value` for each
- * field. Spaces replace the characters that act on a terminal: control characters (also newlines and
- * U+0080 to U+009F), other separators of lines, and characters that reverse the text after them. If
- * the journal cannot be reached (without FFI, without a free descriptor, or without `AF_UNIX`), that
+ * field. In the message, a space replaces each run of characters that act on a terminal: control
+ * characters (also newlines and U+0080 to U+009F), other separators of lines, and characters that
+ * reverse the text after them. A value with such characters is quoted and escaped as in JSON. If the
+ * journal cannot be reached (without FFI, without a free descriptor, or without `AF_UNIX`), that
  * line goes to stderr with `<level>` before it (sd-daemon(3)).
  *
  * If the journal is full, or stderr is non-blocking and full, `log` waits for room: up to two seconds

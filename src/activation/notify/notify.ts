@@ -143,6 +143,12 @@ export function notify(notification: Assignments, options: NotifyOptions = {}): 
     );
   if (notification.fdStoreRemove && notification.fdName === undefined)
     throw new TypeError("cannot send FDSTOREREMOVE=1 without a name: give fdName");
+  if (notification.mainPidfd && fds.length !== 1)
+    throw new TypeError(
+      "cannot send MAINPIDFD=1 without its descriptor: give { fds: [fd] } as the second argument",
+    );
+  if (notification.mainPidfdId !== undefined && notification.mainPid === undefined)
+    throw new TypeError("cannot send MAINPIDFDID= without a process id: give mainPid");
   if (fds.length > SCM_MAX_FD)
     throw new RangeError(
       `cannot send ${fds.length} descriptors at once: give at most ${SCM_MAX_FD}`,

@@ -129,7 +129,7 @@ export function formatDescriptor(descriptor: Descriptor): string {
  * Limitation: a path or a name may hold control characters. Use {@link printable} before you show it.
  *
  * @param descriptor What {@link describe} returned.
- * @returns For example `127.0.0.1:3000`, `[::1]:3000`, `/run/app.sock` or `@name`. It is `family 40`
+ * @returns For example `127.0.0.1:3000`, `[::1]:3000`, `[fe80::1]:3000%2`, `/run/app.sock` or `@name`. It is `family 40`
  *   for a socket of another family (with its number), and empty for a Unix socket that is not bound,
  *   and for anything but a socket.
  */
@@ -137,7 +137,9 @@ export function formatAddress(descriptor: Descriptor): string {
   if (descriptor.kind !== "socket") return "";
   if ("path" in descriptor) return descriptor.path;
   if (!("port" in descriptor)) return `family ${descriptor.family}`;
-  return formatEndpoint(descriptor);
+  // systemd has the interface after the port.
+  const [address = "", scope] = descriptor.address.split("%");
+  return formatEndpoint({ ...descriptor, address }) + (scope === undefined ? "" : `%${scope}`);
 }
 
 /** Returns an address and a port as `ListenStream=` has them. */
