@@ -65,7 +65,7 @@ export const able = (contenders: readonly Contender[], style: Style): Contender[
   contenders.filter(({ styles }) => styles.includes(style));
 
 export const ours = "ours";
-export const bunFloor = "smallest Bun program";
+export const bunFloor = "smallest Bun";
 /** The floor with a socket of its own, and systemd-socket-proxyd in front of it. */
 export const proxied = "proxyd";
 export const PROXYD = "/lib/systemd/systemd-socket-proxyd";

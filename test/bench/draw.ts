@@ -201,7 +201,7 @@ function sandboxes(results: Results): string {
       const tenth = percentile(times.samples, 0.1).toFixed(1);
       return [who, middle, tenth, ratio(times, none).value.toFixed(2), `${exposure}`];
     });
-    const head = ["directives", "median, ms", "10th percentile", "ratio", "exposure"];
+    const head = ["directives", "median, ms", "p10, ms", "ratio", "exposure"];
     const title = `\`${service}\`, ${none.samples.length} connections for each row:`;
     return [title, table([head, ...rows])];
   });

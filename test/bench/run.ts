@@ -435,10 +435,10 @@ function claims(): string[][] {
     const wanted = `${atLeast ? "at least" : "at most"} ${bound.toFixed(2)}`;
     rows.push([...row, wanted, met ? "yes" : "NO"]);
   };
-  const within = (what: string, value: number, bound: number, unit: string): void => {
+  const within = (what: string, value: number, bound: number): void => {
     if (Number.isNaN(value)) return;
     const met = value <= bound ? "yes" : "NO";
-    rows.push([what, show(value), "", "1", `at most ${bound} ${unit}`, met]);
+    rows.push([what, show(value), "", "1", `at most ${bound}`, met]);
   };
 
   for (const style of styles)
@@ -466,7 +466,7 @@ function claims(): string[][] {
     [proxied, undefined],
   ] as const)
     claim(
-      `warm, 64 clients, connections/s: ${services.listen}`,
+      `connections/s, 64 clients: ${services.listen}`,
       [busy, "connections/s"],
       ours,
       over,
@@ -504,7 +504,7 @@ function claims(): string[][] {
   for (const group of RESTARTS) {
     const of = (metric: string): number =>
       figures.find(group, metric, "drain")?.samples.reduce((a, b) => a + b) ?? Number.NaN;
-    within(`${group}: requests lost with drain`, of("requests lost"), 0, "requests");
+    within(`${group}: requests lost with drain`, of("requests lost"), 0);
     // With pauses, the wait depends on the client that happens to ask at that moment.
     const most =
       group === restartsGroup(64, 0) || group === restartsGroup(256, 0) ? 1.1 : undefined;
@@ -518,17 +518,17 @@ function claims(): string[][] {
     const group = sandboxGroup(service);
     claim(`${service}, sandbox`, [group, "first byte ms"], ALL, NONE, slower);
     const exposure = figures.find(group, "exposure", ALL)?.samples[0] ?? Number.NaN;
-    within(`${service}: exposure`, exposure, exposed, "of 10");
+    within(`${service}: exposure, of 10`, exposure, exposed);
   }
 
   const held = (state: string): number =>
     figures.find(memoryGroup, `${state}: private MiB`, ours)?.samples[0] ?? Number.NaN;
-  within("private memory, idle, MiB", held("idle"), 3, "MiB");
+  within("private memory, idle, MiB", held("idle"), 3);
   const growth = held("10 s after 200,000") - held("idle");
-  within("more private memory 10 s after 200,000 connections, MiB", growth, 1, "MiB");
+  within("more private memory 10 s after 200,000 connections, MiB", growth, 1);
   for (const name of Object.values(services)) {
     const over = figures.find("executable", "over the runtime", name)?.samples[0] ?? Number.NaN;
-    within(`size of ${name} over the Bun runtime`, over, 1.02, "times");
+    within(`size of ${name} over the Bun runtime`, over, 1.02);
   }
   return rows;
 }
