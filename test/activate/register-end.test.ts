@@ -1,11 +1,14 @@
 /* Unchanged programs end, with the preload, at SIGTERM and after a time with no connection. */
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 
+import { connect as connectHTTP2 } from "node:http2";
 import { resolve } from "node:path";
+import { connect as connectTLS } from "node:tls";
 
 import { freePort, type Running } from "../support/daemon.ts";
 import { Kept } from "../support/kept.ts";
-import { client, text } from "../support/listening.ts";
+import { getHTTP2, GOAWAY, untilGoaway } from "../support/http2.ts";
+import { CERTIFICATE, client, text } from "../support/listening.ts";
 import { Service, type StartOptions, type Unit } from "../support/unchanged.ts";
 import { shortest, until } from "../support/until.ts";
 
@@ -22,6 +25,8 @@ async function started(source: string, options?: StartOptions, unit: Unit = {}) 
   await it.ready();
   return { it, running };
 }
+
+const LAX = { rejectUnauthorized: false };
 
 const BUN = `const server = Bun.serve({ port: 3000, fetch: () => new Response("Hello\\n") });`;
 const NODE = `const server = require("node:http").createServer((request, response) => response.end("Hello\\n")).listen(3000);`;
@@ -573,29 +578,63 @@ describe.concurrent("SIGTERM", () => {
       `require("node:http2").createServer((request, response) =>
         setTimeout(() => response.end("Hello"), request.url === "/slow" ? 500 : 0)).listen(3000);`,
     );
-    const { connect } = await import("node:http2");
-    const get = async (session: ReturnType<typeof connect>, path: string) => {
-      let body = "";
-      for await (const chunk of session.request({ ":path": path }).setEncoding("latin1"))
-        body += String(chunk);
-      return body;
-    };
-    const session = connect(it.url);
+    const session = connectHTTP2(it.url);
     const goaway = new Promise((resolve) => session.once("goaway", resolve));
-    expect(await get(session, "/")).toBe("Hello");
-    const slow = get(session, "/slow");
+    expect(await getHTTP2(session)).toBe("Hello");
+    const slow = getHTTP2(session, "/slow");
     // It is there before the signal.
     await new Promise((resolve) => session.ping(resolve));
     running.process.kill("SIGTERM");
     expect(await goaway).toBe(0);
-    const next = connect(it.url);
-    const late = get(next, "/");
+    const next = connectHTTP2(it.url);
+    const late = getHTTP2(next);
     expect(await slow).toBe("Hello");
     expect(await running.status()).toBe(0);
     it.start("program.ts");
     expect(await late).toBe("Hello");
     next.destroy();
   });
+
+  test("answers a client of node:http2 whose TLS handshake comes after it, and says GOAWAY then", async () => {
+    const { it, running } = await started(
+      `require("node:http2").createSecureServer(${JSON.stringify(CERTIFICATE)}, (request, response) =>
+        response.end("Hello")).listen(3000);`,
+    );
+    const [silent, session] = [
+      await client(it.to),
+      connectHTTP2(`https://127.0.0.1:${it.port}`, LAX),
+    ];
+    // It was accepted after the silent one.
+    expect(await getHTTP2(session)).toBe("Hello");
+    const begun = performance.now();
+    running.process.kill("SIGTERM");
+    await new Promise((resolve) => session.once("goaway", resolve));
+    const createConnection = () => connectTLS({ ...LAX, socket: silent, ALPNProtocols: ["h2"] });
+    const late = connectHTTP2(`https://127.0.0.1:${it.port}`, { createConnection });
+    const goaway = new Promise((resolve) => late.once("goaway", resolve));
+    expect(await getHTTP2(late)).toBe("Hello");
+    expect(await goaway).toBe(0);
+    expect(await running.status()).toBe(0);
+    // With a session that nobody tells to end, it would be five seconds.
+    expect(performance.now() - begun).toBeLessThan(4000);
+  });
+
+  // Bun 1.4.0 does not speak it.
+  test.skipIf(Bun.version === "1.4.0")(
+    "tells sessions of Bun.serve to end before it reaches a handler that exits",
+    async () => {
+      const { it, running } = await started(
+        `const tls = ${JSON.stringify(CERTIFICATE)};
+      Bun.serve({ port: 3000, http2: true, tls, fetch: async () => (await Bun.sleep(20), new Response("Hello")) });
+      process.on("SIGTERM", () => process.exit(3));`,
+      );
+      const session = connectHTTP2(`https://127.0.0.1:${it.port}`, LAX);
+      expect(await getHTTP2(session)).toBe("Hello");
+      running.process.kill("SIGTERM");
+      expect(await untilGoaway(session, "Hello")).toMatch(GOAWAY);
+      expect(await running.status()).toBe(3);
+    },
+  );
 
   test("lets answers of node:http2 on a port of the program's own end", async () => {
     const port = freePort();

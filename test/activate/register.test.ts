@@ -137,6 +137,23 @@ describe("over TLS", () => {
   });
 });
 
+test("under bun --hot, a net.Server that gets its handler late serves the newest code only", async () => {
+  const source = `const server = require("node:net").createServer().listen(${freePort()}, "127.0.0.1");
+    server.on("connection", (socket) => socket.end("VERSION"));`;
+  const { it } = await started(source, { flags: ["--hot"] });
+  const ask = async () => await text(await client(it.to));
+  for (const version of ["first", "second", "third"]) {
+    it.write("program.ts", source.replace("VERSION", version));
+    await until(`the ${version} edit`, 10, async () => (await ask()) === version);
+  }
+  const answers = new Set<string>();
+  const asking = async () => {
+    for (let n = 0; n < 200; n++) answers.add(await ask());
+  };
+  await Promise.all(Array.from({ length: 8 }, asking));
+  expect(answers).toEqual(new Set(["third"]));
+});
+
 test("a socket on [::] is reported as Bun reports its own", async () => {
   const { it } = await started(HTTP["node:http"], {}, { family: "IPv6" });
   const { to } = it;
@@ -386,6 +403,16 @@ describe("which socket", () => {
     );
     expect(await it.get()).toBe("application");
     expect(await text(await client({ port, host: "127.0.0.1" }))).toBe("own");
+  });
+
+  test("a warning says if an edit under bun --hot has another hostname", async () => {
+    const source = `Bun.serve({ port: ${freePort()}, /* HOST */ ${answer("application")} });`;
+    const { it, running } = await started(source, { flags: ["--hot"] });
+    it.write("program.ts", source.replace("/* HOST */", 'hostname: "127.0.0.1",'));
+    await running.says(
+      /another hostname has its socket: if an edit has changed the hostname, restart/,
+    );
+    expect(await it.get()).toBe("application");
   });
 
   test("a second server on the same port is no question of names", async () => {

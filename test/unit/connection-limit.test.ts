@@ -304,6 +304,23 @@ test("over TLS, open and handshake are called once each, as without maxConnectio
     }
 });
 
+test("over TLS, an error that open returns reaches the error handler, as without maxConnections", async () => {
+  for (const maxConnections of [undefined, 1]) {
+    using it = listening("IPv4", 64);
+    const failed = Promise.withResolvers<string>();
+    const socket = {
+      open: () => new Error("of the handler"),
+      data() {},
+      error: (_: unknown, { message }: Error) => failed.resolve(message),
+    };
+    const limit = maxConnections === undefined ? {} : { maxConnections };
+    started(Reflect.apply(listen, undefined, [{ fd: it.fd, socket, tls: CERTIFICATE, ...limit }]));
+    const peer = tlsClient(it.to).on("error", () => {});
+    expect(await failed.promise).toBe("of the handler");
+    peer.destroy();
+  }
+});
+
 test("a TLS handshake that fails, and clients that reset, leave the others their turn", async () => {
   using it = listening("IPv4", 64);
   const { seen, socket } = greeter();

@@ -57,7 +57,7 @@ export class ConnectionLimit<Data> {
         return close?.call(socket, socket, error);
       },
     };
-    if (isHandshakeLess) counting.handshake = (socket) => void open?.call(socket, socket);
+    if (isHandshakeLess) counting.handshake = (socket) => open?.call(socket, socket);
     return derive(handlers, counting);
   }
 

@@ -10,11 +10,13 @@ import { isStandard, replaceClosed } from "./handover.ts";
 const REMEDY = "set ListenStream= and Accept=yes in the socket unit";
 
 /**
- * Makes a Bun socket of a passed connection. The socket is half-open: after the peer's end of file
- * (the `end` event), it can still write. A connection over IP needs no FFI.
+ * Makes a Bun socket of a passed connection. With an `end` handler, the socket is half-open: after the
+ * peer's end of file, it can still write. Without one, the peer's end of file closes it. A connection
+ * over IP needs no FFI.
  *
- * Limitation: without FFI it accepts a socket that listens or has no peer, and then reports that the
- * connection is closed.
+ * Limitations: without FFI it accepts a socket that listens or has no peer, and then reports that the
+ * connection is closed. If the connection is on another descriptor too, as standard output under
+ * inetd(8), `end` reaches the peer only when the process ends: call `shutdown`.
  *
  * @param fd A connected stream socket over IPv4, IPv6 or AF_UNIX. The end of the connection closes
  *   this number. /dev/null replaces a descriptor from 0 to 2.

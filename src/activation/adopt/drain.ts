@@ -220,6 +220,9 @@ class Drain {
       if (this.#areAnswered() && areSent()) return true;
       return performance.now() >= this.#latest && this.#requests.open === 0;
     });
+    if (!this.served.isHttp2) return;
+    void this.server.stop();
+    await this.#until(this.#areAnswered);
   }
 
   /**
@@ -289,7 +292,8 @@ class Drain {
     const answered = busy() + this.#requests.early;
     const isTLS = this.server.protocol === "https";
     const incomplete = connections.count(({ talk }) => talk !== undefined && isPart(talk, isTLS));
-    if (!isSilent || incomplete > answered) this.#hasCutOff = true;
+    // A session goes on asking, until the server stops.
+    if ((!isSilent && !this.served.isHttp2) || incomplete > answered) this.#hasCutOff = true;
   }
 
   /** 4. Stop: waits until all that was read is answered, closes the WebSockets, and stops the server. */

@@ -20,6 +20,8 @@ export interface Served {
   /** Called for each request, once `isNoticing`. */
   readonly onUse: Set<() => void>;
   isNoticing?: boolean;
+  /** Whether a connection can be a session of HTTP/2. Bun says GOAWAY only when the server stops. */
+  readonly isHttp2: boolean;
   /** Gives Bun the options as `change` returns them: now, and at each later `reload`. Changes add up. */
   readonly change: (change: (options: Answers) => Answers) => void;
   /** Takes the options of another evaluation, under `bun --hot`. The changes stay in force. */
@@ -59,6 +61,7 @@ export function keep<Data>(server: Server<Data>, start: Start): Server<Data> {
   };
   const served: Served = {
     ...start,
+    isHttp2: Boolean(Reflect.get(start.options, "http2")),
     onUse: new Set(),
     change(change) {
       changes.push(change);

@@ -4,7 +4,7 @@ import { LogLevel, logLine } from "./log.ts";
 /**
  * Ends a program on an error that nobody has caught. It writes an {@link ActivationError} as one line
  * to stderr, with its level if stderr is the journal, and exits with the `status` of the error. It
- * prints any other error as Bun does, and exits with status 1.
+ * prints any other value as `console.error` does, and exits with status 1.
  *
  * Limitations: Bun does not give it an error in a promise that nobody awaits: set it as the handler of
  * `unhandledRejection` too. In a Worker, it ends only the Worker. Under `bun --hot` it ends the

@@ -45,6 +45,8 @@ let returnedStdin = false;
  * A second call returns an empty list; under `bun --hot` the same descriptors again. In a Worker the
  * list is empty.
  *
+ * Limitation: from 4 on, a descriptor that is missing looks like the one of Bun that has its number.
+ *
  * @returns The descriptors in order, from 3 on. The list is empty if nothing was passed to this
  *   process.
  * @throws {ActivationError} (78) if a variable is malformed, if there are not as many names as

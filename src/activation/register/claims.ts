@@ -1,4 +1,5 @@
 import { printable, quote } from "../error.ts";
+import { isHot } from "../hot.ts";
 import { type Descriptor, formatAddress } from "../receive/describe.ts";
 
 /** The place that a call of `Bun.serve`, `Bun.listen` or `Bun.udpSocket` asks for. */
@@ -108,12 +109,22 @@ export class Claims {
       .values()
       .find((claim) => claim.isGuess && claim.wanted.type === wanted.type);
     // A second call for the same port is no question of names.
-    if (guess === undefined || guess.wanted.at === wanted.at) return;
+    if (guess === undefined || guess.wanted.at === wanted.at) return this.#warnOfHostname(wanted);
     const socket = list(this.sockets.filter(({ fd }) => fd === guess.fd));
     this.#warn(
       `the call for ${nameWanted(guess.wanted)} came first and got ${socket}, so the program opens ${nameWanted(wanted)} itself: ` +
         `set FileDescriptorName=${guess.wanted.at} or ${wanted.at} in the socket unit`,
     );
+  }
+
+  /** Under `bun --hot`, a server of the code before an edit keeps its socket. */
+  #warnOfHostname({ type, at, hostname }: Wanted): void {
+    const isOther = ({ wanted }: Claim) =>
+      wanted.type === type && wanted.at === at && wanted.hostname !== hostname;
+    if (isHot() && this.#claims.values().some(isOther))
+      this.#warn(
+        `a call for ${nameWanted({ type, at })} with another hostname has its socket: if an edit has changed the hostname, restart the program`,
+      );
   }
 
   /** Only the first one: others would follow from it. */

@@ -2,11 +2,14 @@ import type { Server } from "bun";
 import type { EventEmitter } from "node:events";
 
 import { reportedPath } from "../adopt/address.ts";
+import { connectionsAt } from "../adopt/connections.ts";
 import { becomeQuiet, drain } from "../adopt/drain.ts";
-import { isWatched, pause, substitute } from "../adopt/event-loop.ts";
+import { isWatched, pause, substitute, unwatch } from "../adopt/event-loop.ts";
+import { supersede } from "../adopt/handover.ts";
 import { Idle } from "../adopt/idle.ts";
 import { listen, type ListenOptions } from "../adopt/listen.ts";
 import { keepListening, listeningOf } from "../adopt/listening.ts";
+import { PATIENCE } from "../adopt/requests.ts";
 import { LOOPBACK, serve, type ServeOptions } from "../adopt/serve.ts";
 import { udpSocket, type UdpSocketOptions } from "../adopt/udp.ts";
 import { derive, overlay, runtime } from "../bun.ts";
@@ -40,6 +43,7 @@ interface Place {
 
 /** A session of `node:http2`. */
 interface Session extends EventEmitter {
+  /** Sends GOAWAY. Requests under way are answered. */
   close(): void;
 }
 /** How long the answers of sessions may take, and how often to look, in milliseconds. */
@@ -102,8 +106,11 @@ class Unchanged {
   readonly #open = new Set<object>();
   readonly #servers = new Set<Server<unknown>>();
   readonly #listeners = new Set<object>();
-  /** The open sessions of `node:http2`. */
-  readonly #sessions = new Set<Session>();
+  /** Those of `node:http2`. */
+  readonly #http2 = new WeakSet<object>();
+  /** The open sessions of `node:http2`, and whether a request has come on them. */
+  readonly #sessions = new Map<Session, { hasAsked: boolean }>();
+  #areSessionsClosing = false;
   /** undefined if the program never ends because it is idle. */
   readonly #idle: Idle | undefined;
   readonly #idleTimeout: number;
@@ -151,6 +158,7 @@ class Unchanged {
       if (claim === undefined) return this.#own(native(), wanted);
       const make = (fd: number) => this.#natively(() => listen(derive(options, { fd })));
       const listener = this.#listening(claim, this.#onDuplicate(claim, make));
+      if (isNetServer(data) && "updateSettings" in data) this.#http2.add(listener);
       // The primary process of node:cluster has one for its workers, which compare the ports.
       return isNetServer(data) && Reflect.get(data, "pauseOnConnect")
         ? reporting(listener, wanted)
@@ -268,15 +276,38 @@ class Unchanged {
   }
 
   readonly #noteSession = (session: Session): void => {
-    this.#sessions.add(session);
+    const noted = { hasAsked: false };
+    this.#sessions.set(session, noted);
+    session.once("stream", () => {
+      noted.hasAsked = true;
+      if (this.#areSessionsClosing) session.close();
+    });
     session.once("close", () => this.#sessions.delete(session));
+    if (this.#areSessionsClosing) closeLate(session);
   };
 
-  /** Sends GOAWAY, and waits for the answers under way. */
+  /** Ends the sessions, and waits for the answers under way. A new session is to ask first, for a moment. */
   async #closeSessions(): Promise<void> {
-    for (const session of this.#sessions) session.close();
-    const end = performance.now() + SESSIONS_TIMEOUT;
-    while (this.#sessions.size > 0 && performance.now() < end) await Bun.sleep(LOOK);
+    this.#areSessionsClosing = true;
+    for (const [session, { hasAsked }] of this.#sessions)
+      if (hasAsked) session.close();
+      else closeLate(session);
+    const begun = performance.now();
+    for (let waited = 0; waited < SESSIONS_TIMEOUT; waited = performance.now() - begun) {
+      const isLate = waited >= PATIENCE;
+      if (this.#sessions.size === 0 && (isLate || !this.#hasMoreThanSessions())) return;
+      await Bun.sleep(LOOK);
+    }
+  }
+
+  /** Whether a server of `node:http2` has a connection with no session, such as in its TLS handshake. */
+  #hasMoreThanSessions(): boolean {
+    const isOfHttp2 = (listener: object) => this.#http2.has(listener);
+    const watches = Array.from(this.#listeners)
+      .filter(isOfHttp2)
+      .map((listener) => listeningOf(listener)?.watch);
+    const open = watches.flatMap((watch) => (watch ? connectionsAt(watch.address) : []));
+    return open.length > this.#sessions.size;
   }
 
   /** Ends a program that does not end itself. A second call meanwhile ends it at once. */
@@ -330,11 +361,19 @@ class Unchanged {
       const watch = substitute(late.fd, listener.fd);
       // Its handlers are those of the probe.
       keepListening(listener, { watch, onUse: new Set() });
+      supersede(late.fd, () => {
+        unwatch(watch);
+        listener.stop();
+      });
       this.#listening(late, listener);
     });
     atEnd(listener, STOPS, ignore);
     return isPlaceholder ? reporting(listener, wanted) : listener;
   }
+}
+
+function closeLate(session: Session): void {
+  setTimeout(() => session.close(), PATIENCE).unref();
 }
 
 /** Where nobody comes. */
