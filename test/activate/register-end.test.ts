@@ -100,6 +100,26 @@ test("a program that exits at SIGTERM has sent a large answer to a client that r
   expect(reader.received.split("\r\n\r\n")[1]).toHaveLength(length);
 });
 
+test("a program that exits at SIGTERM has sent a direct stream to a client that reads late", async () => {
+  const length = 20_000_000;
+  const { it, running } = await started(
+    `const pull = (stream) => { stream.write(new Uint8Array(${length})); stream.end(); };
+    Bun.serve({ port: 3000, fetch: () => new Response(new ReadableStream({ type: "direct", pull })) });` +
+      ENDS["process.exit()"],
+  );
+  const reader = await Kept.to(it.to);
+  reader.send("/");
+  await until("it has begun", 10, () => reader.received.length > 0);
+  reader.socket.pause();
+  running.process.kill("SIGTERM");
+  // Longer than the grace.
+  await Bun.sleep(1800);
+  expect(running.process.exitCode).toBeNull();
+  reader.socket.resume();
+  expect(await reader.ended()).toBe("closed");
+  expect(reader.received.length).toBeGreaterThan(length);
+});
+
 /** Whether all of an answer has come, with a body of known length or in chunks. */
 function isWhole(received: string): boolean {
   const [head = "", body] = received.split("\r\n\r\n");
@@ -252,11 +272,29 @@ describe.concurrent("SIGTERM", () => {
     expect(milliseconds).toBeLessThan(2000);
   });
 
+  test("has a newcomer's slow answer sent, though a stream never ends", async () => {
+    const { it, running } = await started(
+      `const ticks = async function* () { for (;;) { yield "tick"; await Bun.sleep(100); } };
+      const slow = async () => (await Bun.sleep(6500), new Response("slow"));
+      const routes = { "/stream": () => new Response(ticks()), "/slow": slow };
+      Bun.serve({ port: 3000, routes });` + ENDS["process.exit()"],
+    );
+    const stream = await Kept.to(it.to);
+    stream.send("/stream");
+    await until("it has begun", 10, () => stream.received.includes("tick"));
+    running.process.kill("SIGTERM");
+    await it.notified("STOPPING=1");
+    const newcomer = await Kept.to(it.to);
+    expect(await newcomer.ask("/slow")).toMatchObject({ body: "slow" });
+    stream.socket.destroy();
+    expect(await running.status()).toBe(0);
+  });
+
   test("sends no READY=1 after it, though the program listens then", async () => {
     const it = new Service();
     services.use(it);
     const running = it.run(
-      `process.on("SIGTERM", () => { ${BUN} process.exit(); });
+      `process.on("SIGTERM", () => { ${BUN} setTimeout(() => process.exit(), 200); });
       console.error("starting"); setInterval(() => {}, 1000);`,
     );
     await running.says(/starting/);
@@ -840,6 +878,20 @@ describe.concurrent("SIGTERM", () => {
       },
     );
 
+    test("but not one whose client has gone before its end", async () => {
+      const { it, running, other } = await ending();
+      const connection = await Kept.to(it.to);
+      connection.send("/resumed", "Content-Length: 10\r\n", "POST");
+      connection.socket.write("four");
+      await Bun.sleep(200);
+      connection.socket.destroy();
+      // Longer than the request would have waited for its body.
+      await Bun.sleep(600);
+      other.socket.destroy();
+      expect(await running.status()).toBe(0);
+      expect(running.stderr).toContain("calls 1\n");
+    });
+
     test("that the handler reads, with all of the body in its order", async () => {
       const { it, running, other } = await ending();
       const body = crypto.getRandomValues(Buffer.alloc(60_000));
@@ -941,6 +993,15 @@ describe.concurrent("IDLE_TIMEOUT", () => {
     expect(performance.now() - closed).toBeGreaterThan(700);
   });
 
+  test("ends a program whose net.Server got two handlers late", async () => {
+    const { running } = await started(
+      `const server = require("node:net").createServer().listen(${freePort()});
+      for (const _ of [1, 2]) server.on("connection", (socket) => socket.resume());`,
+      { env },
+    );
+    expect(await running.status()).toBe(0);
+  });
+
   test("does not end a program while it has a server on a port of its own", async () => {
     for (const own of [
       "Bun.serve({ port, fetch: () => new Response() })",
@@ -986,6 +1047,21 @@ describe.concurrent("IDLE_TIMEOUT", () => {
       { env: { IDLE_TIMEOUT: "0.1" } },
     );
     await it.ready();
+    await Bun.sleep(600);
+    expect(running.process.exitCode).toBeNull();
+  });
+
+  test("ends no program that was passed no socket and has closed its own", async () => {
+    const it = new Service([]);
+    services.use(it);
+    const running = it.run(
+      `const server = Bun.serve({ hostname: "127.0.0.1", port: ${freePort()}, fetch: () => new Response() });
+      process.on("SIGUSR2", () => server.stop(true));
+      setInterval(() => {}, 1000);`,
+      { env: { IDLE_TIMEOUT: "0.1" } },
+    );
+    await it.ready();
+    running.process.kill("SIGUSR2");
     await Bun.sleep(600);
     expect(running.process.exitCode).toBeNull();
   });
@@ -1040,7 +1116,7 @@ describe.concurrent("IDLE_TIMEOUT", () => {
     expect(await udp.running.status()).toBe(0);
   });
 
-  test.each(["0", "infinity"])("of %s never ends it", async (seconds) => {
+  test.each(["0", "0.0", "00", "", "infinity"])("of %p never ends it", async (seconds) => {
     const { it, running } = await started(BUN, { env: { IDLE_TIMEOUT: seconds } });
     await Bun.sleep(500);
     expect(await it.get()).toBe("Hello\n");

@@ -115,11 +115,17 @@ describe("over TLS", () => {
     expect(await answer.json()).toEqual(["127.0.0.1", it.port, "127.0.0.1", "VERSION"]);
   });
 
-  test("a program of node:tls serves, whenever it sets its handler", async () => {
-    const { it } = await started(
-      `const server = require("node:tls").createServer(${TLS}).listen(3000);
-      setTimeout(() => server.on("secureConnection", (socket) => socket.end("safe")), 50);`,
+  test("a program of node:tls serves, whenever it sets its handler, and is ready then", async () => {
+    const it = service({});
+    const running = it.run(
+      `const server = require("node:tls").createServer(${TLS}).listen(${freePort()});
+      process.on("SIGUSR2", () => server.on("secureConnection", (socket) => socket.end("safe")));
+      setTimeout(() => console.error("listens"), 50);`,
     );
+    await running.says(/listens/);
+    expect(it.receiver.poll()).toBeUndefined();
+    running.process.kill("SIGUSR2");
+    await it.ready();
     const socket = connectTLS({ host: "127.0.0.1", port: it.port, rejectUnauthorized: false });
     expect(await text(socket)).toBe("safe");
   });
@@ -235,6 +241,17 @@ async function datagram(port: number): Promise<string> {
   return await promise.finally(() => (clearInterval(timer), socket.close()));
 }
 
+test("after a call of Bun.udpSocket that fails, the next one gets the socket", async () => {
+  const it = service({ family: "UDP" });
+  const running = it.run(
+    `await Bun.udpSocket({ port: 5353, socket: { data: 7 } }).catch(({ name }) => console.error(name));
+    const data = (socket, bytes, port, address) => socket.send(bytes, port, address);
+    await Bun.udpSocket({ port: 5353, hostname: "127.0.0.1", socket: { data } });`,
+  );
+  await running.says(/^TypeError\n/);
+  expect(await datagram(it.port)).toBe("echo");
+});
+
 test("programs of node:dgram and Bun.udpSocket serve, and their clients take no socket", async () => {
   for (const source of [
     `const { createSocket } = require("node:dgram");
@@ -304,6 +321,12 @@ describe("which socket", () => {
   ])("%s names the socket of a server without a port", async (_, options) => {
     const it = service({ name: "3001" }, { name: "3002" });
     it.run(`Bun.serve({ ${answer("found")} });`, options);
+    expect(await it.get()).toBe("found");
+  });
+
+  test.each(["null", "undefined", '""'])("port %s is that without a port", async (port) => {
+    const it = service({ name: "3000" });
+    it.run(`Bun.serve({ port: ${port}, ${answer("found")} });`);
     expect(await it.get()).toBe("found");
   });
 
@@ -392,6 +415,30 @@ describe("which socket", () => {
     running.process.kill("SIGUSR1");
     await it.ready();
     expect(await it.get()).toBe("application");
+  });
+
+  test("a net.Server that gets two handlers late takes one socket", async () => {
+    const it = service({}, {});
+    const [first, second] = it.sockets.map(({ to }) => ("port" in to ? to.port : 0));
+    it.run(
+      `const server = require("node:net").createServer().listen(${first}, "127.0.0.1");
+      for (const _ of [1, 2]) server.on("connection", (socket) => socket.end("first"));
+      Bun.serve({ port: ${second}, hostname: "127.0.0.1", ${answer("second")} });`,
+    );
+    await it.ready();
+    expect(await text(await client(it.to))).toBe("first");
+    expect(await get(second ?? 0)).toBe("second");
+  });
+
+  test("a net.Server that gets its handler late reports the address that it asked for", async () => {
+    const it = service({ family: "IPv6" });
+    const port = "port" in it.to ? it.to.port : 0;
+    const running = it.run(
+      `const server = require("node:net").createServer().listen(${port}, "${LOOPBACK6}", () =>
+        console.error(JSON.stringify(server.address())));`,
+    );
+    await running.says(/}\n/);
+    expect(JSON.parse(running.stderr)).toEqual({ address: LOOPBACK6, family: "IPv6", port });
   });
 
   test("a net.Server that gets its handler after another call took the socket has its own port", async () => {

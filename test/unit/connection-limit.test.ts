@@ -148,6 +148,24 @@ test("maxConnections lets a timer have its turn while clients wait in the queue"
   expect(await Promise.all(clients.map(text))).toEqual(Array(600).fill("hello"));
 });
 
+test("maxConnections holds where others have their turn", async () => {
+  using it = listening("IPv4", 1024);
+  using other = listening("IPv4");
+  const { seen, socket } = greeter();
+  const clients = await Promise.all(Array.from({ length: 260 }, () => client(it.to)));
+  started(listen({ fd: it.fd, socket, maxConnections: 256 }));
+  started(listen({ fd: other.fd, socket: greeter().socket }));
+  await accepted(seen, 256);
+  await comesRound(other.to);
+  await comesRound(other.to);
+  expect(seen.accepted).toBe(256);
+  seen.end();
+  await accepted(seen, 260);
+  seen.end();
+  expect(await Promise.all(clients.map(text))).toEqual(Array(260).fill("hello"));
+  for (const one of clients) one.destroy();
+});
+
 test("maxConnections lets a timer have its turn though each connection ends at once", async () => {
   using it = listening("IPv4", 1024);
   const clients = await Promise.all(Array.from({ length: 600 }, () => client(it.to)));

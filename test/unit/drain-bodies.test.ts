@@ -82,6 +82,23 @@ describe.each(Object.entries(READERS))(
   },
 );
 
+test("a body that drips on after its early answer is no client that was cut off", async () => {
+  const it = serving({ fetch: () => new Response("denied", { status: 401 }) });
+  const kept = await it.client();
+  expect(await kept.ask()).toMatchObject({ status: 401 });
+  const drained = drain(it.server, { grace: 700, timeout: 8000 });
+  kept.send("/", "Content-Length: 30\r\n", "POST");
+  const dripping = (async () => {
+    for (let n = 0; n < 15; n++) {
+      kept.socket.write("ab");
+      await Bun.sleep(100);
+    }
+  })();
+  expect(await kept.answer()).toMatchObject({ status: 401, body: "denied" });
+  expect(await drained).toBe(true);
+  await dripping;
+});
+
 test("a body that is still coming when the server stops gets its early response", async () => {
   const it = serving({ fetch: () => new Response("denied", { status: 401 }) });
   const kept = await it.client();

@@ -403,6 +403,19 @@ test("a handshake or a second request over TLS that never ends is cut off after 
   slow.destroy();
 });
 
+test("over TLS, a client that asks again after an answer that did not say close is answered", async () => {
+  const fetch = async () => (await Bun.sleep(800), new Response("answered"));
+  const it = serving({ tls: CERTIFICATE, fetch });
+  const kept = it.tlsClient();
+  kept.send("/");
+  await underWay(it.server);
+  const drained = drain(it.server, { grace: 0 });
+  expect(await kept.answer()).toMatchObject({ body: "answered", closes: false });
+  await Bun.sleep(150);
+  expect(await kept.ask()).toMatchObject({ body: "answered", closes: true });
+  expect(await drained).toBe(true);
+});
+
 test("a client that asks nothing after its TLS handshake is not waited for", async () => {
   const it = serving({ tls: CERTIFICATE, fetch: () => new Response("never") });
   it.tlsClient();

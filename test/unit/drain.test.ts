@@ -55,6 +55,27 @@ describe.each(FAMILIES)("drain of a server on a socket over %s", (family) => {
   });
 });
 
+test("a second call has no effect on the limits of the first", async () => {
+  const { fetch, release } = holding("never");
+  const it = serving({ fetch });
+  await it.asking("/slow");
+  await underWay(it.server);
+  const begun = performance.now();
+  const first = drain(it.server, { grace: 0, timeout: 300 });
+  await Bun.sleep(50);
+  expect(drain(it.server, { timeout: 60_000 })).toBe(first);
+  expect(await first).toBe(false);
+  expect(performance.now() - begun).toBeLessThan(30_000);
+  release.resolve();
+});
+
+test.each([106, 107, 108])("a server on a path of %i bytes is drained", async (length) => {
+  using directory = scratch();
+  const unix = join(directory.path, "x").padEnd(length, "x");
+  const server = started(serve({ unix, fetch: () => new Response() }));
+  expect(await drain(server, { grace: 0 })).toBe(true);
+});
+
 test("each kind of answer says Connection: close: routes, files, streams, errors, not found", async () => {
   using scratched = scratch();
   const directory = scratched.path;

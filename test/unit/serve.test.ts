@@ -255,7 +255,9 @@ test("a development server answers to its own name, to localhost and to addresse
     const bun = await statuses(started(Bun.serve({ ...options, port: 0 })), own.address);
     expect(bun).toEqual([200, 200, 200, 200, 403]);
     using it = listening("IPv4");
-    expect(await statuses(started(serve({ ...options, fd: it.fd })))).toEqual(bun);
+    const ours = started(serve({ ...options, fd: it.fd }));
+    expect(await statuses(ours)).toEqual(bun);
+    expect(Reflect.get(ours, "address")).toMatchObject({ port: portOf(it.kept) });
     // A name that is not one of this machine is ignored, as without pages.
     using other = listening("IPv4");
     const foreign = started(serve({ ...options, fd: other.fd, hostname: "elsewhere.invalid" }));

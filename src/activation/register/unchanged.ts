@@ -390,7 +390,8 @@ function reporting(listener: object, { at, hostname }: Wanted): object {
     ...(typeof at === "number" ? { port: at, hostname } : { unix: reportedPath(at) }),
     getsockname(address: { address?: string; port?: number }) {
       getsockname.call(listener, address);
-      Object.assign(address, { port: at }, hostname && { address: hostname });
+      const family = hostname?.includes(":") ? "IPv6" : "IPv4";
+      Object.assign(address, { port: at }, hostname && { address: hostname, family });
     },
   });
 }
@@ -460,7 +461,7 @@ function defaultPort(): number {
 
 /** Returns a path as systemd has it, and an abstract name with `@`. */
 function absolute(unix: string): string {
-  if (unix[0] === "\0" || unix[0] === "@") return `@${unix.slice(1)}`;
+  if (unix[0] === "\0") return `@${unix.slice(1)}`;
   return process.getBuiltinModule("node:path").resolve(unix);
 }
 
