@@ -209,3 +209,25 @@ test("a call is named by its port or path", () => {
     "/run/a",
   ]);
 });
+
+test("under bun --hot, a call with another hostname, whose port has its socket, is a warning", () => {
+  const { execArgv } = process;
+  const flags = (value: readonly string[]) =>
+    Object.defineProperty(process, "execArgv", { value, configurable: true });
+  const calls = [stream(3000), stream(3000, "127.0.0.1"), stream(3000)] as const;
+  try {
+    flags(["--hot"]);
+    const { got, warnings } = claims([tcp(80)], ...calls);
+    expect(got).toEqual([0, undefined, undefined]);
+    expect(warnings).toEqual([
+      expect.stringMatching(
+        /^a call for port 3000 with another hostname has its socket: if an edit/,
+      ),
+    ]);
+    // The same call again is no edit of the hostname.
+    expect(claims([tcp(80)], stream(3000), stream(3000)).warnings).toEqual([]);
+  } finally {
+    flags(execArgv);
+  }
+  expect(claims([tcp(80)], ...calls).warnings).toEqual([]);
+});

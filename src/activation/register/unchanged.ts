@@ -1,5 +1,4 @@
 import type { Server } from "bun";
-import type { EventEmitter } from "node:events";
 
 import { reportedPath } from "../adopt/address.ts";
 import { connectionsAt } from "../adopt/connections.ts";
@@ -9,7 +8,6 @@ import { supersede } from "../adopt/handover.ts";
 import { Idle } from "../adopt/idle.ts";
 import { listen, type ListenOptions } from "../adopt/listen.ts";
 import { keepListening, listeningOf } from "../adopt/listening.ts";
-import { PATIENCE } from "../adopt/requests.ts";
 import { LOOPBACK, serve, type ServeOptions } from "../adopt/serve.ts";
 import { udpSocket, type UdpSocketOptions } from "../adopt/udp.ts";
 import { derive, overlay, runtime } from "../bun.ts";
@@ -31,6 +29,7 @@ import {
   type Wanted,
 } from "./claims.ts";
 import { isNetServer, onceHandled, type Probe, probing } from "./probe.ts";
+import { Sessions } from "./sessions.ts";
 import { holdSigterm } from "./sigterm.ts";
 
 /** Where a call of `Bun.serve`, `Bun.listen` or `Bun.udpSocket` is to listen. */
@@ -40,15 +39,6 @@ interface Place {
   readonly hostname?: unknown;
   readonly unix?: unknown;
 }
-
-/** A session of `node:http2`. */
-interface Session extends EventEmitter {
-  /** Sends GOAWAY. Requests under way are answered. */
-  close(): void;
-}
-/** How long the answers of sessions may take, and how often to look, in milliseconds. */
-const SESSIONS_TIMEOUT = 5000;
-const LOOK = 5;
 
 /** How long answers may take after SIGTERM if the program has no handler, in milliseconds. */
 const END_TIMEOUT = 10_000;
@@ -108,9 +98,7 @@ class Unchanged {
   readonly #listeners = new Set<object>();
   /** Those of `node:http2`. */
   readonly #http2 = new WeakSet<object>();
-  /** The open sessions of `node:http2`, and whether a request has come on them. */
-  readonly #sessions = new Map<Session, { hasAsked: boolean }>();
-  #areSessionsClosing = false;
+  readonly #sessions = new Sessions();
   /** undefined if the program never ends because it is idle. */
   readonly #idle: Idle | undefined;
   readonly #idleTimeout: number;
@@ -152,9 +140,7 @@ class Unchanged {
       const probe = probing(options);
       if (probe !== undefined) return this.#probing(probe, options, wanted, claim);
       const { data }: { data?: unknown } = options;
-      // Once, though a server may listen several times.
-      if (isNetServer(data))
-        data.off("session", this.#noteSession).on("session", this.#noteSession);
+      if (isNetServer(data)) this.#sessions.watch(data);
       if (claim === undefined) return this.#own(native(), wanted);
       const make = (fd: number) => this.#natively(() => listen(derive(options, { fd })));
       const listener = this.#listening(claim, this.#onDuplicate(claim, make));
@@ -270,45 +256,18 @@ class Unchanged {
     await allOf([
       ...Array.from(this.#listeners, (listener) => Promise.try(stopAccepting, listener)),
       ...Array.from(this.#servers, becomeQuiet),
-      this.#closeSessions(),
+      this.#sessions.close(this.#http2Connections),
     ]);
     this.#isQuiet = true;
   }
 
-  readonly #noteSession = (session: Session): void => {
-    const noted = { hasAsked: false };
-    this.#sessions.set(session, noted);
-    session.once("stream", () => {
-      noted.hasAsked = true;
-      if (this.#areSessionsClosing) session.close();
-    });
-    session.once("close", () => this.#sessions.delete(session));
-    if (this.#areSessionsClosing) closeLate(session);
-  };
-
-  /** Ends the sessions, and waits for the answers under way. A new session is to ask first, for a moment. */
-  async #closeSessions(): Promise<void> {
-    this.#areSessionsClosing = true;
-    for (const [session, { hasAsked }] of this.#sessions)
-      if (hasAsked) session.close();
-      else closeLate(session);
-    const begun = performance.now();
-    for (let waited = 0; waited < SESSIONS_TIMEOUT; waited = performance.now() - begun) {
-      const isLate = waited >= PATIENCE;
-      if (this.#sessions.size === 0 && (isLate || !this.#hasMoreThanSessions())) return;
-      await Bun.sleep(LOOK);
-    }
-  }
-
-  /** Whether a server of `node:http2` has a connection with no session, such as in its TLS handshake. */
-  #hasMoreThanSessions(): boolean {
-    const isOfHttp2 = (listener: object) => this.#http2.has(listener);
-    const watches = Array.from(this.#listeners)
-      .filter(isOfHttp2)
+  /** How many connections the servers of `node:http2` on passed sockets have. */
+  readonly #http2Connections = (): number => {
+    const watches = [...this.#listeners]
+      .filter((listener) => this.#http2.has(listener))
       .map((listener) => listeningOf(listener)?.watch);
-    const open = watches.flatMap((watch) => (watch ? connectionsAt(watch.address) : []));
-    return open.length > this.#sessions.size;
-  }
+    return watches.flatMap((watch) => (watch ? connectionsAt(watch.address) : [])).length;
+  };
 
   /** Ends a program that does not end itself. A second call meanwhile ends it at once. */
   async #exit(): Promise<void> {
@@ -370,10 +329,6 @@ class Unchanged {
     atEnd(listener, STOPS, ignore);
     return isPlaceholder ? reporting(listener, wanted) : listener;
   }
-}
-
-function closeLate(session: Session): void {
-  setTimeout(() => session.close(), PATIENCE).unref();
 }
 
 /** Where nobody comes. */
