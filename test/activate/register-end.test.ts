@@ -790,6 +790,7 @@ describe.concurrent("SIGTERM", () => {
     const { it, running } = await started(
       `const server = require("node:http").createServer((request, response) => {
         ${HOLD}
+        if (request.url === "/switched") response.writeHead(101, { Connection: "Upgrade", Upgrade: "x" });
         response.end("served");
       });
       const answers = { upgrade: "101 Switching Protocols", connect: "200 OK" };
@@ -809,10 +810,19 @@ describe.concurrent("SIGTERM", () => {
       kept.socket.destroy();
       return kept.received;
     };
+    const switched = async () => {
+      const kept = await Kept.to(it.to);
+      kept.send("/switched");
+      await until("the head", 10, () => kept.received.includes("\r\n\r\n"));
+      kept.socket.destroy();
+      return /^connection: .*$/im.exec(kept.received)?.[0];
+    };
+    expect(await switched()).toBe("Connection: Upgrade");
     const echoes = async () => [await echo("GET", "/"), await echo("CONNECT", "example:1")];
     const before = await echoes();
     const held = await holding(it, running);
     expect(await echoes()).toEqual(before);
+    expect(await switched()).toBe("Connection: Upgrade");
     // The request that is held makes the grace last longer than its second.
     await Bun.sleep(1300);
     const newcomer = await Kept.to(it.to);
