@@ -135,6 +135,21 @@ describe.concurrent("socket-service, flooded by silent clients,", () => {
     },
   );
 
+  test("leaves its reserve of descriptors free though each of 24 sockets has too many", async () => {
+    using receiver = new NotifyReceiver();
+    const fds = Array.from({ length: 24 }, () => sockets.listening(AF_INET, 64));
+    const env = { NOTIFY_SOCKET: receiver.address };
+    await using service = execute("../test/activate/limited.sh", fds, env, ["256"]);
+    expect(await receiver.text()).toStartWith("READY=1\n");
+    const { pid } = service.process;
+    const silent = fds.flatMap((fd) => silentClients(sockets.portOf(fd), 14));
+    await until("it has accepted them", 20, () => isIdle(pid));
+    const open = readdirSync(`/proc/${pid}/fd`).length;
+    expect(open).toBeGreaterThan(256 - 64);
+    expect(open).toBeLessThanOrEqual(256 - 16);
+    for (const fd of [...silent, ...fds]) sockets.close(fd);
+  });
+
   test("is ready at once, and at SIGTERM leaves the queue to the next process", async () => {
     using receiver = new NotifyReceiver();
     const fd = sockets.listening(AF_INET, 4096);
