@@ -325,14 +325,15 @@ test("drain is false if the program cuts a request off meanwhile", async () => {
   const it = serving({ fetch });
   const kept = await it.asking("/slow");
   await underWay(it.server);
-  const drained = drain(it.server);
-  await it.server.stop(true);
+  // In Bun 1.4.0, the handler counts as a request until it ends.
+  const drained = drain(it.server, { timeout: 2000 });
+  void it.server.stop(true);
   expect(await drained).toBe(false);
   kept.socket.destroy();
   // With no request there is nothing to cut off.
   const idle = serving({ fetch });
   const ended = drain(idle.server);
-  await idle.server.stop(true);
+  void idle.server.stop(true);
   expect(await ended).toBe(true);
 });
 
