@@ -36,7 +36,7 @@ MANDIR ?= $(PREFIX)/share/man
 $(if $(filter install uninstall,$(MAKECMDGOALS)),$(if $(UNITDIR),))
 $(if $(and $(filter %install-user,$(MAKECMDGOALS)),$(SUDO_USER),$(filter 0,$(shell id -u))),$(error \
 	as root this would change $(HOME): run it as $(SUDO_USER), without sudo))
-$(if $(or $(HOME),$(if $(filter %install-user,$(MAKECMDGOALS)),,yes)),,$(error HOME is not set))
+$(if $(filter %install-user,$(MAKECMDGOALS)),$(if $(HOME),,$(error HOME is not set)))
 
 # The tests speak to service managers of their own, not to the one that has started make.
 unexport LISTEN_PID LISTEN_FDS LISTEN_FDNAMES NOTIFY_SOCKET WATCHDOG_PID WATCHDOG_USEC JOURNAL_STREAM

@@ -129,9 +129,9 @@ export function formatDescriptor(descriptor: Descriptor): string {
  * Limitation: a path or a name may hold control characters. Use {@link printable} before you show it.
  *
  * @param descriptor What {@link describe} returned.
- * @returns For example `127.0.0.1:3000`, `[::1]:3000`, `[fe80::1]:3000%2`, `/run/app.sock` or `@name`. It is `family 40`
- *   for a socket of another family (with its number), and empty for a Unix socket that is not bound,
- *   and for anything but a socket.
+ * @returns For example `127.0.0.1:3000`, `[::1]:3000`, `[fe80::1]:3000%2`, `/run/app.sock` or `@name`.
+ *   It is `family 40` for a socket of another family (with its number), and empty for a Unix socket that
+ *   is not bound, and for anything but a socket.
  */
 export function formatAddress(descriptor: Descriptor): string {
   if (descriptor.kind !== "socket") return "";

@@ -92,11 +92,11 @@ class Unchanged {
   #isQuiet = false;
   /** When the connections of a program that has no handler of SIGTERM are cut off. */
   #deadline = 0;
-  /** All that listens. */
+  /** Every server, listener and socket that is open. */
   readonly #open = new Set<object>();
   readonly #servers = new Set<Server<unknown>>();
   readonly #listeners = new Set<object>();
-  /** Those of `node:http2`. */
+  /** The listeners of `node:http2` among them. */
   readonly #http2 = new WeakSet<object>();
   readonly #sessions = new Sessions();
   /** undefined if the program never ends because it is idle. */
