@@ -1,5 +1,5 @@
-/* Unchanged programs end, with the preload, at SIGTERM and after a time with no connection. */
-import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+/* Unchanged programs end, with the preload, at SIGTERM. */
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 
 import { connect as connectHTTP2 } from "node:http2";
 import { resolve } from "node:path";
@@ -9,116 +9,25 @@ import { freePort, type Running } from "../support/daemon.ts";
 import { Kept } from "../support/kept.ts";
 import { getHTTP2, GOAWAY, untilGoaway } from "../support/http2.ts";
 import { CERTIFICATE, client, text } from "../support/listening.ts";
-import { Service, type StartOptions, type Unit } from "../support/unchanged.ts";
+import {
+  BUN,
+  ENDS,
+  KEEPING,
+  NODE,
+  type Service,
+  SLOW,
+  startsServices,
+} from "../support/unchanged.ts";
 import { shortest, until } from "../support/until.ts";
 
 setDefaultTimeout(60_000);
 
-// Most of these tests wait, so they run at once. The others measure how long a program takes to end.
-const services = new AsyncDisposableStack();
-afterAll(() => services.disposeAsync());
-
-async function started(source: string, options?: StartOptions, unit: Unit = {}) {
-  const it = new Service([unit]);
-  services.use(it);
-  const running = it.run(source, options);
-  await it.ready();
-  return { it, running };
-}
+const { service, started } = startsServices();
 
 const LAX = { rejectUnauthorized: false };
 
-const BUN = `const server = Bun.serve({ port: 3000, fetch: () => new Response("Hello\\n") });`;
-const NODE = `const server = require("node:http").createServer((request, response) => response.end("Hello\\n")).listen(3000);`;
-
 /** The module, for a program that uses it. */
 const MODULE = JSON.stringify(resolve(import.meta.dir, "../../src/activation/index.ts"));
-
-/** The same, with a header of its own. */
-const KEEPING = `const server = require("node:http").createServer((request, response) =>
-  response.writeHead(200, { Connection: "keep-alive", "Content-Length": 6 }).end("Hello\\n")).listen(3000);`;
-
-const ENDS = {
-  "no handler": "",
-  "process.exit()": `process.on("SIGTERM", () => process.exit());`,
-  "process.exit(143)": `process.once("SIGTERM", () => process.exit(143));`,
-  "a stop of the server": `process.on("SIGTERM", () => {
-    if (server.stop) server.stop(); else server.close();
-  });`,
-} as const;
-
-const PROGRAMS = { "Bun.serve": BUN, "node:http": NODE, "node:http that says keep-alive": KEEPING };
-
-describe.concurrent.each(Object.entries(PROGRAMS))("a program of %s", (_, source) => {
-  test.each(Object.entries(ENDS))(
-    "that ends by %s loses no request in five restarts",
-    async (end, handler) => {
-      const { it } = await started(source + handler);
-      const { lost, answered, statuses } = await it.restarts(5, () => it.start("program.ts"));
-      const status = end.includes("143") ? 143 : 0;
-      expect({ lost, statuses }).toEqual({
-        lost: {},
-        statuses: Array.from({ length: 5 }, () => status),
-      });
-      expect(answered).toBeGreaterThan(100);
-    },
-  );
-});
-
-const SLOW = {
-  "Bun.serve": `const server = Bun.serve({ port: 3000, fetch: () => Bun.sleep(800).then(() => new Response("Hello\\n")) });`,
-  "node:http": `const server = require("node:http").createServer((request, response) => setTimeout(() => response.end("Hello\\n"), 800)).listen(3000);`,
-} as const;
-
-test.each(Object.entries(SLOW))(
-  "a program of %s whose answers take 800 ms loses none if it exits at SIGTERM",
-  async (_, source) => {
-    const { it } = await started(source + ENDS["process.exit()"]);
-    const { lost, answered } = await it.restarts(3, () => it.start("program.ts"));
-    expect(lost).toEqual({});
-    expect(answered).toBeGreaterThan(32);
-  },
-);
-
-test("a program that exits at SIGTERM has sent a large answer to a client that reads late", async () => {
-  const length = 20_000_000;
-  const { it, running } = await started(
-    `const routes = { "/small": () => new Response("small") };
-    Bun.serve({ port: 3000, routes, fetch: () => new Response(new Uint8Array(${length})) });` +
-      ENDS["process.exit()"],
-  );
-  const reader = await Kept.to(it.to);
-  expect(await reader.ask("/small")).toMatchObject({ body: "small" });
-  running.process.kill("SIGTERM");
-  await it.notified("STOPPING=1");
-  reader.socket.pause();
-  reader.send("/");
-  await Bun.sleep(1500);
-  expect(running.process.exitCode).toBeNull();
-  reader.socket.resume();
-  expect(await reader.ended()).toBe("closed");
-  expect(reader.received.split("\r\n\r\n")[1]).toHaveLength(length);
-});
-
-test("a program that exits at SIGTERM has sent a direct stream to a client that reads late", async () => {
-  const length = 20_000_000;
-  const { it, running } = await started(
-    `const pull = (stream) => { stream.write(new Uint8Array(${length})); stream.end(); };
-    Bun.serve({ port: 3000, fetch: () => new Response(new ReadableStream({ type: "direct", pull })) });` +
-      ENDS["process.exit()"],
-  );
-  const reader = await Kept.to(it.to);
-  reader.send("/");
-  await until("it has begun", 10, () => reader.received.length > 0);
-  reader.socket.pause();
-  running.process.kill("SIGTERM");
-  // Longer than the grace.
-  await Bun.sleep(1800);
-  expect(running.process.exitCode).toBeNull();
-  reader.socket.resume();
-  expect(await reader.ended()).toBe("closed");
-  expect(reader.received.length).toBeGreaterThan(length);
-});
 
 /** Whether all of an answer has come, with a body of known length or in chunks. */
 function isWhole(received: string): boolean {
@@ -232,6 +141,7 @@ const HEADS = {
   ],
 } as const;
 
+// Most of these tests wait, so they run at once. The first ones measure how long a program takes to end.
 describe.concurrent("SIGTERM", () => {
   test.serial(
     "with no open connection ends a program in milliseconds, with its own exit status",
@@ -272,6 +182,106 @@ describe.concurrent("SIGTERM", () => {
     expect(milliseconds).toBeLessThan(2000);
   });
 
+  test.serial(
+    "a second time reaches the handler of the program at once, or ends it without one",
+    async () => {
+      const stream = `const server = require("node:http").createServer((request, response) => response.write("a")).listen(3000);`;
+      for (const handler of [`process.on("SIGTERM", () => process.exit(5));`, ""]) {
+        const { it, running } = await started(stream + handler);
+        const open = await Kept.to(it.to);
+        open.send("/");
+        await until("the stream begins", 10, () => open.received.includes("\r\n\r\n"));
+        running.process.kill("SIGTERM");
+        await it.notified("STOPPING=1");
+        const { status, milliseconds } = await it.stop();
+        expect(status).toBe(handler === "" ? 0 : 5);
+        expect(milliseconds).toBeLessThan(900);
+      }
+    },
+  );
+
+  test.serial(
+    "a second time ends a program at once that waits for the rest of a body",
+    async () => {
+      const took = await shortest(450, async () => {
+        const { it, running } = await started(
+          `Bun.serve({ port: 3000, fetch: () => new Response("refused", { status: 401 }) });`,
+        );
+        const open = await Kept.to(it.to);
+        await open.ask();
+        running.process.kill("SIGTERM");
+        await it.notified("STOPPING=1");
+        // The grace lasts for a second, and is over before the answer. A busy machine can come too late for it.
+        await Bun.sleep(600);
+        const late = await posted(it, "/", Buffer.alloc(9), 1, 10);
+        const isAnswered = () => late.received.includes("refused");
+        const { process } = running;
+        await until("an answer or the end", 10, () => isAnswered() || process.exitCode !== null);
+        if (!isAnswered()) return Infinity;
+        open.socket.destroy();
+        const begun = performance.now();
+        // By then, the drain is in its last phase, which lasts for half a second from the answer.
+        await Bun.sleep(100);
+        process.kill("SIGTERM");
+        expect(await running.status()).toBe(0);
+        return performance.now() - begun;
+      });
+      expect(took).toBeLessThan(450);
+    },
+  );
+
+  test.serial("has the WebSockets of Bun.serve closed with 1001", async () => {
+    const { it } = await started(
+      `Bun.serve({ port: 3000, fetch: (request, server) => server.upgrade(request) ? undefined : new Response(),
+        websocket: { message: (socket, message) => void socket.send(message) } });`,
+    );
+    const socket = new WebSocket(it.url);
+    await new Promise((resolve) => socket.addEventListener("open", resolve));
+    const closed = new Promise<CloseEvent>((resolve) => socket.addEventListener("close", resolve));
+    expect((await it.stop()).status).toBe(0);
+    expect((await closed).code).toBe(1001);
+  });
+
+  test("a program that exits at SIGTERM has sent a large answer to a client that reads late", async () => {
+    const length = 20_000_000;
+    const { it, running } = await started(
+      `const routes = { "/small": () => new Response("small") };
+      Bun.serve({ port: 3000, routes, fetch: () => new Response(new Uint8Array(${length})) });` +
+        ENDS["process.exit()"],
+    );
+    const reader = await Kept.to(it.to);
+    expect(await reader.ask("/small")).toMatchObject({ body: "small" });
+    running.process.kill("SIGTERM");
+    await it.notified("STOPPING=1");
+    reader.socket.pause();
+    reader.send("/");
+    await Bun.sleep(1500);
+    expect(running.process.exitCode).toBeNull();
+    reader.socket.resume();
+    expect(await reader.ended()).toBe("closed");
+    expect(reader.received.split("\r\n\r\n")[1]).toHaveLength(length);
+  });
+
+  test("a program that exits at SIGTERM has sent a direct stream to a client that reads late", async () => {
+    const length = 20_000_000;
+    const { it, running } = await started(
+      `const pull = (stream) => { stream.write(new Uint8Array(${length})); stream.end(); };
+      Bun.serve({ port: 3000, fetch: () => new Response(new ReadableStream({ type: "direct", pull })) });` +
+        ENDS["process.exit()"],
+    );
+    const reader = await Kept.to(it.to);
+    reader.send("/");
+    await until("it has begun", 10, () => reader.received.length > 0);
+    reader.socket.pause();
+    running.process.kill("SIGTERM");
+    // Longer than the grace.
+    await Bun.sleep(1800);
+    expect(running.process.exitCode).toBeNull();
+    reader.socket.resume();
+    expect(await reader.ended()).toBe("closed");
+    expect(reader.received.length).toBeGreaterThan(length);
+  });
+
   test("has a newcomer's slow answer sent, though a stream never ends", async () => {
     const { it, running } = await started(
       `const ticks = async function* () { for (;;) { yield "tick"; await Bun.sleep(100); } };
@@ -291,8 +301,7 @@ describe.concurrent("SIGTERM", () => {
   });
 
   test("sends no READY=1 after it, though the program listens then", async () => {
-    const it = new Service();
-    services.use(it);
+    const it = service({});
     const running = it.run(
       `process.on("SIGTERM", () => { ${BUN} setTimeout(() => process.exit(), 200); });
       console.error("starting"); setInterval(() => {}, 1000);`,
@@ -304,8 +313,7 @@ describe.concurrent("SIGTERM", () => {
   });
 
   test("before the program listens ends it", async () => {
-    const it = new Service();
-    services.use(it);
+    const it = service({});
     const running = it.run(`console.error("starting"); setInterval(() => {}, 1000);`);
     await running.says(/starting/);
     expect((await it.stop()).status).toBe(0);
@@ -418,8 +426,7 @@ describe.concurrent("SIGTERM", () => {
   test.each(["no handler", "process.exit()"] as const)(
     "waits for the answers of a server if another one fails to drain (%s)",
     async (end) => {
-      const it = new Service([{ name: "3000" }, { name: "3001" }]);
-      services.use(it);
+      const it = service({ name: "3000" }, { name: "3001" });
       const running = it.run(
         `let isBroken = false;
         class Options {
@@ -471,54 +478,6 @@ describe.concurrent("SIGTERM", () => {
     expect(await it.notified("STOPPING=1")).toEqual(["STOPPING=1\n"]);
   });
 
-  test.serial(
-    "a second time reaches the handler of the program at once, or ends it without one",
-    async () => {
-      const stream = `const server = require("node:http").createServer((request, response) => response.write("a")).listen(3000);`;
-      for (const handler of [`process.on("SIGTERM", () => process.exit(5));`, ""]) {
-        const { it, running } = await started(stream + handler);
-        const open = await Kept.to(it.to);
-        open.send("/");
-        await until("the stream begins", 10, () => open.received.includes("\r\n\r\n"));
-        running.process.kill("SIGTERM");
-        await it.notified("STOPPING=1");
-        const { status, milliseconds } = await it.stop();
-        expect(status).toBe(handler === "" ? 0 : 5);
-        expect(milliseconds).toBeLessThan(900);
-      }
-    },
-  );
-
-  test.serial(
-    "a second time ends a program at once that waits for the rest of a body",
-    async () => {
-      const took = await shortest(450, async () => {
-        const { it, running } = await started(
-          `Bun.serve({ port: 3000, fetch: () => new Response("refused", { status: 401 }) });`,
-        );
-        const open = await Kept.to(it.to);
-        await open.ask();
-        running.process.kill("SIGTERM");
-        await it.notified("STOPPING=1");
-        // The grace lasts for a second, and is over before the answer. A busy machine can come too late for it.
-        await Bun.sleep(600);
-        const late = await posted(it, "/", Buffer.alloc(9), 1, 10);
-        const isAnswered = () => late.received.includes("refused");
-        const { process } = running;
-        await until("an answer or the end", 10, () => isAnswered() || process.exitCode !== null);
-        if (!isAnswered()) return Infinity;
-        open.socket.destroy();
-        const begun = performance.now();
-        // By then, the drain is in its last phase, which lasts for half a second from the answer.
-        await Bun.sleep(100);
-        process.kill("SIGTERM");
-        expect(await running.status()).toBe(0);
-        return performance.now() - begun;
-      });
-      expect(took).toBeLessThan(450);
-    },
-  );
-
   test("lets the rest of a body come that was answered early", async () => {
     const { it, running } = await started(
       `Bun.serve({ port: 3000, fetch: () => new Response("refused") });` + ENDS["process.exit()"],
@@ -534,18 +493,6 @@ describe.concurrent("SIGTERM", () => {
     expect(await running.status()).toBe(0);
     expect(performance.now() - answered).toBeGreaterThan(300);
     open.socket.destroy();
-  });
-
-  test.serial("has the WebSockets of Bun.serve closed with 1001", async () => {
-    const { it } = await started(
-      `Bun.serve({ port: 3000, fetch: (request, server) => server.upgrade(request) ? undefined : new Response(),
-        websocket: { message: (socket, message) => void socket.send(message) } });`,
-    );
-    const socket = new WebSocket(it.url);
-    await new Promise((resolve) => socket.addEventListener("open", resolve));
-    const closed = new Promise<CloseEvent>((resolve) => socket.addEventListener("close", resolve));
-    expect((await it.stop()).status).toBe(0);
-    expect((await closed).code).toBe(1001);
   });
 
   test("lets answers end, of newcomers too, and cuts an endless stream after ten seconds", async () => {
@@ -948,200 +895,5 @@ describe.concurrent("SIGTERM", () => {
       // That the last thing to come was a body is no cut.
       expect(await running.status()).toBe(4);
     });
-  });
-});
-
-describe.concurrent("IDLE_TIMEOUT", () => {
-  const env = { IDLE_TIMEOUT: "0.5" };
-  /** For a program that is used meanwhile. On a busy machine, half a second may pass between two uses. */
-  const used = { IDLE_TIMEOUT: "1.5" };
-
-  test.each(Object.entries({ "Bun.serve": BUN, "node:http": NODE }))(
-    "ends a program of %s, which the next client wakes",
-    async (_, source) => {
-      const { it, running } = await started(source, { env: used });
-      const begun = performance.now();
-      expect(await it.get()).toBe("Hello\n");
-      expect(await running.status()).toBe(0);
-      expect(performance.now() - begun).toBeWithin(1500, 4000);
-      expect(await it.notified("STOPPING=1")).toEqual(["STOPPING=1\n"]);
-      const waiting = it.get();
-      it.start("program.ts", { env: used });
-      expect(await waiting).toBe("Hello\n");
-    },
-  );
-
-  test("counts from the end of the last connection, kept or not", async () => {
-    const counts = async (source: string) => {
-      const { it, running } = await started(source, { env: used });
-      const open = await Kept.to(it.to);
-      await Bun.sleep(2000);
-      expect(await open.ask()).toMatchObject({ body: "Hello\n" });
-      open.socket.destroy();
-      // Nobody has a connection when it looks.
-      for (let i = 0; i < 10; i++) {
-        expect(await it.get()).toBe("Hello\n");
-        await Bun.sleep(200);
-      }
-      expect(running.process.exitCode).toBeNull();
-      expect(await running.status()).toBe(0);
-    };
-    await Promise.all([BUN, NODE].map(counts));
-  });
-
-  test("counts from the close of a connection to a net.Server that got its handler late", async () => {
-    const { it, running } = await started(
-      `const server = new (require("node:net").Server)().listen(${freePort()});
-      server.on("connection", (socket) => socket.resume());`,
-      { env: { IDLE_TIMEOUT: "1" } },
-    );
-    const open = await client(it.to);
-    await Bun.sleep(900);
-    const closed = performance.now();
-    open.destroy();
-    expect(await running.status()).toBe(0);
-    expect(performance.now() - closed).toBeGreaterThan(700);
-  });
-
-  test("ends a program whose net.Server got two handlers late", async () => {
-    const { running } = await started(
-      `const server = require("node:net").createServer().listen(${freePort()});
-      for (const _ of [1, 2]) server.on("connection", (socket) => socket.resume());`,
-      { env },
-    );
-    expect(await running.status()).toBe(0);
-  });
-
-  test("does not end a program while it has a server on a port of its own", async () => {
-    for (const own of [
-      "Bun.serve({ port, fetch: () => new Response() })",
-      "require('node:net').createServer(() => {}).listen(port)",
-      "require('node:dgram').createSocket('udp4').bind(port)",
-    ]) {
-      const source = `const port = ${freePort()};
-        ${BUN}
-        const own = ${own};
-        process.on("SIGUSR1", () => (own.stop ?? own.close).call(own));`;
-      const it = new Service([{ name: "3000" }]);
-      services.use(it);
-      const running = it.run(source, { env });
-      await it.ready();
-      await Bun.sleep(1200);
-      expect(running.process.exitCode).toBeNull();
-      running.process.kill("SIGUSR1");
-      expect(await running.status()).toBe(0);
-    }
-  });
-
-  test("ends a program whose test for a free port gets a handler after it was closed", async () => {
-    const it = new Service([{ name: "3000" }]);
-    services.use(it);
-    const running = it.run(
-      `${BUN}
-      const probe = require("node:net").createServer();
-      probe.listen(${freePort()}, () => probe.close(() => {
-        probe.on("connection", (socket) => socket.end());
-        console.error("closed");
-      }));`,
-      { env },
-    );
-    await running.says(/closed/);
-    expect(await running.status()).toBe(0);
-  });
-
-  test("ends no program that was passed no socket", async () => {
-    const it = new Service([]);
-    services.use(it);
-    const running = it.run(
-      `const socket = await Bun.udpSocket({ hostname: "127.0.0.1", port: ${freePort()} });`,
-      { env: { IDLE_TIMEOUT: "0.1" } },
-    );
-    await it.ready();
-    await Bun.sleep(600);
-    expect(running.process.exitCode).toBeNull();
-  });
-
-  test("ends no program that was passed no socket and has closed its own", async () => {
-    const it = new Service([]);
-    services.use(it);
-    const running = it.run(
-      `const server = Bun.serve({ hostname: "127.0.0.1", port: ${freePort()}, fetch: () => new Response() });
-      process.on("SIGUSR2", () => server.stop(true));
-      setInterval(() => {}, 1000);`,
-      { env: { IDLE_TIMEOUT: "0.1" } },
-    );
-    await it.ready();
-    running.process.kill("SIGUSR2");
-    await Bun.sleep(600);
-    expect(running.process.exitCode).toBeNull();
-  });
-
-  test("does not call the handler of SIGTERM again while that ends the program", async () => {
-    const { it, running } = await started(
-      `${BUN} let calls = 0;
-      process.on("SIGTERM", async () => {
-        console.error("called", ++calls);
-        await Bun.sleep(2500);
-        process.exit(calls);
-      });`,
-      { env: used },
-    );
-    expect((await it.stop()).status).toBe(1);
-    expect(running.stderr).toContain("called 1\n");
-  });
-
-  test("calls the handlers of the program", async () => {
-    const handler = `process.on("SIGTERM", (name, number) => process.exit(name === "SIGTERM" ? number : 1));`;
-    const { running } = await started(NODE + handler, { env });
-    expect(await running.status()).toBe(15);
-  });
-
-  test("counts connections of node:net", async () => {
-    const net = await started(
-      `require("node:net").createServer((socket) => socket.end("bye")).listen(3000);`,
-      { env: used },
-    );
-    for (let i = 0; i < 10; i++) {
-      expect(await text(await client(net.it.to))).toBe("bye");
-      await Bun.sleep(200);
-    }
-    expect(net.running.process.exitCode).toBeNull();
-    expect(await net.running.status()).toBe(0);
-  });
-
-  test("counts datagrams", async () => {
-    const udp = await started(
-      `require("node:dgram").createSocket("udp4").on("message", () => {}).bind(5353);`,
-      { env: used },
-      { family: "UDP" },
-    );
-    const { createSocket } = await import("node:dgram");
-    const socket = createSocket("udp4");
-    for (let i = 0; i < 10; i++) {
-      socket.send("hello", udp.it.port, "127.0.0.1");
-      await Bun.sleep(200);
-    }
-    socket.close();
-    expect(udp.running.process.exitCode).toBeNull();
-    expect(await udp.running.status()).toBe(0);
-  });
-
-  test.each(["0", "0.0", "00", "", "infinity"])("of %p never ends it", async (seconds) => {
-    const { it, running } = await started(BUN, { env: { IDLE_TIMEOUT: seconds } });
-    await Bun.sleep(500);
-    expect(await it.get()).toBe("Hello\n");
-    expect(running.process.exitCode).toBeNull();
-  });
-
-  test("of anything else is an error, with the exit status 78", async () => {
-    for (const wrong of ["a minute", "2 minutes"]) {
-      const it = new Service();
-      services.use(it);
-      const running = it.run(BUN, { env: { IDLE_TIMEOUT: wrong } });
-      expect(await running.status()).toBe(78);
-      expect(running.stderr).toBe(
-        `socket-service/register: IDLE_TIMEOUT is "${wrong}", which is not a number of seconds: set seconds, such as 60, or infinity\n`,
-      );
-    }
   });
 });

@@ -1,5 +1,5 @@
 /* Programs that know nothing of systemd, with the preload, on sockets that they are passed. */
-import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { createSocket } from "node:dgram";
 import { join, relative, resolve } from "node:path";
 import { connect as connectTLS } from "node:tls";
@@ -7,26 +7,12 @@ import { connect as connectTLS } from "node:tls";
 import { Client, freePort, get, type Running } from "../support/daemon.ts";
 import { CERTIFICATE, client, exchange, text } from "../support/listening.ts";
 import { LOOPBACK6 } from "../support/sockets.ts";
-import { REGISTER, Service, type StartOptions, type Unit } from "../support/unchanged.ts";
+import { REGISTER, type Service, type StartOptions, startsServices } from "../support/unchanged.ts";
 import { until } from "../support/until.ts";
 
 setDefaultTimeout(60_000);
 
-const services = new AsyncDisposableStack();
-afterAll(() => services.disposeAsync());
-
-function service(...units: Unit[]): Service {
-  const it = new Service(units);
-  services.use(it);
-  return it;
-}
-
-/** Starts a program on one socket, and waits until it is ready. */
-async function started(source: string, options?: StartOptions, unit: Unit = {}) {
-  const it = service(unit);
-  const running = it.run(source, options);
-  return { it, running, status: await it.ready() };
-}
+const { service, started } = startsServices();
 
 const warnings = ({ stderr }: Running) => stderr.match(/^socket-service\/register: .*$/gm) ?? [];
 /** The output of a program on stderr, but for Bun's own line. */

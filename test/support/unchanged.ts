@@ -1,4 +1,5 @@
 /* Starts programs that know nothing of systemd with the preload, as systemd would. */
+import { afterAll } from "bun:test";
 import { mkdirSync, renameSync, writeFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 
@@ -183,6 +184,23 @@ export class Service implements AsyncDisposable {
   }
 }
 
+/** Starts services for the tests of one file, and ends them after these. */
+export function startsServices() {
+  const services = new AsyncDisposableStack();
+  afterAll(() => services.disposeAsync());
+
+  const service = (...units: Unit[]) => services.use(new Service(units));
+
+  /** Starts a program on one socket, and waits until it is ready. */
+  async function started(source: string, options?: StartOptions, unit: Unit = {}) {
+    const it = service(unit);
+    const running = it.run(source, options);
+    return { it, running, status: await it.ready() };
+  }
+
+  return { service, started };
+}
+
 /** Returns the echo of a WebSocket. */
 export async function echoed(url: string): Promise<unknown> {
   const socket = new WebSocket(url);
@@ -194,3 +212,26 @@ export async function echoed(url: string): Promise<unknown> {
   socket.close();
   return data;
 }
+
+export const BUN = `const server = Bun.serve({ port: 3000, fetch: () => new Response("Hello\\n") });`;
+export const NODE = `const server = require("node:http").createServer((request, response) => response.end("Hello\\n")).listen(3000);`;
+
+/** The same, with a header of its own. */
+export const KEEPING = `const server = require("node:http").createServer((request, response) =>
+  response.writeHead(200, { Connection: "keep-alive", "Content-Length": 6 }).end("Hello\\n")).listen(3000);`;
+
+/** Programs whose answers take a while. */
+export const SLOW = {
+  "Bun.serve": `const server = Bun.serve({ port: 3000, fetch: () => Bun.sleep(800).then(() => new Response("Hello\\n")) });`,
+  "node:http": `const server = require("node:http").createServer((request, response) => setTimeout(() => response.end("Hello\\n"), 800)).listen(3000);`,
+} as const;
+
+/** Ways to end at SIGTERM. */
+export const ENDS = {
+  "no handler": "",
+  "process.exit()": `process.on("SIGTERM", () => process.exit());`,
+  "process.exit(143)": `process.once("SIGTERM", () => process.exit(143));`,
+  "a stop of the server": `process.on("SIGTERM", () => {
+    if (server.stop) server.stop(); else server.close();
+  });`,
+} as const;
