@@ -19,7 +19,7 @@ import { EMULATED } from "./support/until.ts";
 const INSIDE = "test/system/inside";
 const GROUPS = [
   // Apart from others: they check that nothing is left open in their process.
-  { paths: ["test/unit"], atOnce: 6 },
+  { paths: ["test/unit"], atOnce: 10 },
   { paths: ["test/activate"], atOnce: 6 },
   { paths: [INSIDE], atOnce: 1 },
   { paths: ["test/package", "test/system", "test/bench"], atOnce: 3 },
