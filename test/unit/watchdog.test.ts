@@ -15,10 +15,10 @@ afterEach(() => {
 });
 
 describe("watchdogEnabled", () => {
-  test("returns the interval in microseconds, once", () => {
+  test("returns the interval in microseconds, at each call", () => {
     expectPings("3000000");
     expect(watchdogEnabled()).toBe(3_000_000);
-    expect(watchdogEnabled()).toBeUndefined();
+    expect(watchdogEnabled()).toBe(3_000_000);
     // Without WATCHDOG_PID it is for whoever reads it.
     process.env["WATCHDOG_USEC"] = "1";
     expect(watchdogEnabled()).toBe(1);
@@ -73,7 +73,16 @@ describe("startWatchdog", () => {
     expect(pings(401)).toEqual(Array(3).fill("WATCHDOG=1\n"));
   });
 
+  test("sends them after a call of watchdogEnabled, too, and does nothing at a second call", () => {
+    expectPings("400000");
+    expect(watchdogEnabled()).toBe(400_000);
+    expect(startWatchdog()).toBeDefined();
+    expect(startWatchdog()).toBeUndefined();
+    expect(pings(200)).toEqual(["WATCHDOG=1\n"]);
+  });
+
   test("sends none if none are expected", () => {
+    expectPings("400000", "1");
     expect(startWatchdog()).toBeUndefined();
     expect(jest.getTimerCount()).toBe(0);
   });
