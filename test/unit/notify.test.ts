@@ -332,6 +332,16 @@ describe("with a manager that does not read", () => {
     expect(sleep.mock.calls.length).toBeGreaterThan(waits);
   });
 
+  test("notify waits also after a failure of another kind", async () => {
+    await fill();
+    receiver.poll();
+    expect(notify({ ready: true })).toBe(true);
+    expect(await failure({ ready: true }, { pid: 0x7ffffffe })).toMatch(/\((ESRCH|EPERM)\)/);
+    const sleep = spyOn(Bun, "sleepSync");
+    expect(await failure({ stopping: true })).toBe("");
+    expect(sleep.mock.calls.length).toBeGreaterThan(10);
+  });
+
   test("notify goes on as soon as there is room", async () => {
     const sleep = spyOn(Bun, "sleepSync");
     await fill();

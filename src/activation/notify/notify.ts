@@ -76,6 +76,8 @@ interface Kept {
   socket?: number;
   /** Whether the last notification failed, and that was logged. */
   isUnheard?: boolean;
+  /** Whether the queue of systemd was full for as long as a notification waits. */
+  isFull?: boolean;
 }
 
 const kept = perProcess<Kept>("notify", () => ({}));
@@ -198,11 +200,14 @@ export function send(state: string, { fds = [], pid }: NotifyOptions): boolean {
     try {
       kept.socket ??= libc.datagramSocket();
       libc.sendDatagram(kept.socket, path, datagram, fds, pid);
+      kept.isFull = false;
       return true;
     } catch (error) {
+      if (codeOf(error) !== "EAGAIN") throw error;
       const now = performance.now();
-      deadline ??= kept.isUnheard ? now : now + SEND_TIMEOUT;
-      if (codeOf(error) !== "EAGAIN" || now >= deadline) throw error;
+      deadline ??= kept.isFull ? now : now + SEND_TIMEOUT;
+      kept.isFull = now >= deadline;
+      if (kept.isFull) throw error;
       Bun.sleepSync(1);
     }
   }
