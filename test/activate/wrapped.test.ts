@@ -149,6 +149,17 @@ describe.skipIf(!noContainer.success)("in a container, where the sockets are for
     expect(await contained(...shell(run))).toEqual({ warnings, results, rest: "" });
   });
 
+  test("the program is told if it is process 1, and the sockets are for a process outside", async () => {
+    const run = `LISTEN_PID=4242 ${BECOMES} requireListenFds`;
+    const { rest, results } = await contained(...shell(run));
+    const remedy = "start the program without a PID namespace of its own";
+    expect(rest).toBe(
+      `the sockets were passed to process 4242, outside of the PID namespace of this process, 1, so this process gets none: ${remedy}`,
+    );
+    const why = `no socket was passed, because LISTEN_PID is 4242 and this is process 1: ${remedy}`;
+    expect(results).toEqual([null, why, []]);
+  });
+
   test("the parent itself is known without /proc", async () => {
     const run = `/bin/sh -c 'LISTEN_PID=$$; ${hide}' "$0" "$1"; :`;
     expect((await contained(...shell(run))).rest).toMatch(

@@ -145,7 +145,8 @@ function readPassed(): Passed | NotPassed {
   if (!Bun.isMainThread)
     return { reason: "this is a Worker", remedy: "call this function in the main thread" };
   if (pid === undefined) {
-    if (kept.found === undefined) return { reason: "LISTEN_PID is not set" };
+    // An earlier call removed the variables.
+    if (kept.found === undefined) return absence ?? { reason: "LISTEN_PID is not set" };
     if (isHot()) return { ...kept.found, again: true };
     const remedy =
       "call it once and keep the result; with the preload socket-service/register, do not call it";

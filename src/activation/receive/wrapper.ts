@@ -5,21 +5,26 @@ const INIT = ["systemd", "init", ""];
 
 /**
  * Warns if the process `pid`, to which the sockets were passed, is an ancestor of this one, as with
- * `ExecStart=bun run start`, npm or a shell, or with process 1 of a container.
+ * `ExecStart=bun run start`, npm or a shell, or with process 1 of a container. Such an ancestor may be
+ * outside of the PID namespace.
  *
  * @returns The remedy, if it is one.
  */
 export function warnIfWrapped(pid: number): string | undefined {
   let ancestor = process.ppid;
   while (ancestor > 1 && ancestor !== pid) ancestor = stat(ancestor).parent;
-  if (ancestor !== pid) return undefined;
   const { name } = stat(pid);
+  const isOutside = process.pid === 1 && pid > 1;
+  if (ancestor !== pid && !isOutside) return undefined;
   if (pid === 1 && INIT.includes(name)) return undefined;
   const place = pid === 1 ? "the command of the container" : "ExecStart=";
-  const remedy = `write the program itself in ${place}, or put exec before it in the shell`;
+  const remedy = isOutside
+    ? "start the program without a PID namespace of its own"
+    : `write the program itself in ${place}, or put exec before it in the shell`;
+  const relation = isOutside ? "outside of the PID namespace of" : "which started";
   log(
     LogLevel.warning,
-    `the sockets were passed to process ${pid}${name && ` (${name})`}, which started this process, ${process.pid}, so this process gets none: ${remedy}`,
+    `the sockets were passed to process ${pid}${name && !isOutside ? ` (${name})` : ""}, ${relation} this process, ${process.pid}, so this process gets none: ${remedy}`,
   );
   return remedy;
 }
