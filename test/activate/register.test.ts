@@ -180,6 +180,34 @@ test("a program of node:http keeps its own timeouts", async () => {
   client.close();
 });
 
+test.each([
+  "require('node:net').createServer((socket) => socket.end('bye')).listen({ fd: 3 })",
+  "Bun.listen({ fd: 3, socket: { open: (socket) => void socket.end('bye'), data() {} } })",
+])("a program that names descriptor 3 itself is ready, and ends: %s", async (source) => {
+  const { it, running, status } = await started(source, { env: { IDLE_TIMEOUT: "0.5" } });
+  expect(status).toBe(`READY=1\nSTATUS=Listening on 127.0.0.1:${it.port}\n`);
+  expect(await text(await client(it.to))).toBe("bye");
+  expect(await running.status()).toBe(0);
+  expect(noise(running)).toBe("");
+});
+
+test.each([
+  `Bun.serve({ port: 3000, routes: { wrong: () => new Response() } });`,
+  `Bun.serve({ port: 0, hostname: "192.0.2.1", fetch: () => new Response() });`,
+  `Bun.listen({ port: PORT, hostname: "192.0.2.1", socket: { data() {} } });`,
+  `await Bun.udpSocket({ port: 3000, hostname: "192.0.2.1" });`,
+])("an error of Bun looks as without the preload: %s", async (source) => {
+  const it = service();
+  const program = source.replace("PORT", String(freePort()));
+  const running = it.run(program);
+  const status = await running.status();
+  const command = [process.execPath, "program.ts"];
+  const plain = it.start("program.ts", { command });
+  expect([await plain.status(), status]).toEqual([1, 1]);
+  expect(running.stderr).toContain(program);
+  expect(running.stderr).toBe(plain.stderr);
+});
+
 test("a program of node:net serves, whenever it sets its handler", async () => {
   for (const source of [
     `const server = require("node:net").createServer((socket) => socket.pipe(socket)).listen(3000);`,

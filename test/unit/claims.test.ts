@@ -1,7 +1,10 @@
 import { describe, expect, test } from "bun:test";
+import { mkdirSync, symlinkSync } from "node:fs";
+import { join } from "node:path";
 
 import { type Claimable, Claims, isClaimable } from "../../src/activation/register/claims.ts";
 import { listClaimable, nameWanted, type Wanted } from "../../src/activation/register/claims.ts";
+import { scratch } from "../support/daemon.ts";
 
 let next = 3;
 function tcp(port: number, name = "app.socket", address = "127.0.0.1"): Claimable {
@@ -101,6 +104,28 @@ describe("a call gets", () => {
   ])("never %s", (_, sockets, wanted) => {
     expect(claims(sockets, ...wanted)).toEqual({ got: wanted.map(() => undefined), warnings: [] });
   });
+});
+
+test("a path is that of a socket if it leads through a link to the same folder", () => {
+  using directory = scratch();
+  const [real, link] = [join(directory.path, "real"), join(directory.path, "link")];
+  mkdirSync(real);
+  symlinkSync(real, link);
+  const sockets = [tcp(80), unix(`${real}/a`), unix("/run/b", `${link}/b`)];
+  const wanted = [stream(`${link}/a`), stream(`${real}/b`)];
+  expect(claims(sockets, ...wanted)).toEqual({ got: [1, 2], warnings: [] });
+});
+
+test("a call that names a passed socket by its descriptor gets that one", () => {
+  const sockets = [tcp(80, "3000"), tcp(3000), udp(53), unix("/run/a")];
+  const all = new Claims(sockets, (message) => expect.unreachable(message));
+  for (const { fd } of sockets.toReversed()) {
+    const wanted = all.wantedOf(fd);
+    if (wanted === undefined) expect.unreachable();
+    expect(all.claim(wanted)?.fd).toBe(fd);
+    expect(all.claim(wanted)).toBeUndefined();
+  }
+  expect(all.wantedOf(2)).toBeUndefined();
 });
 
 describe("one warning names the remedy if it is not clear which call gets which socket:", () => {

@@ -1,4 +1,5 @@
 import { expect, spyOn, test } from "bun:test";
+import { heapStats } from "bun:jsc";
 import fs from "node:fs";
 
 import { Idle, whenIdle } from "../../src/activation/adopt/idle.ts";
@@ -121,8 +122,26 @@ test("nobody is idle while a server of the program's own is open", async () => {
   idle.addOwn(own);
   const ended = idle.after(TIMEOUT);
   expect(await within(3 * TIMEOUT, ended)).toBe(false);
-  idle.removeOwn(own);
+  idle.remove(own);
   await happens(ended);
+});
+
+test("it keeps no trace of the servers that have stopped", async () => {
+  using it = listening("IPv4");
+  const idle = new Idle();
+  const sets = () => {
+    Bun.gc(true);
+    return heapStats().objectTypeCounts["Set"] ?? 0;
+  };
+  const before = sets();
+  for (let turn = 0; turn < 500; turn++) {
+    const listener = listen({ fd: duplicate(it.fd), socket: { data() {} } });
+    idle.add(listener);
+    listener.stop();
+    idle.remove(listener);
+  }
+  close(it.fd);
+  expect(sets()).toBeLessThan(before + 250);
 });
 
 test("a look reads the descriptors once for all servers that had one socket in turn", async () => {

@@ -29,7 +29,7 @@ export class Connections {
 
   /** Whether none is open now. */
   isEmpty(): boolean {
-    return connectionsAt(this.#address).length === 0;
+    return !hasConnectionAt(this.#address);
   }
 
   /** Returns how many meet a condition now. A look takes 2 to 5 µs for each descriptor of this process. */
@@ -58,8 +58,16 @@ export class Connections {
 
 /** The connections accepted by the socket that listens, or listened, at the sockaddr `at`. */
 export function connectionsAt(at: Uint8Array): number[] {
-  const isOne = (fd: number) => isAcceptedAt(libc.socketName(fd), at) && libc.hasPeer(fd);
-  return openDescriptors().filter(isOne);
+  return openDescriptors().filter((fd) => isConnectionAt(fd, at));
+}
+
+/** Whether there is one. It looks at no more descriptors than it has to. */
+export function hasConnectionAt(at: Uint8Array): boolean {
+  return openDescriptors().some((fd) => isConnectionAt(fd, at));
+}
+
+function isConnectionAt(fd: number, at: Uint8Array): boolean {
+  return isAcceptedAt(libc.socketName(fd), at) && libc.hasPeer(fd);
 }
 
 /** The descriptors of this process. */

@@ -8,6 +8,8 @@ export interface Wanted {
   /** A port from 1, or a path (`@` and a name if it is abstract). */
   readonly at: number | string;
   readonly hostname?: string | undefined;
+  /** The number of a passed descriptor, if the call names one. */
+  readonly fd?: number;
 }
 
 /** A passed socket that a call can have: one that listens, or one for datagrams over IP. */
@@ -51,14 +53,29 @@ export class Claims {
     return this.sockets.filter(({ fd }) => !this.#claims.has(fd));
   }
 
+  /** Returns what a call asks for that names a descriptor; undefined if it is not a passed socket. */
+  wantedOf(fd: number): Wanted | undefined {
+    const socket = this.sockets.find((it) => it.fd === fd)?.socket;
+    if (socket === undefined) return undefined;
+    const type = socket.type === "datagram" ? "datagram" : "stream";
+    return "port" in socket
+      ? { type, at: socket.port, hostname: socket.address, fd }
+      : { type, at: formatAddress(socket), fd };
+  }
+
   /**
    * Claims the socket whose name is the wanted port or path; otherwise one that is bound to it;
-   * otherwise the only one that is left, unless its name is another port or path.
+   * otherwise the only one that is left, unless its name is another port or path. A call that names a
+   * descriptor gets that.
    */
   claim(wanted: Wanted): Claim | undefined {
+    if (wanted.fd !== undefined) {
+      const own = this.left.find(({ fd }) => fd === wanted.fd);
+      return own && this.#take(own, wanted, false);
+    }
     const left = this.left.filter(({ socket }) => socket.type === wanted.type);
     const unnamed = left.filter(({ name }) => !isPlace(name));
-    const named = left.filter(({ name }) => name === String(wanted.at));
+    const named = left.filter(({ name }) => isSamePlace(name, wanted.at));
     const bound = unnamed.filter(({ socket }) => isBoundTo(socket, wanted.at));
     const [first, ...others] = named.length > 0 ? named : bound;
     if (first !== undefined) {
@@ -140,7 +157,24 @@ function isPlace(name: string): boolean {
 }
 
 function isBoundTo(socket: Claimable["socket"], at: number | string): boolean {
-  return "port" in socket ? socket.port === at : formatAddress(socket) === at;
+  return "port" in socket ? socket.port === at : isSamePlace(formatAddress(socket), at);
+}
+
+/** Whether a name or a path is that of a call. A folder may be a link, as /var/run is to /run. */
+function isSamePlace(name: string, at: number | string): boolean {
+  if (name === String(at)) return true;
+  return name[0] === "/" && typeof at === "string" && at[0] === "/" && real(name) === real(at);
+}
+
+/** Returns a path without links to folders. */
+function real(path: string): string {
+  const { basename, dirname, join } = process.getBuiltinModule("node:path");
+  const { realpathSync } = process.getBuiltinModule("node:fs");
+  try {
+    return join(realpathSync(dirname(path)), basename(path));
+  } catch {
+    return path;
+  }
 }
 
 function hasAddress(socket: Claimable["socket"], hostname: string | undefined): boolean {

@@ -77,8 +77,19 @@ export function register(): void {
   for (const [name, replacement] of Object.entries(replacements)) {
     const native = Reflect.get(Bun, name);
     // Bun throws the error for no object.
-    const choose = (options: unknown, ...others: unknown[]) =>
-      call(typeof options === "object" && options ? replacement : native, options, ...others);
+    const choose = (options: unknown, ...others: unknown[]) => {
+      try {
+        return call(
+          typeof options === "object" && options ? replacement : native,
+          options,
+          ...others,
+        );
+      } catch (error) {
+        // Bun prints the source of the first frame, which is to be the program's.
+        if (error instanceof Error) Error.captureStackTrace(error, choose);
+        throw error;
+      }
+    };
     Object.assign(Bun, { [name]: choose });
   }
   const remind = () => claims.left.length > 0 && warn(unclaimed(claims.left));
@@ -151,24 +162,24 @@ class Unchanged {
         : listener;
     },
 
-    udpSocket: async (options: UdpSocketOptions, ...others: unknown[]): Promise<object> => {
+    udpSocket: (options: UdpSocketOptions, ...others: unknown[]): Promise<object> => {
       const native = () => call<Promise<object>>(this.#native.udpSocket, options, ...others);
       const wanted =
         "connect" in options && options.connect
           ? undefined
           : this.#wanted(options, undefined, "datagram");
-      if (wanted === undefined) return await native();
+      if (wanted === undefined) return native();
       const claim = this.#claim(wanted);
-      if (claim === undefined) return this.#own(await native(), wanted, CLOSES);
+      if (claim === undefined) return native().then((it) => this.#own(it, wanted, CLOSES));
       const fd = duplicate(claim);
       const noticing = derive(this.#noticing(options, "data"), { fd });
-      try {
-        const socket = await this.#natively(() => udpSocket(noticing));
-        return this.#giveBackAtEnd(claim, socket, CLOSES);
-      } catch (error) {
-        this.#giveUp(claim, fd);
-        throw error;
-      }
+      return this.#natively(() => udpSocket(noticing)).then(
+        (socket) => this.#giveBackAtEnd(claim, socket, CLOSES),
+        (error) => {
+          this.#giveUp(claim, fd);
+          throw error;
+        },
+      );
     },
   };
 
@@ -178,7 +189,11 @@ class Unchanged {
     byDefault?: () => number,
     type: Wanted["type"] = "stream",
   ): Wanted | undefined {
-    if (typeof fd === "number") return undefined;
+    if (typeof fd === "number") {
+      const passed = this.#claims.wantedOf(fd);
+      // `listen` of the module has put a placeholder there.
+      return passed && isClaimable(describe(fd)) ? passed : undefined;
+    }
     if (typeof unix === "string" && unix !== "") return { type, at: absolute(unix) };
     const isUnset = port === undefined || port === null || port === "";
     const at = isUnset ? byDefault?.() : Number(port);
@@ -237,7 +252,6 @@ class Unchanged {
   /** Notes a server, listener or socket that was not passed: nobody would start the program for that. */
   #own<T extends object>(it: T, wanted: Wanted, ends = STOPS): T {
     this.#idle?.addOwn(it);
-    atEnd(it, ends, () => this.#idle?.removeOwn(it));
     return this.#opened(it, wanted, ends);
   }
 
@@ -289,7 +303,10 @@ class Unchanged {
     this.#open.add(it);
     // One that is closed at once has only tested whether a port is free.
     setImmediate(() => this.#open.has(it) && this.#report(wanted));
-    return atEnd(it, ends, () => this.#open.delete(it));
+    return atEnd(it, ends, () => {
+      this.#open.delete(it);
+      this.#idle?.remove(it);
+    });
   }
 
   /** Reports readiness with the last passed socket, or with the first server if none was passed. */
