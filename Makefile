@@ -76,7 +76,7 @@ unit: node_modules/.installed ## Run the module's unit tests, which start no exe
 	@$(BUN) test/run.ts test/unit $(ARGS)
 
 # test/system boots a systemd, from ROOT if it is set.
-test: all ## Run every test (ARGS="-t NAME" or a path; ROOT=DIR for another systemd; ARCH=arm64)
+test: all ## Run every test (ARGS="-t NAME" or a path; ROOT=DIR: test/system there; ARCH=arm64: some)
 	@$(or $(EMULATE),$(BUN)) test/run.ts $(ARGS)
 
 # Another Debian for the tests that boot a systemd: `make test ROOT=dist/roots/trixie`.

@@ -42,7 +42,7 @@ describe.skipIf(cannotRun)("a service", () => {
     expect(await machine.show("hello.service", "ExecMainStatus")).toBe("78");
     const [, command = ""] = await says(
       "hello.service",
-      /^3 socket-service: no socket was passed by systemd to hello\.service, because LISTEN_PID is not set: hello\.socket was changed or stopped while the service ran, or the service was started without it \(Requires= prevents that, and Sockets= if the socket has another name\), run (.*)$/,
+      /^3 socket-service: no socket was passed by systemd to hello\.service, because LISTEN_PID is not set: name hello\.socket in Requires= of the service \(also in Sockets=, if the socket has another name\), then run (.*)$/,
     );
     expect(command).toBe("systemctl stop hello.socket && systemctl start hello.socket");
     await machine.must("sh", "-c", command);
@@ -56,7 +56,7 @@ describe.skipIf(cannotRun)("a service", () => {
     await write(`${name}.service`, `[Service]\nType=notify\nExecStart=${SERVICE}\n`);
     await machine.systemctl("daemon-reload");
     expect((await machine.run("systemctl", "start", `${name}.service`)).status).toBe(1);
-    const [, command = ""] = await says(`${name}.service`, /, run (.*)$/);
+    const [, command = ""] = await says(`${name}.service`, /, then run (.*)$/);
     await machine.must("sh", "-c", command);
     expect(await receives(4202)).toBe("This is a test\n");
     await machine.systemctl("stop", `${name}.socket`, `${name}.service`);

@@ -135,7 +135,7 @@ describe("one warning names the remedy if it is not clear which call gets which 
       got: [undefined, undefined],
       warnings: [
         '127.0.0.1:80 ("a.socket") and 127.0.0.1:81 ("b.socket") were passed, but none is for port 3000, ' +
-          "so the program opens its own: keep one address in each socket unit, and set FileDescriptorName=3000 in one of them",
+          "so the program opens port 3000 itself: keep one address in each socket unit, and set FileDescriptorName=3000 in one of them",
       ],
     });
   });
@@ -246,7 +246,7 @@ test("under bun --hot, a call with another hostname, whose port has its socket, 
     expect(got).toEqual([0, undefined, undefined]);
     expect(warnings).toEqual([
       expect.stringMatching(
-        /^a call for port 3000 with another hostname has its socket: if an edit/,
+        /^a call with another hostname has the socket of port 3000: if an edit/,
       ),
     ]);
     // The same call again is no edit of the hostname.

@@ -538,7 +538,7 @@ test("drain and draining refuse a server that serve did not make", () => {
   for (const end of [drain, draining])
     expect(thrown(() => end(createServer()))).toEqual(
       TypeError(
-        "this http.Server does not listen, or the program runs without the preload socket-service/register",
+        "this http.Server has no passed socket: let it listen first, in a program with the preload socket-service/register",
       ),
     );
 });

@@ -110,7 +110,7 @@ describe("acceptedFd", () => {
     pass("1");
     expect(acceptedFd()).toBe(3);
     expect(refusal(acceptedFd)).toMatch(
-      /^78: no connection was passed, because an earlier call returned it: call it once and keep /,
+      /^78: no connection was passed, because an earlier call returned it: keep the result of that call; /,
     );
   });
 

@@ -60,7 +60,7 @@ describe("an error for a program that was passed nothing", () => {
   test("names the unit to restart if systemd has started it", () => {
     process.env["SYSTEMD_EXEC_PID"] = String(process.pid);
     expect(errorText(notPassed({ reason }, "socket"))).toMatch(
-      /^78: .* by systemd to .*: .* was changed or stopped .*, run systemctl( --user)? stop .* start /,
+      /^78: .* by systemd to .*: name .* in Requires= .*, then run systemctl( --user)? stop .* start /,
     );
     expect(errorText(notPassed({ reason }, "connection"))).toMatch(
       /^78: .* by systemd to .*: do not start the service itself, but run .* and let a client connect$/,
@@ -71,7 +71,7 @@ describe("an error for a program that was passed nothing", () => {
       throw new Error("there is no /proc");
     });
     expect(errorText(notPassed({ reason }, "socket"))).toMatch(
-      /^78: .* to this service, .*: its socket unit was changed .*, run systemctl stop its .* && systemctl start its /,
+      /^78: .* to this service, .*: name its socket unit in .*, then run systemctl stop its .* && systemctl start its /,
     );
   });
 

@@ -111,7 +111,7 @@ describe("if nothing was passed, pick says why, unless nothing is needed", () =>
     );
     kept.found = { count: 1, names: ["http"] };
     expect(refusal(() => pick(listenFds(), wanted))).toMatch(
-      /^78: no socket was passed, because an earlier call returned it: call it once and keep the result; with the preload \S+, do not call it$/,
+      /^78: no socket was passed, because an earlier call returned it: keep the result of that call; with the preload \S+, make no such call$/,
     );
   });
 

@@ -70,7 +70,7 @@ test("udpSocket does not connect a passed socket, and ignores a wrong port", asy
   const fd = bound(AF_INET, SOCK_DGRAM);
   const connect = { hostname: "::1", port: 9 };
   expect(await rejection(udpSocket(Object.assign({ fd, connect }, { socket: echo })))).toBe(
-    "TypeError: udpSocket cannot connect a passed socket, because systemd has that too: leave connect out",
+    "TypeError: udpSocket cannot connect a passed socket, because systemd holds this socket too: leave connect out",
   );
   const socket = await udpSocket({ fd, hostname: "127.0.0.1", port: Number.NaN, socket: echo });
   expect(await askDatagram(socket.port)).toBe("hello");

@@ -146,7 +146,7 @@ function requireServed(given: Server<unknown> | HttpServer): Found {
   }
   throw new TypeError(
     "getConnections" in given
-      ? "this http.Server does not listen, or the program runs without the preload socket-service/register"
+      ? "this http.Server has no passed socket: let it listen first, in a program with the preload socket-service/register"
       : "serve did not make this server: use serve instead of Bun.serve",
   );
 }

@@ -42,7 +42,7 @@ export async function udpSocket<Data extends BinaryType = "buffer">(
   if (passed === undefined) return await runtime.udpSocket(options);
   if ("connect" in options && options.connect)
     throw new TypeError(
-      "udpSocket cannot connect a passed socket, because systemd has that too: leave connect out",
+      "udpSocket cannot connect a passed socket, because systemd holds this socket too: leave connect out",
     );
   const descriptor = describe(passed);
   if (!("port" in descriptor) || descriptor.type !== "datagram")

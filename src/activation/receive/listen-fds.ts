@@ -149,7 +149,7 @@ function readPassed(): Passed | NotPassed {
     if (kept.found === undefined) return absence ?? { reason: "LISTEN_PID is not set" };
     if (isHot()) return { ...kept.found, again: true };
     const remedy =
-      "call it once and keep the result; with the preload socket-service/register, do not call it";
+      "keep the result of that call; with the preload socket-service/register, make no such call";
     return { reason: "an earlier call returned it", remedy };
   }
   if (!isOwnPid("LISTEN_PID", pid)) {

@@ -33,7 +33,7 @@ export function notPassed({ reason, remedy }: NotPassed, needed: Needed): Activa
   return error(
     needed === "connection"
       ? `do not start the service itself, but ${again} and let a client connect`
-      : `${socket} was changed or stopped while the service ran, or the service was started without it (Requires= prevents that, and Sockets= if the socket has another name), ${again}`,
+      : `name ${socket} in Requires= of the service (also in Sockets=, if the socket has another name), then ${again}`,
     ` by systemd to ${service}`,
   );
 }

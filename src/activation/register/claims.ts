@@ -91,7 +91,7 @@ export class Claims {
     if (only !== undefined && more.length === 0) return this.#take(only, wanted, true);
     if (more.length > 0)
       this.#warn(
-        `${list(unnamed)} were passed, but none is for ${nameWanted(wanted)}, so the program opens its own: ` +
+        `${list(unnamed)} were passed, but none is for ${nameWanted(wanted)}, so the program opens ${nameWanted(wanted)} itself: ` +
           `keep one address in each socket unit, and set FileDescriptorName=${wanted.at} in one of them`,
       );
     else this.#warnOfGuess(wanted);
@@ -140,7 +140,7 @@ export class Claims {
       wanted.type === type && wanted.at === at && wanted.hostname !== hostname;
     if (isHot() && this.#claims.values().some(isOther))
       this.#warn(
-        `a call for ${nameWanted({ type, at })} with another hostname has its socket: if an edit has changed the hostname, restart the program`,
+        `a call with another hostname has the socket of ${nameWanted({ type, at })}: if an edit has changed the hostname, restart the program`,
       );
   }
 
