@@ -1,5 +1,6 @@
 /* The executables refuse input that no service manager passes, and have options. */
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 
 import { version } from "../../package.json";
@@ -247,6 +248,21 @@ test.each(SERVICES)(
     );
   },
 );
+
+test.each(SERVICES)("$name reads no file in the working directory", async ({ name }) => {
+  using directory = scratch();
+  const outcome = async () => {
+    const env = { LISTEN_PID: undefined, LISTEN_FDS: undefined };
+    await using service = execute(name, [], env, [], directory.path);
+    return { status: await service.status(), stderr: service.stderr };
+  };
+  const before = await outcome();
+  const write = (file: string, text: string) => writeFileSync(join(directory.path, file), text);
+  write(".env", "LISTEN_PID=malformed\nLISTEN_FDS=1\n");
+  write("bunfig.toml", 'preload = ["./loaded.ts"]\n');
+  write("loaded.ts", 'throw new Error("loaded");\n');
+  expect(await outcome()).toEqual(before);
+});
 
 test("an error has its level before it if stderr is the journal, and only then", async () => {
   await using journal = execute("../test/activate/journal.sh", [], {}, ["socket-service"]);

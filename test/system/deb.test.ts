@@ -219,6 +219,12 @@ describe.skipIf(cannotRun || lacks("dh", "dpkg-parsechangelog", "xz"))("the pack
     await machine.must("rm", "-r", dirname(DROP_IN));
   });
 
+  test("an upgrade where no systemd runs asks none, as in the making of an image", async () => {
+    const script = "/var/lib/dpkg/info/socket-service";
+    const upgrade = `mount -t tmpfs tmpfs /run && ${script}.preinst upgrade && ${script}.postinst configure && ls /run`;
+    expect(await machine.must("unshare", "--mount", "sh", "-c", upgrade)).toBe("");
+  });
+
   test("apt-get remove closes the ports, and purge leaves nothing", async () => {
     // A client that comes meanwhile must not start the service again.
     await using _ = new Clients(machine, "pulse", 4000, 64, 100);

@@ -1,5 +1,6 @@
 /** `make install`, `make uninstall` and the like: their files, and that the services run. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { dirname } from "node:path";
 import { until } from "../support/until.ts";
 import { cannotRun, Clients, greeting, lacksInside } from "./harness.ts";
 import { nothingFailed, SOCKETS, userOf } from "./harness.ts";
@@ -223,6 +224,25 @@ describe.skipIf(cannotRun)("installation", () => {
       expect(await files("/tmp/package")).toEqual([drop.replace("/tmp/package/", "")]);
       const drops = ["find", "/tmp/package", "-name", "*.d"];
       expect(await machine.must(...drops)).toBe(drop.replace("/mine.conf", ""));
+    });
+
+    test("make uninstall removes them where no systemd runs, as in a chroot", async () => {
+      await make("install");
+      // systemctl cannot connect, and there is no /run/systemd/system.
+      const script = `mount -t tmpfs tmpfs /run && make -C ${CHECKOUT} uninstall`;
+      await machine.must("unshare", "--mount", "sh", "-c", script);
+      expect(await machine.must("find", "/usr/local", "-name", "socket-service*")).toBe("");
+    });
+
+    test("make install replaces a link that has the name of its new file, and not the file behind it", async () => {
+      await machine.write("/tmp/other", "of another\n");
+      const unit = `/tmp/linked/${UNITS}/socket-service.socket`;
+      await machine.must("mkdir", "-p", dirname(unit));
+      await machine.must("ln", "-s", "/tmp/other", `${unit}.new`);
+      await make("install", "DESTDIR=/tmp/linked");
+      expect(await machine.must("cat", "/tmp/other")).toBe("of another");
+      expect(await machine.must("stat", "--format=%F", unit)).toBe("regular file");
+      await machine.must("rm", "-r", "/tmp/linked");
     });
 
     test("make uninstall fails where it may not remove a file", async () => {

@@ -1,7 +1,12 @@
 import { expect, spyOn, test } from "bun:test";
 
 import { describe as describeFd } from "../../src/activation/receive/describe.ts";
-import { watchListener, substitute } from "../../src/activation/adopt/event-loop.ts";
+import {
+  isWatched,
+  substitute,
+  unwatch,
+  watchListener,
+} from "../../src/activation/adopt/event-loop.ts";
 import { readProc, replace } from "../../src/activation/linux/libc.ts";
 import { close, socketPair } from "../support/sockets.ts";
 import { refusal } from "../support/checks.ts";
@@ -113,6 +118,24 @@ test("after edits, no earlier look restores how Bun watched a former socket of t
   second.stop();
   lookAgain();
   close(it.fd);
+});
+
+test("a socket that is forgotten late does not have the next one of that number forgotten", () => {
+  const socket = { data() {} };
+  const own = () => Bun.listen({ hostname: "127.0.0.1", port: 0, socket });
+  const [passed, first] = [listening("IPv4"), own()];
+  const watch = substitute(passed.fd, fdOf(first));
+  first.stop();
+  const second = own();
+  expect(fdOf(second)).toBe(watch.fd);
+  const next = substitute(passed.fd, fdOf(second));
+  unwatch(watch);
+  expect(isWatched(next)).toBe(true);
+  unwatch(next);
+  expect(isWatched(next)).toBe(false);
+  second.stop();
+  close(passed.fd);
+  passed[Symbol.dispose]();
 });
 
 test("each socket is found by its own number, and not by one that ends in the same digits", () => {

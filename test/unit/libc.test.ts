@@ -191,8 +191,12 @@ test("libc that cannot be called is explained by the library, a variable or the 
   );
   process.env["BUN_JSC_useJIT"] = "0";
   expect(whyNoLibc(why)).toBe(`cannot call libc, ${why}: unset BUN_JSC_useJIT (it is "0")`);
-  delete process.env["BUN_JSC_useJIT"];
   const sandbox = `cannot call libc, ${why}: allow memory that is writable and executable (MemoryDenyWriteExecute=no)`;
+  for (const enabled of ["1", "true", "yes"]) {
+    process.env["BUN_JSC_useJIT"] = enabled;
+    expect(whyNoLibc(why)).toBe(sandbox);
+  }
+  delete process.env["BUN_JSC_useJIT"];
   expect(whyNoLibc(why)).toBe(sandbox);
   using read = spyOn(fs, "readFileSync");
   read.mockReturnValue(

@@ -65,8 +65,13 @@ describe("an error for a program that was passed nothing", () => {
     expect(errorText(notPassed({ reason }, "connection"))).toMatch(
       /^78: .* by systemd to .*: do not start the service itself, but run .* and let a client connect$/,
     );
-    // Without /proc it knows no name.
     using read = spyOn(fs, "readFileSync");
+    // A shell would take the backslash for its own.
+    read.mockReturnValue("0::/system.slice/a\\x2db.service\n");
+    expect(errorText(notPassed({ reason }, "socket"))).toEndWith(
+      "systemctl stop 'a\\x2db.socket' && systemctl start 'a\\x2db.socket'",
+    );
+    // Without /proc it knows no name.
     read.mockImplementation(() => {
       throw new Error("there is no /proc");
     });

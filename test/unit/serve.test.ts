@@ -473,15 +473,18 @@ test("server.fetch of a path has the address of the passed socket", async () => 
   expect(await (await server.fetch(request)).text()).toBe("http://example/c");
 });
 
-test("Bun says the error of a WebSocket handler that is no function", () => {
-  using it = listening("IPv4");
-  const websocket = JSON.parse(`{ "open": 5 }`);
-  const options = { fetch: () => undefined, websocket: { ...websocket, message() {} } };
-  const bun = refusal(() => Bun.serve({ port: 0, ...options }));
-  expect(bun).toContain("open");
-  expect(refusal(() => serve({ fd: it.fd, ...options }))).toBe(bun);
-  sockets.close(it.fd);
-});
+test.each(["open", "close"])(
+  "Bun says the error of a WebSocket's %s that is no function",
+  (name) => {
+    using it = listening("IPv4");
+    const websocket = JSON.parse(`{ "${name}": 5 }`);
+    const options = { fetch: () => undefined, websocket: { ...websocket, message() {} } };
+    const bun = refusal(() => Bun.serve({ port: 0, ...options }));
+    expect(bun).toContain(name);
+    expect(refusal(() => serve({ fd: it.fd, ...options }))).toBe(bun);
+    sockets.close(it.fd);
+  },
+);
 
 test("serve refuses HTTP/3, and sockets of other families", () => {
   using it = listening("IPv4");
