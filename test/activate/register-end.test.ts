@@ -182,6 +182,22 @@ describe.concurrent("SIGTERM", () => {
     expect(milliseconds).toBeLessThan(2000);
   });
 
+  test.serial("reaches a program of node:net at once, though a connection is open", async () => {
+    const took = await shortest(450, async () => {
+      const { it } = await started(
+        `require("node:net").createServer((socket) => socket.write("open")).listen(3000);` +
+          ENDS["process.exit()"],
+      );
+      const open = await Kept.to(it.to);
+      await until("it is open", 10, () => open.received === "open");
+      const { status, milliseconds } = await it.stop();
+      expect(status).toBe(0);
+      return milliseconds;
+    });
+    // With the time for a handshake of node:http2, it would be half a second.
+    expect(took).toBeLessThan(450);
+  });
+
   test.serial(
     "a second time reaches the handler of the program at once, or ends it without one",
     async () => {
@@ -342,6 +358,13 @@ describe.concurrent("SIGTERM", () => {
     expect(running.process.exitCode).toBeNull();
   });
 
+  test("leaves the end to a handler that is called once, however long that takes", async () => {
+    const { it } = await started(
+      `${BUN} process.once("SIGTERM", async () => (await Bun.sleep(500), process.exit(7)));`,
+    );
+    expect((await it.stop()).status).toBe(7);
+  });
+
   test("reaches a handler that another one removes meanwhile no more, and all others", async () => {
     const { running } = await started(
       `${BUN}
@@ -390,6 +413,7 @@ describe.concurrent("SIGTERM", () => {
       process.on("SIGUSR2", a);
       process.removeAllListeners("SIGUSR2");
       console.error(process.listenerCount("SIGTERM"), process.listenerCount("SIGTERM", b), process.listenerCount("SIGUSR2"));
+      console.error(process.rawListeners("SIGTERM").map((one) => [a, b].indexOf(one)).join());
       process.emit("SIGTERM");
       process.on("SIGUSR2", a).removeAllListeners("SIGTERM");
       console.error(process.listenerCount("SIGTERM"), process.listenerCount("SIGUSR2"));
@@ -398,7 +422,7 @@ describe.concurrent("SIGTERM", () => {
       process.on("SIGTERM", undefined).once("SIGTERM", null);
       console.error(process.listenerCount("SIGTERM"));`,
     );
-    await running.says(/^2 1 0\na\nb\n0 1\nTypeError\n0\n$/);
+    await running.says(/^2 1 0\n0,1\na\nb\n0 1\nTypeError\n0\n$/);
   });
 
   test("makes an error of a handler an uncaught exception, as without the preload", async () => {
@@ -470,6 +494,22 @@ describe.concurrent("SIGTERM", () => {
     await running.says(/^told\nstill here\n$/);
   });
 
+  test("a second time ends a program at once that waits for an endless stream alone", async () => {
+    const { it, running } = await started(
+      `require("node:http").createServer((request, response) => response.write("begun")).listen(3000);`,
+    );
+    const endless = await Kept.to(it.to);
+    endless.send("/");
+    await until("it has begun", 10, () => endless.received.includes("begun"));
+    const begun = performance.now();
+    running.process.kill("SIGTERM");
+    // From five seconds on, it waits for nothing else, up to ten.
+    await Bun.sleep(6000);
+    expect(running.process.exitCode).toBeNull();
+    expect((await it.stop()).status).toBe(0);
+    expect(performance.now() - begun).toBeLessThan(9000);
+  });
+
   test.each(["", `"SIGTERM"`])("after removeAllListeners(%s) still drains", async (event) => {
     const { it } = await started(
       `process.on("SIGTERM", () => {}); ${BUN} process.removeAllListeners(${event});`,
@@ -523,6 +563,25 @@ describe.concurrent("SIGTERM", () => {
     expect(milliseconds).toBeWithin(9500, 12_000);
   });
 
+  test("cuts a request that never gets an answer after ten seconds, whenever it came", async () => {
+    const { it, running } = await started(
+      `Bun.serve({ port: 3000, fetch: () => (console.error("asked"), new Promise(() => {})) });`,
+    );
+    const early = await Kept.to(it.to);
+    early.send("/");
+    await running.says(/^asked\n$/);
+    const stopped = it.stop();
+    await it.notified("STOPPING=1");
+    // The early one makes the grace last until then.
+    const late = await Kept.to(it.to);
+    late.send("/");
+    await running.says(/^asked\nasked\n$/);
+    const { status, milliseconds } = await stopped;
+    expect(status).toBe(0);
+    expect(milliseconds).toBeWithin(9500, 12_000);
+    expect(running.stderr).toBe("asked\nasked\n");
+  });
+
   test("has a program that uses the module itself end as without the preload", async () => {
     for (const source of [
       `${NODE} const { drain } = await import(${MODULE});`,
@@ -561,16 +620,21 @@ describe.concurrent("SIGTERM", () => {
   test("says GOAWAY to clients of node:http2, lets answers under way end, leaves others to the next", async () => {
     const { it, running } = await started(
       `require("node:http2").createServer((request, response) =>
-        setTimeout(() => response.end("Hello"), request.url === "/slow" ? 500 : 0)).listen(3000);`,
+        setTimeout(() => response.end("Hello"), request.url === "/slow" ? 1500 : 0)).listen(3000);`,
     );
-    const session = connectHTTP2(it.url);
+    const [session, quiet] = [connectHTTP2(it.url), connectHTTP2(it.url)];
     const goaway = new Promise((resolve) => session.once("goaway", resolve));
+    const told = new Promise((resolve) => quiet.once("goaway", () => resolve(performance.now())));
+    await new Promise((resolve) => quiet.ping(resolve));
     expect(await getHTTP2(session)).toBe("Hello");
     const slow = getHTTP2(session, "/slow");
     // It is there before the signal.
     await new Promise((resolve) => session.ping(resolve));
+    const begun = performance.now();
     running.process.kill("SIGTERM");
     expect(await goaway).toBe(0);
+    // One that has not asked has half a second to do so.
+    expect(Number(await told) - begun).toBeGreaterThan(400);
     const next = connectHTTP2(it.url);
     const late = getHTTP2(next);
     expect(await slow).toBe("Hello");
@@ -583,25 +647,30 @@ describe.concurrent("SIGTERM", () => {
   test("answers a client of node:http2 whose TLS handshake comes after it, and says GOAWAY then", async () => {
     const { it, running } = await started(
       `require("node:http2").createSecureServer(${JSON.stringify(CERTIFICATE)}, (request, response) =>
-        response.end("Hello")).listen(3000);`,
+        setTimeout(() => response.end("Hello"), 50)).listen(3000);`,
     );
-    const [silent, session] = [
-      await client(it.to),
-      connectHTTP2(`https://127.0.0.1:${it.port}`, LAX),
-    ];
-    // It was accepted after the silent one.
+    const url = `https://127.0.0.1:${it.port}`;
+    const silent = [await client(it.to), await client(it.to)];
+    const session = connectHTTP2(url, LAX);
+    // It was accepted after the silent ones.
     expect(await getHTTP2(session)).toBe("Hello");
     const begun = performance.now();
     running.process.kill("SIGTERM");
     await new Promise((resolve) => session.once("goaway", resolve));
-    const createConnection = () => connectTLS({ ...LAX, socket: silent, ALPNProtocols: ["h2"] });
-    const late = connectHTTP2(`https://127.0.0.1:${it.port}`, { createConnection });
-    const goaway = new Promise((resolve) => late.once("goaway", resolve));
-    expect(await getHTTP2(late)).toBe("Hello");
-    expect(await goaway).toBe(0);
+    const [quiet, late] = silent.map((socket) => {
+      const createConnection = () => connectTLS({ ...LAX, socket, ALPNProtocols: ["h2"] });
+      return connectHTTP2(url, { createConnection });
+    });
+    const [told, seen]: [unknown[], unknown[]] = [[], []];
+    quiet?.once("goaway", (code) => told.push(code));
+    late?.once("goaway", (code) => seen.push(code));
+    seen.push(await getHTTP2(late ?? expect.unreachable()));
+    // It is told at its request, not some time after the answer.
+    expect(seen).toEqual([0, "Hello"]);
     expect(await running.status()).toBe(0);
-    // With a session that nobody tells to end, it would be five seconds.
+    // With a session that nobody tells to end, such as one that asks nothing, it would be five seconds.
     expect(performance.now() - begun).toBeLessThan(4000);
+    expect(told).toEqual([0]);
   });
 
   // Bun 1.4.0 does not speak it.

@@ -4,8 +4,9 @@ import { createSocket } from "node:dgram";
 import { join, relative, resolve } from "node:path";
 import { connect as connectTLS } from "node:tls";
 
-import { Client, freePort, get, type Running } from "../support/daemon.ts";
+import { Client, execute, freePort, get, type Running } from "../support/daemon.ts";
 import { CERTIFICATE, client, exchange, text } from "../support/listening.ts";
+import * as sockets from "../support/sockets.ts";
 import { LOOPBACK6 } from "../support/sockets.ts";
 import { REGISTER, type Service, type StartOptions, startsServices } from "../support/unchanged.ts";
 import { until } from "../support/until.ts";
@@ -152,6 +153,16 @@ test("a socket on [::] is reported as Bun reports its own", async () => {
   if (!("port" in to)) expect.unreachable();
   const answer = await fetch(`http://[${LOOPBACK6}]:${to.port}/`);
   expect(await answer.json()).toEqual([LOOPBACK6, to.port, LOOPBACK6, "VERSION"]);
+});
+
+test("a program of node:net reports the address of the passed socket", async () => {
+  const { it } = await started(
+    `const server = require("node:net").createServer((socket) =>
+      socket.end(JSON.stringify(server.address()))).listen(3000);`,
+  );
+  const { port } = it;
+  const address = { address: "127.0.0.1", family: "IPv4", port };
+  expect(JSON.parse(await text(await client(it.to)))).toEqual(address);
 });
 
 test("a program of Bun.listen serves, whatever its data is", async () => {
@@ -344,6 +355,14 @@ describe("which socket", () => {
     expect(await it.get()).toBe("found");
   });
 
+  test("an empty path is none, and the port counts", async () => {
+    const it = service({ name: "3000" });
+    const running = it.run(`Bun.serve({ unix: "", port: 3000, ${answer("found")} });`);
+    await it.ready();
+    expect(await it.get()).toBe("found");
+    expect(warnings(running)).toEqual([]);
+  });
+
   test("an abstract name in the form of the kernel is the one that a name says after @", async () => {
     const it = service({ name: "@one" }, { name: "@two" });
     const running = it.run(
@@ -457,6 +476,14 @@ describe("which socket", () => {
     );
     await running.says(/}\n/);
     expect(JSON.parse(running.stderr)).toEqual({ address: LOOPBACK6, family: "IPv6", port });
+    const local = service({ family: "abstract Unix" });
+    const name = JSON.stringify("path" in local.to && local.to.path);
+    const other = local.run(
+      `const server = require("node:net").createServer().listen(${name}, () =>
+        console.error(JSON.stringify(server.address())));`,
+    );
+    await other.says(/"\n/);
+    expect(other.stderr).toBe(`${name}\n`);
   });
 
   test("a net.Server that gets its handler after another call took the socket has its own port", async () => {
@@ -598,6 +625,27 @@ describe("which socket", () => {
     expect(await it.get()).toBe("second");
   });
 
+  test.each([
+    ["IPv4", `Bun.serve({ port: 3000, idleTimeout: WRONG ? 9999 : 10, ${answer("repaired")} })`],
+    [
+      "UDP",
+      `await Bun.udpSocket({ port: 5353, hostname: "127.0.0.1",
+        socket: { data: WRONG ? 7 : (socket, data, ...to) => void socket.send("repaired", ...to) } })`,
+    ],
+  ] as const)(
+    "after an error of an edit under bun --hot, the next one gets the socket (%s)",
+    async (family, call) => {
+      const it = service({ family });
+      const source = `setInterval(() => {}, 1000);
+        try { ${call}; } catch { console.error("wrong"); }`;
+      const running = it.run(source.replace("WRONG", "true"), { flags: ["--hot"] });
+      await running.says(/^wrong\n/);
+      it.write("program.ts", source.replace("WRONG", "false"));
+      await it.ready();
+      expect(await (family === "UDP" ? datagram(it.port) : it.get())).toBe("repaired");
+    },
+  );
+
   test("a warning names a socket that no call gets within ten seconds, and a connection at once", async () => {
     const it = service({ name: "8080" });
     const port = freePort();
@@ -607,6 +655,18 @@ describe("which socket", () => {
         "the socket unit to the port or path that the program listens on, or do not pass this socket",
     );
   });
+});
+
+test("a warning names a passed socket that no server can use, and no file", async () => {
+  const name = `@${crypto.randomUUID()}`;
+  const fds = [sockets.bound(sockets.AF_UNIX, sockets.SOCK_DGRAM, name), ...sockets.pipe()];
+  await using running = execute(process.execPath, fds, {}, ["--preload", REGISTER, "-e", "0"]);
+  fds.forEach(sockets.close);
+  expect(await running.status()).toBe(0);
+  expect(warnings(running)).toEqual([
+    "socket-service/register: descriptor 3 is an unconnected datagram socket (Unix), which no server can use: " +
+      "set ListenStream= and Accept=no in the socket unit",
+  ]);
 });
 
 describe("with no socket", () => {
@@ -654,7 +714,8 @@ test.each([{}, { IDLE_TIMEOUT: "60" }])(
       ])
         await Promise.try(call, options).then((it) => (it.stop ?? it.close).call(it), (error) => console.error(String(error)));
     process.exit();`;
-    const it = service({});
+    // One of each type, so that each call is for a passed socket.
+    const it = service({}, { family: "UDP" });
     const bare = it.run(source, { command: [process.execPath, "program.ts"] });
     expect(await bare.status()).toBe(0);
     expect(bare.stderr.split("\n").length).toBeGreaterThan(18);

@@ -251,6 +251,9 @@ test("under bun --hot, a call with another hostname, whose port has its socket, 
     ]);
     // The same call again is no edit of the hostname.
     expect(claims([tcp(80)], stream(3000), stream(3000)).warnings).toEqual([]);
+    // Nor is one for the UDP port of that number.
+    const other = { ...datagram(3000), hostname: "127.0.0.1" };
+    expect(claims([tcp(80)], stream(3000), other).warnings).toEqual([]);
   } finally {
     flags(execArgv);
   }

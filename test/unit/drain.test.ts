@@ -353,20 +353,24 @@ test.each(["before", "after"])("what a reload does not give stays, %s the call",
     },
     error: () => new Response("an error", { status: 500 }),
   };
-  const it = serving({ ...rest, development: false, fetch: answer("one"), routes: { "/": fail } });
   const reloads = [
     { routes: { "/": fail, "/route": answer("a route") } },
     { fetch: answer("two") },
     { error: () => new Response("another error", { status: 500 }) },
   ];
-  const reload = () => reloads.forEach((options) => it.server.reload(Object(options)));
-  if (when === "before") reload();
-  const end = drainUntil(it.server);
-  if (when === "after") reload();
-  expect(await it.ask("/route")).toEqual({ status: 200, body: "a route", closes: true });
-  expect(await it.ask("/")).toEqual({ status: 500, body: "another error", closes: true });
-  expect(await it.ask("/other")).toEqual({ status: 200, body: "two", closes: true });
-  expect(await end()).toBe(true);
+  // The last one of an order cannot be lost.
+  for (const order of [reloads, reloads.toReversed()]) {
+    const first = { ...rest, development: false, fetch: answer("one"), routes: { "/": fail } };
+    const it = serving(first);
+    const reload = () => order.forEach((options) => it.server.reload(Object(options)));
+    if (when === "before") reload();
+    const end = drainUntil(it.server);
+    if (when === "after") reload();
+    expect(await it.ask("/route")).toEqual({ status: 200, body: "a route", closes: true });
+    expect(await it.ask("/")).toEqual({ status: 500, body: "another error", closes: true });
+    expect(await it.ask("/other")).toEqual({ status: 200, body: "two", closes: true });
+    expect(await end()).toBe(true);
+  }
 });
 
 const failing = (): never => {
