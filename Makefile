@@ -56,12 +56,12 @@ $(OUT)/%: src/daemons/%.ts $(SOURCES) node_modules/.installed | $(EMBEDDED)
 	@echo "build  $@"
 	@cd $(OUT) && "$(CURDIR)/$(BUN)" build $(COMPILE) "$(CURDIR)/$<" --outfile $(@F) >/dev/null
 
-# The preload for other programs: the file that units name, and what it loads if there is something to do, with
-# bytecode, which another Bun ignores. A bundler cannot read that file, so programs import the source.
+# The preload that units name, and the file that it loads if there is something to do. Another Bun ignores the bytecode.
+# Bun prints lines of that file with an error, so they are short. A bundler cannot read it: programs import the source.
 dist/register.js: $(SOURCES) node_modules/.installed
 	@echo "build  $@"
-	@$(BUN) build --target=bun --minify --format=cjs --bytecode src/activation/register/main.ts \
-	  --outdir dist/register >/dev/null
+	@$(BUN) build --target=bun --minify-syntax --minify-identifiers --format=cjs --bytecode \
+	  src/activation/register/main.ts --outdir dist/register >/dev/null
 	@$(BUN) build --target=bun --minify --external '*/main.js' src/activation/register.ts --outfile $@ >/dev/null
 
 demo: all ## Start each service under systemd-socket-activate and be its client

@@ -193,6 +193,7 @@ test("a program of node:http keeps its own timeouts", async () => {
 
 test.each([
   "require('node:net').createServer((socket) => socket.end('bye')).listen({ fd: 3 })",
+  "require('node:net').createServer().listen({ fd: 3 }).on('connection', (socket) => socket.end('bye'))",
   "Bun.listen({ fd: 3, socket: { open: (socket) => void socket.end('bye'), data() {} } })",
 ])("a program that names descriptor 3 itself is ready, and ends: %s", async (source) => {
   const { it, running, status } = await started(source, { env: { IDLE_TIMEOUT: "0.5" } });
@@ -202,21 +203,39 @@ test.each([
   expect(noise(running)).toBe("");
 });
 
-test.each([
-  `Bun.serve({ port: 3000, routes: { wrong: () => new Response() } });`,
-  `Bun.serve({ port: 0, hostname: "192.0.2.1", fetch: () => new Response() });`,
-  `Bun.listen({ port: PORT, hostname: "192.0.2.1", socket: { data() {} } });`,
-  `await Bun.udpSocket({ port: 3000, hostname: "192.0.2.1" });`,
-])("an error of Bun looks as without the preload: %s", async (source) => {
+test("a second call that names a descriptor is an error, and takes nothing from the first", async () => {
+  const { it, running } = await started(
+    `const call = () => Bun.listen({ fd: 3, socket: { open: (socket) => void socket.end("bye"), data() {} } });
+    call();
+    try { call(); } catch ({ message }) { console.error(message); }`,
+  );
+  await running.says(/^descriptor 3 has a server already: listen on it once\n$/);
+  for (let n = 0; n < 2; n++) expect(await text(await client(it.to))).toBe("bye");
+});
+
+test("a call that finds no free descriptor leaves the socket to the next one", async () => {
+  const { it } = await started(
+    `import { closeSync, openSync } from "node:fs";
+    const taken = [];
+    try { for (;;) taken.push(openSync("/dev/null")); } catch {}
+    const call = () => Bun.serve({ port: 3000, fetch: () => new Response("later") });
+    try { call(); } catch { taken.forEach((fd) => closeSync(fd)); }
+    call();`,
+    {
+      command: ["/bin/sh", "-c", `ulimit -n 64; exec "$@"`, "sh", process.execPath].concat([
+        ...["--preload", REGISTER, "program.ts"],
+      ]),
+    },
+  );
+  expect(await it.get()).toBe("later");
+});
+
+test("an error of Bun names the line of the program, beside short lines of the preload", async () => {
   const it = service();
-  const program = source.replace("PORT", String(freePort()));
-  const running = it.run(program);
-  const status = await running.status();
-  const command = [process.execPath, "program.ts"];
-  const plain = it.start("program.ts", { command });
-  expect([await plain.status(), status]).toEqual([1, 1]);
-  expect(running.stderr).toContain(program);
-  expect(running.stderr).toBe(plain.stderr);
+  const running = it.run(`Bun.serve({ port: 3000, routes: { wrong: () => new Response() } });`);
+  expect(await running.status()).toBe(1);
+  expect(running.stderr).toMatch(/\/program\.ts:1:\d+$/m);
+  expect(Math.max(...running.stderr.split("\n").map((line) => line.length))).toBeLessThan(200);
 });
 
 test("a program of node:net serves, whenever it sets its handler", async () => {

@@ -185,6 +185,15 @@ test("a second evaluation gets the sockets of the first", () => {
   expect(all.left).toHaveLength(1);
 });
 
+test("a second evaluation gets the socket of the descriptor that it names", () => {
+  const sockets = [tcp(80), tcp(80)];
+  const all = new Claims(sockets, (message) => expect.unreachable(message));
+  const [first, second] = sockets.map(({ fd }) => all.wantedOf(fd) ?? expect.unreachable());
+  for (const wanted of [first, second]) if (wanted) all.claim(wanted);
+  for (const wanted of [second, first])
+    if (wanted) expect(all.reclaim(wanted)?.fd).toBe(wanted.fd ?? 0);
+});
+
 test("a second evaluation gets the socket of the same hostname", () => {
   const all = new Claims([tcp(80), tcp(80, "b", "::1")], (message) => expect.unreachable(message));
   const first = all.claim(stream(80, "::1"));

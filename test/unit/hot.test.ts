@@ -2,7 +2,7 @@
 import { afterEach, beforeEach, expect, spyOn, test } from "bun:test";
 
 import { replace } from "../../src/activation/linux/libc.ts";
-import { listenFds, takePassed } from "../../src/activation/receive/listen-fds.ts";
+import { kept, listenFds, takePassed } from "../../src/activation/receive/listen-fds.ts";
 import { whenIdle } from "../../src/activation/adopt/idle.ts";
 import { listen } from "../../src/activation/adopt/listen.ts";
 import { serve } from "../../src/activation/adopt/serve.ts";
@@ -35,6 +35,17 @@ test("a second evaluation finds the passed descriptors again, only with the flag
   expect(takePassed()).toEqual({ count: 2, names: ["a", "b"], again: true });
   setFlags([]);
   expect(takePassed()).toMatchObject({ reason: "an earlier call returned it" });
+});
+
+test("a second evaluation says why the first found nothing, too", () => {
+  delete kept.found;
+  const path = "../../src/activation/receive/listen-fds.ts?absent";
+  const later: typeof import("../../src/activation/receive/listen-fds.ts") = require(path);
+  Object.assign(process.env, { LISTEN_PID: "1", LISTEN_FDS: "1" });
+  expect(takePassed()).toMatchObject({
+    reason: `LISTEN_PID is 1 and this is process ${process.pid}`,
+  });
+  expect(later.takePassed()).toEqual(takePassed());
 });
 
 test("after a restart by bun --watch, the error names --hot", () => {

@@ -31,10 +31,14 @@ export interface Passed {
 const LEAVE = "do not set LISTEN_* yourself, because systemd sets it";
 const ITSELF = "write this program itself in ExecStart=, and do not set LISTEN_* yourself";
 
-/** The descriptors that were found, for the next evaluation under `bun --hot`. */
-export const kept = perProcess<{ found?: Passed }>("passed", () => ({}));
-/** Why the last call found nothing; undefined if it found something. */
-let absence: NotPassed | undefined;
+interface Kept {
+  /** The descriptors that were found, for the next evaluation under `bun --hot`. */
+  found?: Passed;
+  /** Why the last call found nothing; undefined if it found something. */
+  absence?: NotPassed | undefined;
+}
+
+export const kept = perProcess<Kept>("passed", () => ({}));
 let returnedStdin = false;
 
 /**
@@ -132,7 +136,7 @@ export function acceptedFd(): number {
  */
 export function takePassed(): Passed | NotPassed {
   const passed = readPassed();
-  absence = "reason" in passed ? passed : undefined;
+  kept.absence = "reason" in passed ? passed : undefined;
   return passed;
 }
 
@@ -146,7 +150,7 @@ function readPassed(): Passed | NotPassed {
     return { reason: "this is a Worker", remedy: "call this function in the main thread" };
   if (pid === undefined) {
     // An earlier call removed the variables.
-    if (kept.found === undefined) return absence ?? { reason: "LISTEN_PID is not set" };
+    if (kept.found === undefined) return kept.absence ?? { reason: "LISTEN_PID is not set" };
     if (isHot()) return { ...kept.found, again: true };
     const remedy =
       "keep the result of that call; with the preload socket-service/register, make no such call";
@@ -187,7 +191,7 @@ function requirePassed(needed: Needed): Passed {
 
 /** @throws {ActivationError} (78) if the last call found nothing, saying why. */
 export function throwIfNothingPassed(): void {
-  if (absence !== undefined) throw notPassed(absence, "socket");
+  if (kept.absence !== undefined) throw notPassed(kept.absence, "socket");
 }
 
 function inherit({ count, names, again }: Passed): [PassedDescriptor, ...PassedDescriptor[]] {

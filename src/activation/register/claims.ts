@@ -105,7 +105,9 @@ export class Claims {
   reclaim(wanted: Wanted): Claim | undefined {
     const isSame = ({ type, at, hostname }: Wanted) =>
       type === wanted.type && at === wanted.at && hostname === wanted.hostname;
-    const former = this.#claims.values().find((claim) => isSame(claim.wanted));
+    const former = this.#claims
+      .values()
+      .find((claim) => (wanted.fd === undefined ? isSame(claim.wanted) : claim.fd === wanted.fd));
     const socket = this.sockets.find(({ fd }) => fd === former?.fd);
     return socket && former && this.#take(socket, wanted, former.isGuess);
   }

@@ -77,19 +77,8 @@ export function register(): void {
   for (const [name, replacement] of Object.entries(replacements)) {
     const native = Reflect.get(Bun, name);
     // Bun throws the error for no object.
-    const choose = (options: unknown, ...others: unknown[]) => {
-      try {
-        return call(
-          typeof options === "object" && options ? replacement : native,
-          options,
-          ...others,
-        );
-      } catch (error) {
-        // Bun prints the source of the first frame, which is to be the program's.
-        if (error instanceof Error) Error.captureStackTrace(error, choose);
-        throw error;
-      }
-    };
+    const choose = (options: unknown, ...others: unknown[]) =>
+      call(typeof options === "object" && options ? replacement : native, options, ...others);
     Object.assign(Bun, { [name]: choose });
   }
   const remind = () => claims.left.length > 0 && warn(unclaimed(claims.left));
@@ -171,7 +160,7 @@ class Unchanged {
       if (wanted === undefined) return native();
       const claim = this.#claim(wanted);
       if (claim === undefined) return native().then((it) => this.#own(it, wanted, CLOSES));
-      const fd = duplicate(claim);
+      const fd = this.#duplicate(claim);
       const noticing = derive(this.#noticing(options, "data"), { fd });
       return this.#natively(() => udpSocket(noticing)).then(
         (socket) => this.#giveBackAtEnd(claim, socket, CLOSES),
@@ -203,7 +192,11 @@ class Unchanged {
   }
 
   #claim(wanted: Wanted): Claim | undefined {
-    return (isHot() ? this.#claims.reclaim(wanted) : undefined) ?? this.#claims.claim(wanted);
+    const claim =
+      (isHot() ? this.#claims.reclaim(wanted) : undefined) ?? this.#claims.claim(wanted);
+    if (claim === undefined && wanted.fd !== undefined)
+      throw misconfigured(`descriptor ${wanted.fd} has a server already: listen on it once`);
+    return claim;
   }
 
   /** Calls a function of the module with Bun's own functions: not with ours, nor with a program's. */
@@ -219,11 +212,22 @@ class Unchanged {
 
   /** Makes a server or a listener on a duplicate of the claimed descriptor. */
   #onDuplicate<T>(claim: Claim, make: (fd: number) => T): T {
-    const fd = duplicate(claim);
+    const fd = this.#duplicate(claim);
     try {
       return make(fd);
     } catch (error) {
       this.#giveUp(claim, fd);
+      throw error;
+    }
+  }
+
+  /** Returns the descriptor to give to Bun, which closes it. The passed one stays open for a later call. */
+  #duplicate(claim: Claim): number {
+    if (isHot()) return claim.fd;
+    try {
+      return libc.duplicate(claim.fd);
+    } catch (error) {
+      this.#claims.release(claim);
       throw error;
     }
   }
@@ -351,8 +355,8 @@ class Unchanged {
 /** Where nobody comes. */
 function placeholder({ at }: Wanted): Place {
   return typeof at === "number"
-    ? { hostname: LOOPBACK, port: 0 }
-    : { unix: `\0bun-listen-${crypto.randomUUID()}` };
+    ? { fd: undefined, hostname: LOOPBACK, port: 0 }
+    : { fd: undefined, unix: `\0bun-listen-${crypto.randomUUID()}` };
 }
 
 /** Has a listener report the address that was wanted. */
@@ -399,11 +403,6 @@ function stopAccepting(listener: object): void {
 function unclaimed(left: readonly Claimable[]): string {
   const ports = "the port or path that the program listens on";
   return `nothing listens on ${listClaimable(left)} yet: set FileDescriptorName= in the socket unit to ${ports}, or do not pass this socket`;
-}
-
-/** Returns the descriptor to give to Bun, which closes it. The passed one stays open for a later call. */
-function duplicate({ fd }: Claim): number {
-  return isHot() ? fd : libc.duplicate(fd);
 }
 
 function call<T>(native: Function, ...args: readonly unknown[]): T {
