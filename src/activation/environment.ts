@@ -41,6 +41,16 @@ export function isName(name: string): boolean {
   return name.length <= 255;
 }
 
+/** Returns the text of a file of /proc; empty if it cannot be read. Not for a start: it loads node:fs. */
+export function procText(path: string): string {
+  const { readFileSync } = process.getBuiltinModule("node:fs");
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return "";
+  }
+}
+
 /**
  * Returns whether this machine was booted with systemd, like sd_booted(3). It says nothing about how
  * this process was started.

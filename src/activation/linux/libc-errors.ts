@@ -1,3 +1,4 @@
+import { procText } from "../environment.ts";
 import { quote } from "../error.ts";
 
 /** In bytes: with less than 2.3 GB of address space or 2.5 GB of data, Bun 1.4 has no JIT. */
@@ -20,22 +21,13 @@ function remedy(): string {
   if (!["1", "true", "yes"].includes(useJIT))
     return `unset BUN_JSC_useJIT (it is ${quote(useJIT)})`;
   for (const { name, setting } of LIMITS) {
-    const bytes = Number(RegExp(`^Max ${name} +(\\d+)`, "m").exec(limits())?.[1] ?? Infinity);
+    const limits = procText("/proc/self/limits");
+    const bytes = Number(RegExp(`^Max ${name} +(\\d+)`, "m").exec(limits)?.[1] ?? Infinity);
     if (bytes < ENOUGH)
       return `raise ${setting} from ${Math.round(bytes / 1e6)} MB to ${ENOUGH / 1e6} MB or more`;
   }
   // A process cannot see this restriction.
   return "allow memory that is writable and executable (MemoryDenyWriteExecute=no)";
-}
-
-/** The limits of this process, as proc_pid_limits(5) has them; empty if /proc is not there. */
-function limits(): string {
-  const { readFileSync } = process.getBuiltinModule("node:fs");
-  try {
-    return readFileSync("/proc/self/limits", "utf8");
-  } catch {
-    return "";
-  }
 }
 
 /** Returns what to do about a call that failed, after a colon; empty if this file knows nothing. */

@@ -1,4 +1,5 @@
 import { describe, type Descriptor } from "./describe.ts";
+import { procText } from "../environment.ts";
 import { type ActivationError, misconfigured } from "../error.ts";
 import { SO } from "../linux/layout.ts";
 import { canCallLibc, socketOption } from "../linux/libc.ts";
@@ -27,7 +28,7 @@ export function notPassed({ reason, remedy }: NotPassed, needed: Needed): Activa
         ? "start the program from a socket unit with Accept=yes or with systemd-socket-activate --accept"
         : "start the program from a socket unit or with systemd-socket-activate",
     );
-  const { service, socket, systemctl } = unitsOf(controlGroups(), needed);
+  const { service, socket, systemctl } = unitsOf(procText("/proc/self/cgroup"), needed);
   // Not restart: some versions of systemd then say "Address already in use".
   const again = `run ${systemctl} stop ${quoted(socket)} && ${systemctl} start ${quoted(socket)}`;
   return error(
@@ -54,16 +55,6 @@ export function stdinSocket(): Extract<Descriptor, { kind: "socket" }> | undefin
   if (it.kind !== "socket") return undefined;
   const hasAddress = "path" in it ? it.path !== "" : !("port" in it) || it.port !== 0;
   return hasAddress ? it : undefined;
-}
-
-/** The control groups of this process, as cgroups(7) has them; empty if /proc is not there. */
-function controlGroups(): string {
-  const { readFileSync } = process.getBuiltinModule("node:fs");
-  try {
-    return readFileSync("/proc/self/cgroup", "utf8");
-  } catch {
-    return "";
-  }
 }
 
 /**

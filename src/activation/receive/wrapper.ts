@@ -1,3 +1,4 @@
+import { procText } from "../environment.ts";
 import { log, LogLevel } from "../journal/log.ts";
 
 /** The names of process 1 of a machine, which is no wrapper. A name that is hidden is empty. */
@@ -13,9 +14,9 @@ const INIT = ["systemd", "init", ""];
 export function warnIfWrapped(pid: number): string | undefined {
   let ancestor = process.ppid;
   while (ancestor > 1 && ancestor !== pid) ancestor = stat(ancestor).parent;
-  const { name } = stat(pid);
   const isOutside = process.pid === 1 && pid > 1;
   if (ancestor !== pid && !isOutside) return undefined;
+  const name = isOutside ? "" : stat(pid).name;
   if (pid === 1 && INIT.includes(name)) return undefined;
   const place = pid === 1 ? "the command of the container" : "ExecStart=";
   const remedy = isOutside
@@ -24,20 +25,14 @@ export function warnIfWrapped(pid: number): string | undefined {
   const relation = isOutside ? "outside of the PID namespace of" : "which started";
   log(
     LogLevel.warning,
-    `the sockets were passed to process ${pid}${name && !isOutside ? ` (${name})` : ""}, ${relation} this process, ${process.pid}, so this process gets none: ${remedy}`,
+    `the sockets were passed to process ${pid}${name && ` (${name})`}, ${relation} this process, ${process.pid}, so this process gets none: ${remedy}`,
   );
   return remedy;
 }
 
 /** The name of a process and the id of its parent: 0 if it has none, or is hidden, or has ended. */
 function stat(pid: number): { name: string; parent: number } {
-  const { readFileSync } = process.getBuiltinModule("node:fs");
-  try {
-    // proc_pid_stat(5): "pid (name) state ppid ...", and the name may hold parentheses.
-    const text = readFileSync(`/proc/${pid}/stat`, "utf8");
-    const [, name = "", parent] = /\((.*)\) \S (\d+)/s.exec(text) ?? [];
-    return { name, parent: Number(parent) };
-  } catch {
-    return { name: "", parent: 0 };
-  }
+  // proc_pid_stat(5): "pid (name) state ppid ...", and the name may hold parentheses.
+  const [, name = "", parent = 0] = /\((.*)\) \S (\d+)/s.exec(procText(`/proc/${pid}/stat`)) ?? [];
+  return { name, parent: Number(parent) };
 }
