@@ -24,7 +24,7 @@ SOURCES := $(shell find src -name '*.ts') package.json Makefile
 
 SERVICES := $(patsubst units/%.socket,%,$(wildcard units/*.socket))
 
-# Where packagers expect to be asked.
+# Packagers set these.
 PREFIX ?= /usr/local
 override PREFIX := $(PREFIX:%/=%)
 BINDIR ?= $(PREFIX)/bin
@@ -41,7 +41,7 @@ $(if $(filter %install-user,$(MAKECMDGOALS)),$(if $(HOME),,$(error HOME is not s
 # The tests speak to service managers of their own, not to the one that has started make.
 unexport LISTEN_PID LISTEN_FDS LISTEN_FDNAMES NOTIFY_SOCKET WATCHDOG_PID WATCHDOG_USEC JOURNAL_STREAM
 
-# Those that look for what they need first.
+# These targets first look for what they need.
 SET_UP := $(filter demo test check debian-root deb,$(MAKECMDGOALS))
 
 .DELETE_ON_ERROR:

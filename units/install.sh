@@ -19,8 +19,8 @@ else
   set -- units/*.service units/*.socket
 fi
 
-# Calls a command with the source and the target of each file: executables and pages first, so that no
-# unit names one that is not there.
+# Calls a command with the source and the target of each file: executables and pages first, because no unit
+# may name one that is not installed yet.
 each() {
   command=$1
   shift

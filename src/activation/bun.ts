@@ -60,7 +60,7 @@ export interface Reported {
 // Not declared in Bun's own types: that would change them for every program that imports this module.
 export const runtime = Bun as unknown as Runtime;
 
-/** Whether Bun takes a value as a handler, or for none. For any other it throws the error. */
+/** Whether Bun takes a value as a handler, or as none. For another one, it throws an error. */
 export function isHandler(given: unknown): boolean {
   return !given || typeof given === "function";
 }

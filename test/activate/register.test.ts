@@ -5,6 +5,7 @@ import { join, relative, resolve } from "node:path";
 import { connect as connectTLS } from "node:tls";
 
 import { Client, execute, freePort, get, type Running } from "../support/daemon.ts";
+import { Kept } from "../support/kept.ts";
 import { CERTIFICATE, client, exchange, text } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
 import { LOOPBACK6 } from "../support/sockets.ts";
@@ -201,6 +202,23 @@ test.each([
   expect(await text(await client(it.to))).toBe("bye");
   expect(await running.status()).toBe(0);
   expect(noise(running)).toBe("");
+});
+
+test("a program that limits its connections with listen of the module goes on at each close", async () => {
+  const module = JSON.stringify(resolve(import.meta.dir, "../../src/activation/index.ts"));
+  const { it, running } = await started(
+    `const { listen } = await import(${module});
+    const socket = { data() {}, open: (socket) => void socket.write("open"), close: () => console.error("closed") };
+    listen({ port: 3000, hostname: "127.0.0.1", maxConnections: 1, socket });`,
+  );
+  for (let n = 1; n <= 2; n++) {
+    const clients = await Promise.all([Kept.to(it.to), Kept.to(it.to)]);
+    for (const one of clients) {
+      await until("it is served", 10, () => one.received === "open");
+      one.socket.destroy();
+    }
+    await running.says(RegExp(`^(closed\n){${2 * n}}$`));
+  }
 });
 
 test("a second call that names a descriptor is an error, and takes nothing from the first", async () => {

@@ -86,6 +86,7 @@ test("a handler keeps the `this` of Bun, and a routes that is an array is left t
 test("a server that is watched again and again keeps no trace of it", async () => {
   const { server } = served("");
   for (let n = 0; n < 3; n++) await whenIdle(server, { timeout: 20 });
+  void whenIdle(server, { timeout: Infinity });
   expect(servedBy(server)?.onUse.size).toBe(0);
 });
 

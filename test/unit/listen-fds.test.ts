@@ -174,7 +174,7 @@ describe("takePassed", () => {
     const id = libc.pidfdId();
     const own = { LISTEN_FDS: "1", LISTEN_PIDFDID: String(id ?? 1) };
     expect(taken(own)).toEqual({ count: 1, names: undefined });
-    const reason = `LISTEN_PIDFDID is 4711 and this is process ${id}`;
+    const reason = `LISTEN_PIDFDID is 4711, and that of this process is ${id}`;
     const other =
       id === undefined ? { count: 1, names: undefined } : { reason, remedy: expect.any(String) };
     expect(taken({ LISTEN_FDS: "1", LISTEN_PIDFDID: "4711" })).toEqual(other);

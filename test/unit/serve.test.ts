@@ -626,7 +626,8 @@ describe("serve leaves the descriptor as it was", () => {
       using mocked = spyOn(Bun, "serve");
       mocked.mockImplementation(((options: Bun.Serve.Options<undefined>) => {
         server = native(options);
-        return Object.defineProperty(server, "port", { value: port(other.fd) });
+        const address = { address: "127.0.0.1", family: "IPv4", port: port(other.fd) };
+        return Object.defineProperty(server, "address", { value: address });
       }) as typeof Bun.serve);
       expect(refusal(() => serve({ fd: it.fd, ...answer("") }))).toMatch(
         RegExp(

@@ -2,7 +2,7 @@ import type { Reported } from "../bun.ts";
 import { type Descriptor, formatAddress } from "../receive/describe.ts";
 
 /** Returns the properties that a server on this socket must report instead of its own. */
-export function reportedAddress({ protocol, address: bound }: Reported, socket: Descriptor) {
+export function reportedAddress({ protocol }: Reported, socket: Descriptor) {
   if (!("port" in socket)) {
     const address = formatAddress(socket);
     return { url: unixURL(address), address: reportedPath(address) };
@@ -13,9 +13,7 @@ export function reportedAddress({ protocol, address: bound }: Reported, socket: 
   // A URL cannot hold the interface of a link-local address.
   const host = hostname.includes(":") ? `[${hostname.replace(/%.*/, "")}]` : hostname;
   const url = new URL(`${protocol}://${host}:${port}/`);
-  return typeof bound === "object" && bound?.address === address && bound.port === port
-    ? { hostname, url, port }
-    : { hostname, url, port, address: { address, family, port } };
+  return { hostname, url, port, address: { address, family, port } };
 }
 
 /** A path as Bun reports it: with a NUL before an abstract name. */

@@ -202,7 +202,7 @@ class Drain {
   }
 
   async #run(): Promise<boolean> {
-    const connections = await this.#phases(() => false);
+    const connections = await this.#phases(false);
     const isComplete = await (connections
       ? this.#stop(connections)
       : this.#until(this.#areAnswered));
@@ -212,7 +212,7 @@ class Drain {
   /** The first three phases, and the answers: after them, the program may end at any time. */
   async becomeQuiet(limits: Limits): Promise<void> {
     if (this.#quiet === undefined) this.#limit(limits);
-    const connections = await this.#phases((all) => all.isEmpty());
+    const connections = await this.#phases(true);
     // There are none if somebody has stopped the server.
     const areSent = () => !connections || connections.count(({ isSending }) => isSending) === 0;
     await this.#until(() => {
@@ -226,23 +226,22 @@ class Drain {
   }
 
   /**
-   * Runs the first three phases. The grace ends early if `isOver`.
+   * Runs the first three phases. If `endsEarly`, the grace ends when no connection is open.
    *
    * @returns The connections of the server; undefined if it has stopped.
    */
-  #phases(isOver: (connections: Connections) => boolean): Promise<Connections | undefined> {
-    return (this.#quiet ??= this.#runPhases(isOver));
+  #phases(endsEarly: boolean): Promise<Connections | undefined> {
+    return (this.#quiet ??= this.#runPhases(endsEarly));
   }
 
-  async #runPhases(
-    isOver: (connections: Connections) => boolean,
-  ): Promise<Connections | undefined> {
+  async #runPhases(endsEarly: boolean): Promise<Connections | undefined> {
     const watch = watchOf(this.server, this.served);
     if (watch === undefined) return undefined;
     const connections = new Connections(watch);
+    const isOver = () => endsEarly && connections.isEmpty();
 
     this.#announce();
-    if (!isOver(connections)) await this.#waitForGrace(connections, () => isOver(connections));
+    if (!isOver()) await this.#waitForGrace(connections, isOver);
     await this.#linger(connections, watch);
     return connections;
   }

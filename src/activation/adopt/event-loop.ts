@@ -37,12 +37,14 @@ export function substitute(passed: number, placeholder: number): Watched {
   libc.setNonBlocking(passed);
   libc.replace(passed, watch.fd);
   libc.epollControl("add", watch);
-  return watchEdges(watch);
+  return noteWatch(watch);
 }
 
 /** Watches a listening socket that Bun has opened, in the way of a passed one. */
 export function watchListener(fd: number): Watched {
-  return watchEdges(registration(fd));
+  const known = watching.sockets.get(fd);
+  // With the preload, another copy of this module has put a passed one there.
+  return known && isWatched(known) ? known : noteWatch(registration(fd));
 }
 
 /** Whether Bun still has the watched socket: not if that was closed, is paused, or was replaced. */
@@ -73,18 +75,18 @@ export function resume(watch: Watched, socket: number): void {
   keepLooking(watch);
 }
 
-/**
- * Bun watches level-triggered: with no descriptor free, accept4(2) fails, the socket stays ready, and
- * Bun asks again and again, with a whole processor. We watch edge-triggered: Bun asks when a client
- * comes. Looking again finds the clients that still wait when a descriptor becomes free.
- */
-function watchEdges(watch: libc.Watch): Watched {
+function noteWatch(watch: libc.Watch): Watched {
   const { fd } = watch;
   const watched = { ...watch, identity: libc.identity(fd), address: libc.socketName(fd) };
   keepLooking(watched);
   return watched;
 }
 
+/**
+ * Bun watches level-triggered: with no descriptor free, accept4(2) fails, the socket stays ready, and
+ * Bun asks again and again, with a whole processor. We watch edge-triggered (`epollControl`): Bun asks
+ * when a client comes. Looking again finds the clients that still wait when a descriptor becomes free.
+ */
 function keepLooking(watch: Watched): void {
   watching.sockets.set(watch.fd, watch);
   watching.timer ??= setInterval(lookAgain, LOOK_AGAIN).unref();
@@ -99,9 +101,6 @@ function lookAgain(): void {
   clearInterval(watching.timer);
   watching.timer = undefined;
 }
-
-/** The epoll instance of Bun's event loop, once it is found. With one passed socket, it is 4. */
-let eventLoop = 4;
 
 /**
  * Returns the descriptors to which Bun has more to write than the kernel takes now; undefined if no
@@ -119,6 +118,9 @@ export function pendingWrites(epoll: number): ReadonlySet<number> | undefined {
     if (Number.parseInt(events ?? "", 16) & EPOLLOUT) fds.add(Number(fd));
   return fds;
 }
+
+/** The epoll instance of Bun's event loop, once it is found. With one passed socket, it is 4. */
+let eventLoop = 4;
 
 function registration(fd: number): libc.Watch {
   // A line of it in proc_pid_fdinfo(5): "tfd: %8d events: %8x data: %16llx ...".

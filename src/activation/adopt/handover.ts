@@ -1,6 +1,7 @@
 /* The passed descriptor, once Bun has its socket. */
 import { isHot, perProcess } from "../hot.ts";
 import { close, duplicate, replace, STANDARD_ERROR } from "../linux/libc.ts";
+import { unwatch, type Watched } from "./event-loop.ts";
 
 /** How to stop what is on each passed descriptor. */
 const inUse = perProcess("in use", () => new Map<number, () => void>());
@@ -48,8 +49,11 @@ function openNull(): number {
 }
 
 /** Under `bun --hot`, stops what an earlier evaluation put on a passed descriptor. */
-export function supersede(fd: number, stop: () => void): void {
+export function supersede(fd: number, stop: () => void, watch?: Watched): void {
   if (!isHot()) return;
   inUse.get(fd)?.();
-  inUse.set(fd, stop);
+  inUse.set(fd, () => {
+    if (watch) unwatch(watch);
+    stop();
+  });
 }

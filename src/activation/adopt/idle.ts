@@ -17,7 +17,7 @@ export interface IdleOptions {
 /** The longest time between two looks, in milliseconds. */
 const LONGEST_INTERVAL = 1000;
 
-/** How often the program was evaluated (`bun --hot`), and the number of this evaluation. */
+/** How often this file was evaluated (`bun --hot`), and the number of this evaluation. */
 const evaluations = perProcess("idle", () => ({ count: 0 }));
 const evaluation = ++evaluations.count;
 
@@ -109,17 +109,23 @@ export class Idle {
   /** Resolves when no client was there for `timeout` milliseconds; never if `isOver` returns true before. */
   after(timeout: number, isOver = () => false): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
-    if (timeout === Infinity) return promise;
+    // A server may be watched again and again.
+    const forget = () => {
+      for (const onUse of this.#uses) onUse.delete(this.mark);
+    };
+    if (timeout === Infinity) {
+      forget();
+      return promise;
+    }
     const interval = Math.min(timeout / 10, LONGEST_INTERVAL);
     let since = performance.now();
     const look = () => {
-      if (isOver()) return;
+      if (isOver()) return forget();
       const now = performance.now();
       since = this.#withoutSocket.size > 0 || this.#isOpen() ? now : Math.max(since, this.#lastUse);
       const left = since + timeout - now;
       if (left > 0) return void setTimeout(look, Math.min(interval, left)).unref();
-      // A server may be watched again and again.
-      for (const onUse of this.#uses) onUse.delete(this.mark);
+      forget();
       resolve();
     };
     setTimeout(look, interval).unref();

@@ -6,7 +6,7 @@ import { keepNotifySocket } from "../notify/notify.ts";
 import { describe, formatAddress } from "../receive/describe.ts";
 import { reportedPath } from "./address.ts";
 import { ConnectionLimit } from "./connection-limit.ts";
-import { substitute, unwatch, watchListener, type Watched } from "./event-loop.ts";
+import { substitute, watchListener, type Watched } from "./event-loop.ts";
 import { descriptorForBun, release, supersede } from "./handover.ts";
 import { keepListening, requireListening } from "./listening.ts";
 
@@ -96,10 +96,7 @@ function listenOn<Data>(
     throw error;
   }
   if (fd !== passed) release(passed);
-  supersede(passed, () => {
-    unwatch(watch);
-    listener.stop();
-  });
+  supersede(passed, () => listener.stop(), watch);
   // Bun knows it if it is over IP, and `describe` takes longer: see Start.
   const address: { address?: string; port?: number } = {};
   listener.getsockname(address);

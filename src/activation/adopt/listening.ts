@@ -10,7 +10,7 @@ import {
 import type { Watched } from "./event-loop.ts";
 
 /** State that cannot be read from a listener on a passed socket. */
-export interface Listening {
+interface Listening {
   /** How the event loop watches the socket. */
   readonly watch: Watched;
   /** Called when a connection is opened or closed. */

@@ -7,7 +7,7 @@ import { SEARCH_LIMIT } from "../linux/libc.ts";
 import { keepNotifySocket } from "../notify/notify.ts";
 import { describe, formatEndpoint } from "../receive/describe.ts";
 import { reportedAddress } from "./address.ts";
-import { substitute, unexpectedRuntime, unwatch } from "./event-loop.ts";
+import { substitute, unexpectedRuntime } from "./event-loop.ts";
 import { release, supersede } from "./handover.ts";
 import { listensAt, requireListening } from "./listening.ts";
 import { keep, recordSockets, type Served, servedBy } from "./served.ts";
@@ -34,8 +34,9 @@ const UNAVAILABLE = ["EAFNOSUPPORT", "EPERM", "EACCES", "EADDRINUSE"];
  *   `stop()`. systemd sets the flag anew (`NonBlocking=`) for each process that it starts.
  * - Several processes on one socket need `NonBlocking=yes`: otherwise the start of one process can
  *   make another one hang.
- * - For a moment, Bun listens on a free port of the loopback address. If no port is allowed
- *   (`RestrictAddressFamilies=AF_UNIX`) or free, `server.requestIP` returns null.
+ * - For a moment, Bun listens on a free port of the loopback address, or of `hostname` if a route is an
+ *   HTML page. If no port is allowed (`RestrictAddressFamilies=AF_UNIX`) or free, `server.requestIP`
+ *   returns null.
  * - In development, a server of HTML pages answers requests to the name of its host only if `hostname`
  *   is that name.
  *
@@ -105,10 +106,7 @@ function serveOn<Data, Route extends string>(
         Reflect.apply(fetch, server, [resolve(to), ...others]),
     });
     release(passed);
-    supersede(passed, () => {
-      unwatch(watch);
-      void server.stop();
-    });
+    supersede(passed, () => void server.stop(), watch);
     return { server, watch };
   } catch (error) {
     void server.stop(true);
@@ -127,8 +125,6 @@ function startOnPlaceholder<T extends Server<unknown>>(
   for (const host of hosts)
     try {
       const server: T & Reported = start({ hostname: host, port: 0 });
-      if (host === LOOPBACK) return [server, `${host}:${server.port}`] as const;
-      // Bun keeps this, so `reportedAddress` has to replace it.
       const { address } = server;
       if (typeof address === "object" && address) return [server, formatEndpoint(address)] as const;
     } catch (error) {

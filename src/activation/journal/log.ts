@@ -155,23 +155,22 @@ export function sendEntry(entry: Uint8Array, path = JOURNAL_SOCKET): boolean | u
   try {
     using opened = new DisposableStack();
     const socket = opened.adopt(libc.datagramSocket(), libc.close);
-    let file: number | undefined;
-    const send = () => {
-      if (file !== undefined) libc.sendDatagram(socket, to, new Uint8Array(), [file]);
-      else libc.sendDatagram(socket, to, entry);
+    const sending = (bytes: Uint8Array, fds?: readonly number[]) => () => {
+      libc.sendDatagram(socket, to, bytes, fds);
       return true;
     };
     try {
-      return patiently(["EAGAIN"], send) ?? false;
+      return patiently(["EAGAIN"], sending(entry)) ?? false;
     } catch (error) {
       // Too long for a datagram: then an empty one goes, with a file that holds the entry.
       if (!["EMSGSIZE", "ENOBUFS"].includes(codeOf(error))) throw error;
     }
-    file = opened.adopt(libc.memoryFile("journal-entry"), libc.close);
+    const file = opened.adopt(libc.memoryFile("journal-entry"), libc.close);
     process.getBuiltinModule("node:fs").writeFileSync(file, entry);
     libc.seal(file);
     // Descriptors that wait to be received are limited, to the number that a process may have open.
-    return patiently(["EAGAIN", "ETOOMANYREFS"], send) ?? false;
+    const sendingFile = sending(new Uint8Array(), [file]);
+    return patiently(["EAGAIN", "ETOOMANYREFS"], sendingFile) ?? false;
   } catch {
     return undefined;
   }

@@ -18,8 +18,8 @@ export const STANDARD_ERROR = 2;
 const O_NONBLOCK = 0o4000;
 const IPPROTO_TCP = 6;
 const TCP_INFO = 11;
-const FIONREAD = 0x541bn;
-const TIOCOUTQ = 0x5411n;
+const FIONREAD = 0x541b;
+const TIOCOUTQ = 0x5411;
 const F = { GETFD: 1, SETFD: 2, GETFL: 3, SETFL: 4, DUPFD_CLOEXEC: 1030, ADD_SEALS: 1033 };
 /** F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_WRITE: nothing can be changed any more. */
 const F_SEAL_ALL = 0xf;
@@ -79,7 +79,8 @@ function libc() {
 /** Whether libc can be called: not without the JIT, which bun:ffi needs. */
 export function canCallLibc(): boolean {
   try {
-    return libc() !== undefined;
+    libc();
+    return true;
   } catch {
     return false;
   }
@@ -199,7 +200,7 @@ export function hasUnsent(fd: number): boolean {
   return isQueued(fd, TIOCOUTQ);
 }
 
-function isQueued(fd: number, request: bigint): boolean {
+function isQueued(fd: number, request: number): boolean {
   const bytes = new Int32Array(1);
   // It fails for a connection that is being closed.
   return libc().ioctl(fd, request, bytes) === 0 && bytes[0] !== 0;
@@ -246,7 +247,7 @@ export function socketPair(): [number, number] {
 export function identity(fd: number): string {
   const text = new Uint8Array(32);
   const path = new TextEncoder().encode(`/proc/self/fd/${fd}\0`);
-  const length = check("readlink", libc().readlink(path, text, BigInt(text.length)), E.NOENT);
+  const length = check("readlink", libc().readlink(path, text, text.length), E.NOENT);
   return new TextDecoder().decode(text.subarray(0, length ?? 0));
 }
 
@@ -304,7 +305,7 @@ export function readProc(path: string): string | undefined {
     const decoder = new TextDecoder();
     for (let text = ""; ;) {
       // Another thread may have closed that descriptor meanwhile.
-      const length = check("read", libc().read(fd, page, BigInt(page.length)), E.NOENT);
+      const length = check("read", libc().read(fd, page, page.length), E.NOENT);
       if (length === undefined) return undefined;
       if (length === 0) return text;
       text += decoder.decode(page.subarray(0, length));

@@ -20,7 +20,7 @@ export interface PassedDescriptor {
 }
 
 /** The passed descriptors, by the environment. */
-export interface Passed {
+interface Passed {
   readonly count: number;
   readonly names: readonly string[] | undefined;
   /** Whether it was found before: `bun --hot` has evaluated the program again. */
@@ -166,7 +166,10 @@ function readPassed(): Passed | NotPassed {
     const forId = parseDecimal("LISTEN_PIDFDID", pidfd, "a pidfd id");
     const ownId = pidfdId();
     if (ownId !== undefined && forId !== ownId)
-      return { reason: `LISTEN_PIDFDID is ${pidfd} and this is process ${ownId}`, remedy: ITSELF };
+      return {
+        reason: `LISTEN_PIDFDID is ${pidfd}, and that of this process is ${ownId}`,
+        remedy: ITSELF,
+      };
   }
 
   if (fds === undefined) return { reason: "LISTEN_FDS is not set", remedy: LEAVE };

@@ -1,6 +1,6 @@
 /* register.ts loads this if there is something to do. The package has it in register/, with its bytecode. */
 import { ActivationError, ExitStatus, messageOf } from "../error.ts";
-import { LogLevel, logLine } from "../journal/log.ts";
+import { exit } from "../journal/exit-on-error.ts";
 import { register } from "./unchanged.ts";
 
 /** Puts the servers of the program onto the passed sockets, or ends it with the reason in one line. */
@@ -8,7 +8,7 @@ export function run(): void {
   try {
     register();
   } catch (error) {
-    logLine(LogLevel.error, `socket-service/register: ${messageOf(error)}`);
-    process.exit(error instanceof ActivationError ? error.status : ExitStatus.systemCall);
+    const status = error instanceof ActivationError ? error.status : ExitStatus.systemCall;
+    exit(status, `socket-service/register: ${messageOf(error)}`);
   }
 }

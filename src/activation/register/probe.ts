@@ -7,7 +7,7 @@ export interface Probe {
   readonly event: string;
 }
 
-/** The `net.Server` that calls `Bun.listen`, if it handles no connections: no `event`. */
+/** The `net.Server` that calls `Bun.listen`, if it has no handler for `event`. */
 export function probing({ data, tls }: { data?: unknown; tls?: unknown }): Probe | undefined {
   const event = tls ? "secureConnection" : "connection";
   if (!isNetServer(data) || data.listenerCount(event) > 0 || hasListener(data)) return undefined;

@@ -62,7 +62,7 @@ export function holdSigterm(before: () => Promise<void>, otherwise: () => void):
   listenNatively(SIGTERM, onSigterm);
 
   for (const { name, isFirst, isOnce } of ADD) {
-    const native = process[name].bind(process);
+    const native: Function = process[name];
     replace(name, (handler: unknown) => {
       // Bun ignores it, or throws the error.
       if (typeof handler !== "function") return Reflect.apply(native, process, [SIGTERM, handler]);

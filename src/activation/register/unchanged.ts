@@ -3,7 +3,7 @@ import type { Server } from "bun";
 import { reportedPath } from "../adopt/address.ts";
 import { connectionsAt } from "../adopt/connections.ts";
 import { becomeQuiet, drain } from "../adopt/drain.ts";
-import { isWatched, pause, substitute, unwatch } from "../adopt/event-loop.ts";
+import { pause, substitute } from "../adopt/event-loop.ts";
 import { supersede } from "../adopt/handover.ts";
 import { Idle } from "../adopt/idle.ts";
 import { listen, type ListenOptions } from "../adopt/listen.ts";
@@ -72,7 +72,7 @@ export function register(): void {
   }
   const claims = new Claims(sockets, warn);
   // With no socket passed, nobody would start the program again.
-  const timeout = sockets.length > 0 ? idleTimeout() : undefined;
+  const timeout = sockets.length > 0 ? idleTimeout() : Infinity;
   const { replacements } = new Unchanged(claims, timeout);
   for (const [name, replacement] of Object.entries(replacements)) {
     const native = Reflect.get(Bun, name);
@@ -88,14 +88,13 @@ export function register(): void {
 class Unchanged {
   readonly #native = { serve: Bun.serve, listen: Bun.listen, udpSocket: Bun.udpSocket };
   readonly #claims: Claims;
-  #isReady = false;
+  #hasReported = false;
   #isQuiet = false;
   /** When the connections of a program that has no handler of SIGTERM are cut off. */
   #deadline = 0;
   /** Every server, listener and socket that is open. */
   readonly #open = new Set<object>();
   readonly #servers = new Set<Server<unknown>>();
-  readonly #listeners = new Set<object>();
   /** The listeners of `node:http2` among them. */
   readonly #http2 = new WeakSet<object>();
   readonly #sessions = new Sessions();
@@ -104,11 +103,11 @@ class Unchanged {
   readonly #idleTimeout: number;
   readonly #end: () => void;
 
-  /** @param idleTimeout In milliseconds; undefined for ever. */
-  constructor(claims: Claims, idleTimeout: number | undefined) {
+  /** @param idleTimeout In milliseconds. */
+  constructor(claims: Claims, idleTimeout: number) {
     this.#claims = claims;
-    this.#idle = idleTimeout === undefined ? undefined : new Idle();
-    this.#idleTimeout = idleTimeout ?? Infinity;
+    this.#idle = idleTimeout === Infinity ? undefined : new Idle();
+    this.#idleTimeout = idleTimeout;
     this.#end = holdSigterm(
       () => this.#becomeQuiet(),
       () => void this.#exit(),
@@ -142,7 +141,9 @@ class Unchanged {
       const { data }: { data?: unknown } = options;
       if (isNetServer(data)) this.#sessions.watch(data);
       if (claim === undefined) return this.#own(native(), wanted);
-      const make = (fd: number) => this.#natively(() => listen(derive(options, { fd })));
+      // A program's own `listen` has counted its connections already.
+      const place = (fd: number) => derive(options, { fd, maxConnections: undefined });
+      const make = (fd: number) => this.#natively(() => listen(place(fd)));
       const listener = this.#listening(claim, this.#onDuplicate(claim, make));
       if (isNetServer(data) && "updateSettings" in data) this.#http2.add(listener);
       // The primary process of node:cluster has one for its workers, which compare the ports.
@@ -261,18 +262,16 @@ class Unchanged {
 
   /** Notes a listener on a passed socket, which SIGTERM and the idle time end. */
   #listening<T extends object>(claim: Claim, listener: T): T {
-    this.#listeners.add(listener);
-    atEnd(listener, STOPS, () => this.#listeners.delete(listener));
     this.#idle?.add(listener);
     return this.#giveBackAtEnd(claim, listener, STOPS);
   }
 
   async #becomeQuiet(): Promise<void> {
-    this.#isReady = true;
+    this.#hasReported = true;
     this.#deadline = performance.now() + END_TIMEOUT;
     notify({ stopping: true });
     await allOf([
-      ...Array.from(this.#listeners, (listener) => Promise.try(stopAccepting, listener)),
+      ...Array.from(this.#open, (it) => Promise.try(stopAccepting, it)),
       ...Array.from(this.#servers, becomeQuiet),
       this.#sessions.close(this.#http2Connections),
     ]);
@@ -281,8 +280,8 @@ class Unchanged {
 
   /** How many connections the servers of `node:http2` on passed sockets have. */
   readonly #http2Connections = (): number => {
-    const watches = [...this.#listeners]
-      .filter((listener) => this.#http2.has(listener))
+    const watches = [...this.#open]
+      .filter((it) => this.#http2.has(it))
       .map((listener) => listeningOf(listener)?.watch);
     return watches.flatMap((watch) => (watch ? connectionsAt(watch.address) : [])).length;
   };
@@ -316,8 +315,8 @@ class Unchanged {
   /** Reports readiness with the last passed socket, or with the first server if none was passed. */
   #report(wanted: Wanted): void {
     const { left, sockets } = this.#claims;
-    if (this.#isReady || left.length > 0) return;
-    this.#isReady = true;
+    if (this.#hasReported || left.length > 0) return;
+    this.#hasReported = true;
     const where = sockets.length > 0 ? listClaimable(sockets) : printable(nameWanted(wanted), "?");
     notify({ ready: true, status: `Listening on ${where}` });
     startWatchdog();
@@ -332,19 +331,16 @@ class Unchanged {
     if (claim) this.#claims.release(claim);
     // Bun would say that the port of a passed socket is in use.
     const isPlaceholder = claim?.isBound === true;
-    const counted = this.#noticing(options, "open");
-    const place = isPlaceholder ? derive(counted, placeholder(wanted)) : counted;
+    const noticing = this.#noticing(options, "open");
+    const place = isPlaceholder ? derive(noticing, placeholder(wanted)) : noticing;
     const listener = call<BunListener>(this.#native.listen, place);
     const ignore = onceHandled(probe, () => {
       const late = claim && this.#claim(wanted);
       if (late === undefined) return void (isPlaceholder || this.#own(listener, wanted));
       const watch = substitute(late.fd, listener.fd);
-      // Its handlers are those of the probe.
+      // Its handlers note each client already.
       keepListening(listener, { watch, onUse: new Set() });
-      supersede(late.fd, () => {
-        unwatch(watch);
-        listener.stop();
-      });
+      supersede(late.fd, () => listener.stop(), watch);
       this.#listening(late, listener);
     });
     atEnd(listener, STOPS, ignore);
@@ -397,7 +393,7 @@ async function allOf(ends: readonly Promise<unknown>[]): Promise<void> {
 
 function stopAccepting(listener: object): void {
   const watch = listeningOf(listener)?.watch;
-  if (watch && isWatched(watch)) pause(watch);
+  if (watch) pause(watch);
 }
 
 function unclaimed(left: readonly Claimable[]): string {
@@ -409,10 +405,10 @@ function call<T>(native: Function, ...args: readonly unknown[]): T {
   return Reflect.apply(native, Bun, args);
 }
 
-/** Returns `IDLE_TIMEOUT` in milliseconds; undefined if it is not set, or for ever. */
-function idleTimeout(): number | undefined {
+/** Returns `IDLE_TIMEOUT` in milliseconds; Infinity if it is not set. */
+function idleTimeout(): number {
   const seconds = process.env["IDLE_TIMEOUT"];
-  if (seconds === undefined || seconds === "infinity" || Number(seconds) === 0) return undefined;
+  if (seconds === undefined || seconds === "infinity" || Number(seconds) === 0) return Infinity;
   if (/^\d+(\.\d+)?$/.test(seconds)) return Number(seconds) * 1000;
   throw misconfigured(
     `IDLE_TIMEOUT is ${quote(seconds)}, which is not a number of seconds: set seconds, such as 60, or infinity`,
