@@ -62,7 +62,7 @@ function calls(): string[][] {
 
 using directory = scratch();
 const file = join(directory.path, "skipped");
-// Not each of several processes, in the time of its first test. Unit tests start nothing.
+// Once, and not in each process during its first test. Unit tests start nothing.
 if (given?.join() !== "test/unit") buildNow();
 const env = { ...testEnvironment(), SKIPPED: file, BUILT: "yes" };
 const COUNTED = ["pass", "skip", "fail"] as const;

@@ -214,7 +214,7 @@ await udpSocket({
 });
 console.error("evaluated VERSION");
 `);
-    const port = freePort(sockets.AF_INET, sockets.SOCK_DGRAM);
+    const port = freePort(sockets.SOCK_DGRAM);
     await using service = await activate(process.execPath, {
       flags: ["-d"],
       listen: [`127.0.0.1:${port}`],

@@ -10,12 +10,12 @@ import { Kept } from "../support/kept.ts";
 import { getHTTP2, GOAWAY, untilGoaway } from "../support/http2.ts";
 import { CERTIFICATE, client, text } from "../support/listening.ts";
 import {
-  BUN,
+  BUN_SERVE,
   ENDS,
   KEEPING,
-  NODE,
+  NODE_HTTP,
   type Service,
-  SLOW,
+  SLOW_ANSWERS,
   startsServices,
 } from "../support/unchanged.ts";
 import { shortest, until } from "../support/until.ts";
@@ -146,7 +146,7 @@ describe.concurrent("SIGTERM", () => {
   test.serial(
     "with no open connection ends a program in milliseconds, with its own exit status",
     async () => {
-      for (const source of [BUN, NODE, `process.exitCode = 3; ${NODE}`]) {
+      for (const source of [BUN_SERVE, NODE_HTTP, `process.exitCode = 3; ${NODE_HTTP}`]) {
         const { it } = await started(source);
         const { status, milliseconds } = await it.stop();
         expect(status).toBe(source.startsWith("process") ? 3 : 0);
@@ -158,7 +158,7 @@ describe.concurrent("SIGTERM", () => {
   );
 
   test.serial("ends a program in milliseconds once its last connection has closed", async () => {
-    const { it, running } = await started(BUN);
+    const { it, running } = await started(BUN_SERVE);
     const open = await client(it.to);
     running.process.kill("SIGTERM");
     await it.notified("STOPPING=1");
@@ -319,7 +319,7 @@ describe.concurrent("SIGTERM", () => {
   test("sends no READY=1 after it, though the program listens then", async () => {
     const it = service({});
     const running = it.run(
-      `process.on("SIGTERM", () => { ${BUN} setTimeout(() => process.exit(), 200); });
+      `process.on("SIGTERM", () => { ${BUN_SERVE} setTimeout(() => process.exit(), 200); });
       console.error("starting"); setInterval(() => {}, 1000);`,
     );
     await running.says(/starting/);
@@ -337,7 +337,7 @@ describe.concurrent("SIGTERM", () => {
 
   test("reaches all handlers of a program, as without the preload", async () => {
     const { running } = await started(
-      `${NODE}
+      `${NODE_HTTP}
       const first = () => console.error("first", process.listenerCount("SIGTERM"));
       const gone = () => console.error("gone");
       process.once("SIGTERM", first);
@@ -360,14 +360,14 @@ describe.concurrent("SIGTERM", () => {
 
   test("leaves the end to a handler that is called once, however long that takes", async () => {
     const { it } = await started(
-      `${BUN} process.once("SIGTERM", async () => (await Bun.sleep(500), process.exit(7)));`,
+      `${BUN_SERVE} process.once("SIGTERM", async () => (await Bun.sleep(500), process.exit(7)));`,
     );
     expect((await it.stop()).status).toBe(7);
   });
 
   test("reaches a handler that another one removes meanwhile no more, and all others", async () => {
     const { running } = await started(
-      `${BUN}
+      `${BUN_SERVE}
       const removed = () => console.error("removed");
       process.once("SIGTERM", () => {
         console.error("first");
@@ -382,7 +382,7 @@ describe.concurrent("SIGTERM", () => {
     await running.says(/last\nlast\n$/);
   });
 
-  test.each(Object.entries(SLOW))(
+  test.each(Object.entries(SLOW_ANSWERS))(
     "waits for the answers of a server of %s that the program has replaced",
     async (_, source) => {
       const { it, running } = await started(
@@ -406,7 +406,7 @@ describe.concurrent("SIGTERM", () => {
 
   test("has its handlers added, removed and counted as other events have", async () => {
     const { running } = await started(
-      `${NODE}
+      `${NODE_HTTP}
       const [a, b] = ["a", "b"].map((name) => () => console.error(name));
       process.on("SIGTERM", a).on("SIGTERM", b).on("SIGTERM", a);
       process.off("SIGTERM", a).removeListener("SIGTERM", () => {});
@@ -427,7 +427,7 @@ describe.concurrent("SIGTERM", () => {
 
   test("makes an error of a handler an uncaught exception, as without the preload", async () => {
     const { it } = await started(
-      `${BUN}
+      `${BUN_SERVE}
       process.on("uncaughtException", ({ message }) => process.exit(message === "on purpose" ? 3 : 4));
       process.on("unhandledRejection", () => process.exit(5));
       process.on("SIGTERM", () => { throw new Error("on purpose"); });`,
@@ -437,7 +437,7 @@ describe.concurrent("SIGTERM", () => {
 
   test("calls the other handlers after an error of one, as without the preload", async () => {
     const { it, running } = await started(
-      `${BUN}
+      `${BUN_SERVE}
       process.on("uncaughtException", ({ message }) => console.error(message));
       process.on("SIGTERM", () => { throw new Error("on purpose"); });
       process.on("SIGTERM", () => process.exit(3));
@@ -478,7 +478,7 @@ describe.concurrent("SIGTERM", () => {
 
   test("a second time reaches a handler at once, and not again when the clients are gone", async () => {
     const { it, running } = await started(
-      `${BUN} process.on("SIGTERM", () => console.error("told"));
+      `${BUN_SERVE} process.on("SIGTERM", () => console.error("told"));
       process.on("SIGUSR1", () => console.error("still here"));`,
     );
     const open = await Kept.to(it.to);
@@ -512,7 +512,7 @@ describe.concurrent("SIGTERM", () => {
 
   test.each(["", `"SIGTERM"`])("after removeAllListeners(%s) still drains", async (event) => {
     const { it } = await started(
-      `process.on("SIGTERM", () => {}); ${BUN} process.removeAllListeners(${event});`,
+      `process.on("SIGTERM", () => {}); ${BUN_SERVE} process.removeAllListeners(${event});`,
     );
     expect((await it.stop()).status).toBe(0);
     expect(await it.notified("STOPPING=1")).toEqual(["STOPPING=1\n"]);
@@ -584,7 +584,7 @@ describe.concurrent("SIGTERM", () => {
 
   test("has a program that uses the module itself end as without the preload", async () => {
     for (const source of [
-      `${NODE} const { drain } = await import(${MODULE});`,
+      `${NODE_HTTP} const { drain } = await import(${MODULE});`,
       `const { drain, passedFd, serve } = await import(${MODULE});
       const server = serve({ fd: passedFd(), port: 3000, fetch: () => new Response("Hello\\n") });`,
     ]) {
@@ -933,7 +933,7 @@ describe.concurrent("SIGTERM", () => {
       expect(await running.status()).toBe(0);
     });
 
-    test.each(Object.entries({ NODE, KEEPING }))(
+    test.each(Object.entries({ NODE_HTTP, KEEPING }))(
       "in restarts of %s under load, and loses none",
       async (_, source) => {
         const { it } = await started(source);

@@ -4,7 +4,7 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { freePort } from "../support/daemon.ts";
 import { Kept } from "../support/kept.ts";
 import { client, text } from "../support/listening.ts";
-import { BUN, NODE, startsServices } from "../support/unchanged.ts";
+import { BUN_SERVE, NODE_HTTP, startsServices } from "../support/unchanged.ts";
 
 setDefaultTimeout(60_000);
 
@@ -15,7 +15,7 @@ describe.concurrent("IDLE_TIMEOUT", () => {
   /** For a program that is used meanwhile. On a busy machine, half a second may pass between two uses. */
   const used = { IDLE_TIMEOUT: "1.5" };
 
-  test.each(Object.entries({ "Bun.serve": BUN, "node:http": NODE }))(
+  test.each(Object.entries({ "Bun.serve": BUN_SERVE, "node:http": NODE_HTTP }))(
     "ends a program of %s, which the next client wakes",
     async (_, source) => {
       const { it, running } = await started(source, { env: used });
@@ -45,7 +45,7 @@ describe.concurrent("IDLE_TIMEOUT", () => {
       expect(running.process.exitCode).toBeNull();
       expect(await running.status()).toBe(0);
     };
-    await Promise.all([BUN, NODE].map(counts));
+    await Promise.all([BUN_SERVE, NODE_HTTP].map(counts));
   });
 
   test("counts from the close of a connection to a net.Server that got its handler late", async () => {
@@ -78,7 +78,7 @@ describe.concurrent("IDLE_TIMEOUT", () => {
       "require('node:dgram').createSocket('udp4').bind(port)",
     ]) {
       const source = `const port = ${freePort()};
-        ${BUN}
+        ${BUN_SERVE}
         const own = ${own};
         process.on("SIGUSR1", () => (own.stop ?? own.close).call(own));`;
       const it = service({ name: "3000" });
@@ -94,7 +94,7 @@ describe.concurrent("IDLE_TIMEOUT", () => {
   test("ends a program whose test for a free port gets a handler after it was closed", async () => {
     const it = service({ name: "3000" });
     const running = it.run(
-      `${BUN}
+      `${BUN_SERVE}
       const probe = require("node:net").createServer();
       probe.listen(${freePort()}, () => probe.close(() => {
         probe.on("connection", (socket) => socket.end());
@@ -133,7 +133,7 @@ describe.concurrent("IDLE_TIMEOUT", () => {
 
   test("does not call the handler of SIGTERM again while that ends the program", async () => {
     const { it, running } = await started(
-      `${BUN} let calls = 0;
+      `${BUN_SERVE} let calls = 0;
       process.on("SIGTERM", async () => {
         console.error("called", ++calls);
         await Bun.sleep(2500);
@@ -147,7 +147,7 @@ describe.concurrent("IDLE_TIMEOUT", () => {
 
   test("calls the handlers of the program", async () => {
     const handler = `process.on("SIGTERM", (name, number) => process.exit(name === "SIGTERM" ? number : 1));`;
-    const { running } = await started(NODE + handler, { env });
+    const { running } = await started(NODE_HTTP + handler, { env });
     expect(await running.status()).toBe(15);
   });
 
@@ -182,7 +182,7 @@ describe.concurrent("IDLE_TIMEOUT", () => {
   });
 
   test.each(["0", "0.0", "00", "", "infinity"])("of %p never ends it", async (seconds) => {
-    const { it, running } = await started(BUN, { env: { IDLE_TIMEOUT: seconds } });
+    const { it, running } = await started(BUN_SERVE, { env: { IDLE_TIMEOUT: seconds } });
     await Bun.sleep(500);
     expect(await it.get()).toBe("Hello\n");
     expect(running.process.exitCode).toBeNull();
@@ -191,7 +191,7 @@ describe.concurrent("IDLE_TIMEOUT", () => {
   test("of anything else is an error, with the exit status 78", async () => {
     for (const wrong of ["a minute", "2 minutes"]) {
       const it = service({});
-      const running = it.run(BUN, { env: { IDLE_TIMEOUT: wrong } });
+      const running = it.run(BUN_SERVE, { env: { IDLE_TIMEOUT: wrong } });
       expect(await running.status()).toBe(78);
       expect(running.stderr).toBe(
         `socket-service/register: IDLE_TIMEOUT is "${wrong}", which is not a number of seconds: set seconds, such as 60, or infinity\n`,

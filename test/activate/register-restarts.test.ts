@@ -1,13 +1,24 @@
 /* Unchanged programs, with the preload, lose no request in restarts. */
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 
-import { BUN, ENDS, KEEPING, NODE, SLOW, startsServices } from "../support/unchanged.ts";
+import {
+  BUN_SERVE,
+  ENDS,
+  KEEPING,
+  NODE_HTTP,
+  SLOW_ANSWERS,
+  startsServices,
+} from "../support/unchanged.ts";
 
 setDefaultTimeout(60_000);
 
 const { started } = startsServices();
 
-const PROGRAMS = { "Bun.serve": BUN, "node:http": NODE, "node:http that says keep-alive": KEEPING };
+const PROGRAMS = {
+  "Bun.serve": BUN_SERVE,
+  "node:http": NODE_HTTP,
+  "node:http that says keep-alive": KEEPING,
+};
 
 describe.concurrent.each(Object.entries(PROGRAMS))("a program of %s", (_, source) => {
   test.each(Object.entries(ENDS))(
@@ -25,7 +36,7 @@ describe.concurrent.each(Object.entries(PROGRAMS))("a program of %s", (_, source
   );
 });
 
-test.concurrent.each(Object.entries(SLOW))(
+test.concurrent.each(Object.entries(SLOW_ANSWERS))(
   "a program of %s whose answers take 800 ms loses none if it exits at SIGTERM",
   async (_, source) => {
     const { it } = await started(source + ENDS["process.exit()"]);

@@ -212,7 +212,7 @@ activated("pair.ts says which socket is missing", async () => {
 
 activated("echo.ts sends datagrams back, and reports readiness", async () => {
   using receiver = new NotifyReceiver();
-  const port = freePort(AF_INET, SOCK_DGRAM);
+  const port = freePort(SOCK_DGRAM);
   await using service = await run("echo.ts", [port], { env: { NOTIFY_SOCKET: receiver.address } });
   expect(await askDatagram(port)).toBe("hello");
   expect(await receiver.text()).toMatch(/^READY=1$/m);

@@ -5,8 +5,7 @@ import { EMULATED } from "./until.ts";
 
 const ROOT = resolve(import.meta.dir, "../..");
 
-// `make` has built them for its own programs, such as the demo, which `bun test` did not start, and
-// test/run.ts for its tests.
+// Outside of `bun test`, as in the demo, `make` has built them. For its tests, test/run.ts has.
 let isBuilt = process.env["NODE_ENV"] !== "test" || process.env["BUILT"] !== undefined;
 
 /** As `buildNow`, once for all tests of a process. */

@@ -1,10 +1,11 @@
 /* Starts the compiled executables as systemd would, and is their client. */
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { connect, type Socket } from "node:net";
+import type { Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { isAbsolute, join, resolve } from "node:path";
 
 import { build } from "./build.ts";
+import { client } from "./listening.ts";
 import type { NotifyReceiver } from "./notify-receiver.ts";
 import * as sockets from "./sockets.ts";
 import { SLOW, until } from "./until.ts";
@@ -30,14 +31,14 @@ export function scratch(name = "socket-service-"): { path: string } & Disposable
  * A port of the loopback that is free now, below those that the kernel gives to clients: one of
  * them may take it before the activator does.
  */
-export function freePort(family = sockets.AF_INET, type = sockets.SOCK_STREAM): number {
+export function freePort(type = sockets.SOCK_STREAM): number {
   for (let tries = 0; ; tries++) {
     const port = 16_384 + Math.floor(Math.random() * 16_384);
     try {
-      sockets.close(sockets.bound(family, type, port));
+      sockets.close(sockets.bound(sockets.AF_INET, type, port));
       return port;
     } catch (error) {
-      // Somebody has it, if it is not the address that is missing.
+      // Another program has it. If the address is missing, no try succeeds.
       if (tries === 100) throw error;
     }
   }
@@ -279,12 +280,7 @@ export class Client {
 
   /** Connects to a port of the loopback, or a path. */
   static async connect(to: number | string, host = "127.0.0.1"): Promise<Client> {
-    const options = typeof to === "number" ? { port: to, host } : { path: to };
-    const socket = connect({ ...options, allowHalfOpen: true });
-    const { promise, resolve, reject } = Promise.withResolvers<void>();
-    socket.once("connect", resolve).once("error", reject);
-    await promise;
-    return new Client(socket);
+    return new Client(await client(typeof to === "number" ? { port: to, host } : { path: to }));
   }
 
   /** Resolves when the kernel has all of it. */

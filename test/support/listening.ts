@@ -17,8 +17,8 @@ export function freshPath(): string {
 
 export interface Listening extends Disposable {
   /**
-   * Closed by the test, or by whoever adopts it. Non-blocking, so that a mistake there fails the test
-   * of that alone, and does not leave every other one in accept(2).
+   * The test closes it, or its adopter does. It is non-blocking: a mistake fails one test, and no other
+   * hangs in accept(2).
    */
   readonly fd: number;
   /** A second descriptor of the socket, as the service manager keeps one. */

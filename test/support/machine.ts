@@ -45,7 +45,7 @@ const INIT = String.raw`set -e
   find /etc/systemd \( -type f -o -name 'socket-service*' \) -delete
   rm -rf /usr/local/lib/systemd
   find /usr/local/bin /usr/local/man /usr/local/share/man/ -name 'socket-service*' -delete
-  # Whose manager runs without a session has units of its own.
+  # The manager of a user who lingers has units of its own.
   rm -rf /var/lib/systemd/linger
   unset PWD
   # basic.target has sockets, logins by systemctl and users' managers, and none of the services that

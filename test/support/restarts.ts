@@ -16,7 +16,7 @@ const ENDS = {
 } as const;
 
 export interface Load {
-  /** The others are no end of the module's: `Bun.serve` behind systemd-socket-proxyd, and Go's. */
+  /** proxyd: `Bun.serve` behind systemd-socket-proxyd. Go Shutdown: a server in Go. */
   readonly end: keyof typeof ENDS | "proxyd" | "Go Shutdown";
   readonly connections: number;
   /** The longest between two requests of one connection, in milliseconds. */

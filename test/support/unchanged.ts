@@ -144,8 +144,7 @@ export class Service implements AsyncDisposable {
     const running = this.processes.at(-1);
     if (running === undefined) throw new Error("nothing runs");
     const begun = performance.now();
-    running.process.kill("SIGTERM");
-    const status = await running.status(30_000);
+    const status = await running.stop(30_000);
     return { status, milliseconds: performance.now() - begun };
   }
 
@@ -213,15 +212,15 @@ export async function echoed(url: string): Promise<unknown> {
   return data;
 }
 
-export const BUN = `const server = Bun.serve({ port: 3000, fetch: () => new Response("Hello\\n") });`;
-export const NODE = `const server = require("node:http").createServer((request, response) => response.end("Hello\\n")).listen(3000);`;
+export const BUN_SERVE = `const server = Bun.serve({ port: 3000, fetch: () => new Response("Hello\\n") });`;
+export const NODE_HTTP = `const server = require("node:http").createServer((request, response) => response.end("Hello\\n")).listen(3000);`;
 
 /** The same, with a header of its own. */
 export const KEEPING = `const server = require("node:http").createServer((request, response) =>
   response.writeHead(200, { Connection: "keep-alive", "Content-Length": 6 }).end("Hello\\n")).listen(3000);`;
 
 /** Programs whose answers take a while. */
-export const SLOW = {
+export const SLOW_ANSWERS = {
   "Bun.serve": `const server = Bun.serve({ port: 3000, fetch: () => Bun.sleep(800).then(() => new Response("Hello\\n")) });`,
   "node:http": `const server = require("node:http").createServer((request, response) => setTimeout(() => response.end("Hello\\n"), 800)).listen(3000);`,
 } as const;

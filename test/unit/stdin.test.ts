@@ -153,7 +153,7 @@ describe.skipIf(lacks("systemd-socket-activate"))("under systemd-socket-activate
     const program = `
       import { passedFd, udpSocket } from ${MODULE};
       await udpSocket({ fd: passedFd(), socket: { data: (socket, data, port, address) => void socket.send(data, port, address) } });`;
-    const port = freePort(AF_INET, SOCK_DGRAM);
+    const port = freePort(SOCK_DGRAM);
     const options = { flags: ["--inetd", "--datagram"], listen: [`127.0.0.1:${port}`] };
     await using _ = await activate(process.execPath, { ...options, args: ["-e", program] });
     expect(await askDatagram(port)).toBe("hello");
