@@ -93,6 +93,37 @@ test.each(["ask once more", "stay silent"])(
   },
 );
 
+test("with no descriptor free, a stream that Bun still sends reaches its end", async () => {
+  const length = 40_000_000;
+  using source = program(`
+import { openSync } from "node:fs";
+import { drain, passedFd, serve } from "socket-service/activation";
+const pull = (stream) => { stream.write(new Uint8Array(${length})); stream.end(); };
+const server = serve({
+  fd: passedFd(),
+  fetch: () => new Response(new ReadableStream({ type: "direct", pull })),
+});
+process.on("SIGTERM", async () => {
+  const drained = drain(server, { grace: 0 });
+  try { for (;;) openSync("/dev/null"); } catch {}
+  console.error("draining");
+  process.exit((await drained) ? 0 : 1);
+});`);
+  using it = listening("IPv4");
+  await using service = execute(process.execPath, [it.fd], {}, [source.path]);
+  const reader = await client(it.to);
+  let received = 0;
+  reader.on("data", (data) => (received += data.length));
+  reader.write(REQUEST);
+  await until("it has begun", 10, () => received > 0);
+  reader.pause();
+  service.process.kill("SIGTERM");
+  await service.says(/draining/);
+  reader.resume();
+  expect(await service.status()).toBe(0);
+  await until("all has come", 10, () => received > length);
+});
+
 test("under bun --hot, drain ends a server of an earlier evaluation", async () => {
   const serving = (version: number) => `
 import { drain, passedFd, serve } from "socket-service/activation";

@@ -14,6 +14,9 @@ export interface Connection {
   readonly talk: libc.Talk | undefined;
 }
 
+/** How long ago the last byte of a connection was sent that may send more, in milliseconds. */
+const JUST_SENT = 500;
+
 /** The open connections of a server: Bun counts none, so this looks at each descriptor. */
 export class Connections {
   readonly #epoll: number;
@@ -46,7 +49,7 @@ export class Connections {
           return libc.hasUnread(fd);
         },
         get isSending() {
-          return (sending ??= pendingWrites(epoll))?.has(fd) ?? libc.hasUnsent(fd);
+          return (sending ??= pendingWrites(epoll))?.has(fd) ?? maySend(fd);
         },
         get talk() {
           return libc.talk(fd);
@@ -54,6 +57,14 @@ export class Connections {
       }),
     ).length;
   }
+}
+
+/**
+ * Whether Bun may have more to send, as far as the kernel knows. Between two writes of Bun to a client that
+ * reads fast, nothing is unsent for a moment.
+ */
+function maySend(fd: number): boolean {
+  return libc.hasUnsent(fd) || (libc.talk(fd)?.said ?? Infinity) < JUST_SENT;
 }
 
 /** The connections accepted by the socket that listens, or listened, at the sockaddr `at`. */
