@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { lacks, lacksIPv6 } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
 import { NotifyReceiver } from "../support/notify-receiver.ts";
-import { AF_INET, AF_INET6, AF_UNIX } from "../support/sockets.ts";
+import { AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM } from "../support/sockets.ts";
 import { EMULATED, until } from "../support/until.ts";
 import { activate, ask, Client, execute } from "../support/daemon.ts";
 import { freePort, Listener, load, scratch } from "../support/daemon.ts";
@@ -21,7 +21,11 @@ const activated = test.skipIf(lacks("systemd-socket-activate"));
 describe("socket-service adopts", () => {
   activated.skipIf(lacksIPv6())("several sockets of every family, with names", async () => {
     using directory = scratch();
-    const [ipv4, ipv6, unix] = [freePort(), freePort(AF_INET6), join(directory.path, "socket")];
+    const [ipv4, ipv6, unix] = [
+      freePort(),
+      freePort(SOCK_STREAM, AF_INET6),
+      join(directory.path, "socket"),
+    ];
     await using service = await activate(NAME, {
       flags: ["--fdname=four:six:unix"],
       listen: [`127.0.0.1:${ipv4}`, `[::1]:${ipv6}`, unix],

@@ -775,7 +775,7 @@ describe.concurrent("SIGTERM", () => {
         response.setHeader("Content-Length", 2);
         handlers[decodeURI(request.url.slice(1))](request, response);
         response.end("ok");
-      }).listen(3000);`,
+      }).on("checkExpectation", (request, response) => response.end("ok")).listen(3000);`,
     );
     const held = await holding(it, running);
     const said: Record<string, unknown> = {};
@@ -798,6 +798,11 @@ describe.concurrent("SIGTERM", () => {
     );
     await Promise.all(asks);
     expect(said).toEqual(wanted);
+    const expecting = await Kept.to(it.to);
+    expect(await expecting.ask("/", "Expect: more\r\n")).toMatchObject({
+      body: "ok",
+      closes: true,
+    });
     held.socket.destroy();
     expect(await running.status()).toBe(0);
   });

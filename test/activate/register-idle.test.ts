@@ -106,6 +106,18 @@ describe.concurrent("IDLE_TIMEOUT", () => {
     expect(await running.status()).toBe(0);
   });
 
+  test("ends a program whose test for the passed port gets a handler when that has a server", async () => {
+    const it = service({});
+    const running = it.run(
+      `const probe = require("node:net").createServer().listen(${it.port}, "127.0.0.1", () => {
+        Bun.serve({ port: ${it.port}, fetch: () => new Response() });
+        probe.on("connection", (socket) => socket.end());
+      });`,
+      { env },
+    );
+    expect(await running.status()).toBe(0);
+  });
+
   test("ends no program that was passed no socket", async () => {
     const it = service();
     const running = it.run(

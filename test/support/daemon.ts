@@ -31,11 +31,11 @@ export function scratch(name = "socket-service-"): { path: string } & Disposable
  * A port of the loopback that is free now, below those that the kernel gives to clients: one of
  * them may take it before the activator does.
  */
-export function freePort(type = sockets.SOCK_STREAM): number {
+export function freePort(type = sockets.SOCK_STREAM, family = sockets.AF_INET): number {
   for (let tries = 0; ; tries++) {
     const port = 16_384 + Math.floor(Math.random() * 16_384);
     try {
-      sockets.close(sockets.bound(sockets.AF_INET, type, port));
+      sockets.close(sockets.bound(family, type, port));
       return port;
     } catch (error) {
       // Another program has it. If the address is missing, no try succeeds.

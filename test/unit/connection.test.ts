@@ -245,9 +245,13 @@ describe("adoptConnection", () => {
 
   test("has Bun say the error of a handler that is no function, or that returns one", async () => {
     const [client, fd] = sockets.socketPair();
-    const wrong = { data() {}, ...JSON.parse(`{ "open": 5 }`) };
-    expect(await rejection(adoptConnection(fd, wrong))).toContain("TypeError");
-    expect(sockets.isOpen(fd)).toBe(true);
+    for (const name of ["open", "close"]) {
+      const wrong = { data() {}, ...JSON.parse(`{ "${name}": 5 }`) };
+      expect(await rejection(adoptConnection(fd, wrong))).toMatch(
+        RegExp(`^TypeError .*"on${name}"`, "i"),
+      );
+      expect(sockets.isOpen(fd)).toBe(true);
+    }
     const errors: string[] = [];
     const error = (_: unknown, problem: Error) => void errors.push(problem.message);
     const open: () => void = () => new Error("on purpose");

@@ -335,6 +335,16 @@ test("drain is false if the program cuts a request off meanwhile", async () => {
   const ended = drain(idle.server);
   void idle.server.stop(true);
   expect(await ended).toBe(true);
+  // Nor does a stop that lets it be answered.
+  const { release, ...late } = holding("late");
+  const gentle = serving(late);
+  const waiting = await gentle.asking("/slow");
+  await underWay(gentle.server);
+  const over = drain(gentle.server);
+  void gentle.server.stop();
+  release.resolve();
+  expect(await waiting.answer()).toMatchObject({ body: "late" });
+  expect(await over).toBe(true);
 });
 
 test.each([

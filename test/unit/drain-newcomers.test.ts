@@ -12,7 +12,7 @@ import { accepted, holding, Kept, serving, underWay } from "../support/kept.ts";
 import { CERTIFICATE, client } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
 import { atEnd, cleansUp } from "../support/started.ts";
-import { until } from "../support/until.ts";
+import { shortest, until } from "../support/until.ts";
 
 cleansUp();
 
@@ -204,6 +204,17 @@ test("a handshake or a second request over TLS that never ends is cut off after 
   expect(await Promise.all(drained)).toEqual([false, false]);
   expect(performance.now() - begun).toBeWithin(1900, 4000);
   slow.destroy();
+});
+
+test("a client over TLS that was answered and stays is not waited for", async () => {
+  const took = await shortest(1200, async () => {
+    const it = serving({ tls: CERTIFICATE, fetch: () => new Response("answered") });
+    await it.tlsClient().ask();
+    const begun = performance.now();
+    expect(await drain(it.server, { grace: 0 })).toBe(true);
+    return performance.now() - begun;
+  });
+  expect(took).toBeLessThan(1200);
 });
 
 test("a client that asks nothing after its TLS handshake is not waited for", async () => {

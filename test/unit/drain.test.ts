@@ -571,4 +571,10 @@ test("options with a routes that is an array, as a Hono app has, are taken as Bu
   const end = drainUntil(it.server);
   expect(await it.ask()).toMatchObject({ body: "app", closes: true });
   expect(await end()).toBe(true);
+  // A reload with one leaves the routes before.
+  const routed = serving({ ...options, routes: { "/r": () => new Response("route") } });
+  routed.server.reload(Object.assign(options, JSON.parse(`{ "routes": [{ "path": "/" }] }`)));
+  const over = drainUntil(routed.server);
+  expect(await routed.ask("/r")).toMatchObject({ body: "route", closes: true });
+  expect(await over()).toBe(true);
 });

@@ -186,6 +186,18 @@ test.each(["before", "after"])("it keeps no program alive %s its first look", as
   expect([await child.status(), child.stderr]).toEqual([0, ""]);
 });
 
+test("an error of a handler is logged as without it", () => {
+  const script = `
+    import { serve, whenIdle } from "./src/activation/index.ts";
+    const fetch = () => { throw new Error("of the handler"); };
+    const server = serve({ hostname: "127.0.0.1", port: 0, development: false, fetch });
+    void whenIdle(server, { timeout: 1e9 });
+    await globalThis.fetch(server.url);
+    process.exit();`;
+  const { stderr } = Bun.spawnSync([process.execPath, "-e", script]);
+  expect(stderr.toString()).toMatch(/^error: of the handler$/m);
+});
+
 test("its promise resolves before the event loop accepts the next client", async () => {
   const { server, ...it } = served("first");
   await whenIdle(server, { timeout: 50 });

@@ -464,6 +464,14 @@ test("options may have getters with private fields", async () => {
   expect(await exchange(it.to)).toEndWith("private");
 });
 
+test("serve starts Bun.serve on the loopback, whatever hostname it is given", () => {
+  using it = listening("IPv4");
+  using start = spyOn(Bun, "serve");
+  started(serve({ fd: it.fd, hostname: "0.0.0.0", ...answer("") }));
+  const places = start.mock.calls.map(([{ hostname, port }]) => ({ hostname, port }));
+  expect(places).toEqual([{ hostname: "127.0.0.1", port: 0 }]);
+});
+
 test("server.fetch of a path has the address of the passed socket", async () => {
   using it = listening("IPv4");
   const server = started(serve({ fd: it.fd, fetch: ({ url }) => new Response(url) }));
@@ -471,6 +479,12 @@ test("server.fetch of a path has the address of the passed socket", async () => 
   expect(await (await server.fetch("http://example/b")).text()).toBe("http://example/b");
   const request = new Request("http://example/c");
   expect(await (await server.fetch(request)).text()).toBe("http://example/c");
+  // Over an abstract name, it is that of Bun.
+  using named = listening("abstract Unix");
+  const fetch = ({ url }: Request) => new Response(url);
+  const own = started(Bun.serve({ unix: `\0${crypto.randomUUID()}`, fetch }));
+  const passed = started(serve({ fd: named.fd, fetch }));
+  expect(await (await passed.fetch("/a")).text()).toBe(await (await own.fetch("/a")).text());
 });
 
 test.each(["open", "close"])(
