@@ -77,7 +77,7 @@ function prose(lines: readonly string[]): string {
   });
   return `${text
     .join("\n")
-    .replace(/\{@link (\w+)\}/g, (_, name) => `[\`${name}\`](#${String(name).toLowerCase()})`)
+    .replace(/\{@link\s+(\w+)\}/g, (_, name) => `[\`${name}\`](#${String(name).toLowerCase()})`)
     .trim()}\n`;
 }
 
