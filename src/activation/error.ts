@@ -27,6 +27,12 @@ export class ActivationError extends Error {
     this.status = status;
     this.code = code;
   }
+
+  /** By its form: the preload, and each evaluation under `bun --hot`, have a class of their own. */
+  static override [Symbol.hasInstance](it: unknown): it is ActivationError {
+    if (!(it instanceof Error && it.name === "ActivationError" && "status" in it)) return false;
+    return Object.values<unknown>(ExitStatus).includes(it.status);
+  }
 }
 
 /** Returns the error for something that is wrong with what was passed (78). */

@@ -16,6 +16,9 @@ setDefaultTimeout(60_000);
 
 const { service, started } = startsServices();
 
+/** The module, for a program that uses it. */
+const MODULE = JSON.stringify(resolve(import.meta.dir, "../../src/activation/index.ts"));
+
 const warnings = ({ stderr }: Running) => stderr.match(/^socket-service\/register: .*$/gm) ?? [];
 /** The output of a program on stderr, but for Bun's own line. */
 const noise = ({ stderr }: Running) => stderr.replace(/^Started development server: .*\n/m, "");
@@ -205,9 +208,8 @@ test.each([
 });
 
 test("a program that limits its connections with listen of the module goes on at each close", async () => {
-  const module = JSON.stringify(resolve(import.meta.dir, "../../src/activation/index.ts"));
   const { it, running } = await started(
-    `const { listen } = await import(${module});
+    `const { listen } = await import(${MODULE});
     const socket = { data() {}, open: (socket) => void socket.write("open"), close: () => console.error("closed") };
     listen({ port: 3000, hostname: "127.0.0.1", maxConnections: 1, socket });`,
   );
@@ -219,6 +221,74 @@ test("a program that limits its connections with listen of the module goes on at
     }
     await running.says(RegExp(`^(closed\n){${2 * n}}$`));
   }
+});
+
+test("a program that limits its connections accepts nobody after SIGTERM, also when one has closed", async () => {
+  const { it, running } = await started(
+    `const { listen } = await import(${MODULE});
+    const socket = { data() {}, open: (socket) => void socket.write("open"), close: () => console.error("closed") };
+    listen({ port: 3000, hostname: "127.0.0.1", maxConnections: 1, socket });
+    process.on("SIGTERM", () => console.error("told"));`,
+  );
+  const [first, second] = [await Kept.to(it.to), await Kept.to(it.to)];
+  await until("the first is served", 10, () => first.received === "open");
+  running.process.kill("SIGTERM");
+  await running.says(/^told\n$/);
+  first.socket.destroy();
+  await running.says(/closed\n$/);
+  // As long as it takes to serve another one.
+  await Bun.sleep(300);
+  expect(second.received).toBe("");
+});
+
+test("a program that has sent READY=1 itself keeps its status", async () => {
+  const { it, status } = await started(
+    `const { notify } = await import(${MODULE});
+    Bun.serve({ port: 3000, fetch: () => new Response() });
+    notify({ ready: true, status: "of the program" });
+    setTimeout(() => notify({ status: "later" }), 200);`,
+  );
+  expect(status).toBe("READY=1\nSTATUS=of the program\n");
+  expect(await it.notified("later")).toEqual(["STATUS=later\n"]);
+});
+
+test.each(["serve", "listen"])(
+  "what a program gives to %s of the module no other call gets",
+  async (name) => {
+    const port = freePort();
+    const call = {
+      serve: "serve({ fd: 3, fetch: () => new Response('bye') })",
+      listen:
+        "listen({ fd: 3, socket: { open: (socket) => void socket.write('bye'), data() {} } })",
+    }[name];
+    for (const family of ["IPv4", "Unix"] as const) {
+      const it = service({ family });
+      const running = it.run(
+        `const { listen, serve } = await import(${MODULE});
+      ${call};
+      Bun.serve({ port: ${port}, fetch: () => new Response("own") });
+      console.error("listening");`,
+      );
+      await running.says(/^listening\n$/);
+      expect(await get(port)).toBe("own");
+      const socket = await client(it.to);
+      if (name === "serve") socket.write("GET / HTTP/1.0\r\n\r\n");
+      else socket.end();
+      expect(await text(socket)).toEndWith("bye");
+      await running.stop();
+    }
+  },
+);
+
+test("under bun --hot, too, the program is passed nothing", async () => {
+  const { it, running } = await started(
+    `const { listenFds, passedFd } = await import(${MODULE});
+    console.error(listenFds().length, passedFd());
+    Bun.serve({ port: 3000, fetch: () => new Response("served") });`,
+    { flags: ["--hot"] },
+  );
+  expect(await it.get()).toBe("served");
+  await running.says(/^0 undefined\n/);
 });
 
 test("a second call that names a descriptor is an error, and takes nothing from the first", async () => {
@@ -622,9 +692,8 @@ describe("which socket", () => {
 
   test("a call that names a descriptor gets that one, whatever its port", async () => {
     const it = service({ name: "3000" }, { name: "3001" });
-    const module = JSON.stringify(resolve(import.meta.dir, "../../src/activation/index.ts"));
     const running = it.run(
-      `const { listen } = await import(${module});
+      `const { listen } = await import(${MODULE});
       const open = (socket) => void socket.end("by descriptor");
       listen({ fd: 4, port: 3000, hostname: "127.0.0.1", socket: { open, data() {} } });
       Bun.serve({ port: 3000, ${answer("by port")} });
@@ -720,6 +789,12 @@ describe("with no socket", () => {
     it.run(`require("node:net").createServer().listen(${late})
         .on("connection", (socket) => socket.end());`);
     expect(await it.ready()).toBe(`READY=1\nSTATUS=Listening on port ${late}\n`);
+    // One that is stopped at once has only tested whether its port is free.
+    const real = freePort();
+    it.run(`const fetch = () => new Response();
+      void Bun.serve({ port: ${freePort()}, fetch }).stop();
+      setTimeout(() => Bun.serve({ port: ${real}, fetch }), 300);`);
+    expect(await it.ready()).toBe(`READY=1\nSTATUS=Listening on port ${real}\n`);
     // A name may have any character.
     const name = crypto.randomUUID();
     it.run(`Bun.serve({ unix: "\\x00${name}\\n", fetch: () => new Response() });`);

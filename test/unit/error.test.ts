@@ -14,6 +14,21 @@ test("an error has a status, a message, and the code of a failed system call", (
   expect([wrong.status, wrong.message, wrong.code]).toEqual([78, "it is wrong", undefined]);
 });
 
+test("an error of another copy of the module is one, and no other error", async () => {
+  const path = "../../src/activation/error.ts?copy";
+  const other: typeof import("../../src/activation/error.ts") = await import(path);
+  expect(other.ActivationError).not.toBe(ActivationError);
+  expect(other.misconfigured("it is wrong")).toBeInstanceOf(ActivationError);
+  const named = Object.assign(new Error("not ours"), { name: "ActivationError" });
+  for (const error of [
+    new Error("not ours"),
+    named,
+    Object.assign(named, { status: 1 }),
+    undefined,
+  ])
+    expect(error).not.toBeInstanceOf(ActivationError);
+});
+
 test("whatever replaces characters that act on a terminal, none is left", () => {
   for (const by of ["", " ", "$&", "$1"]) expect(printable("a\x1b\nb", by)).toBe(`a${by}b`);
 });

@@ -11,7 +11,7 @@ import { type Served, servedBy, watchOf } from "./served.ts";
 import { PATIENCE, Requests } from "./requests.ts";
 import { withClose } from "./with-close.ts";
 
-/** The times of {@link drain}, in milliseconds. */
+/** The options of {@link drain}. */
 export interface DrainOptions {
   /**
    * How long clients are still served as before, in milliseconds. Set it to more than the longest
@@ -45,9 +45,9 @@ const LOOK = 1;
  *    that is longer. Then `drain` waits up to 200 milliseconds for a moment without a request under way.
  * 3. Linger: the server accepts no more. New clients wait in the queue of the passed socket, for the
  *    next process. This phase waits for the first request of each accepted connection: up to 500
- *    milliseconds, and up to 2,000 while its TLS handshake or parts of the request keep coming. After that,
- *    the connection is cut off. If a part of a request has come, the result is false then, except
- *    over TLS and AF_UNIX. If there is no such connection, this phase takes no time.
+ *    milliseconds, and up to 2,000 while its TLS handshake or parts of the request keep coming. Then the
+ *    connection is cut off. If a part of the request has come, the result is false. Over TLS and AF_UNIX,
+ *    it can be true. If there is no such connection, this phase takes no time.
  * 4. Stop: the server waits until each request is answered and each response is sent. It closes
  *    WebSockets with 1001, and stops.
  *
@@ -57,13 +57,13 @@ const LOOK = 1;
  *   of requests that were under way at the call.
  * - Bun resets a client that still sends when a response says close. So a response waits up to 500
  *   milliseconds until the body of its request has come. It does not say close if the body takes longer.
- *   Each body is read into memory, as far as the handler has not read it. The blob of a body has no
- *   type then. In Bun 1.4.0, `Bun.write(path, request)` never ends then.
+ *   Memory holds the part of a body that the handler has not read. During a drain, `request.blob()` has
+ *   no type. In Bun 1.4.0, `Bun.write(path, request)` never ends.
  * - With `http2`, a session does not learn of the drain before the server stops (GOAWAY).
- * - A client that pauses for longer than `grace` can meet the close (RFC 9112, 9.5). So can requests
- *   that were sent behind one whose response says close (9.3.2).
- * - Over TLS and AF_UNIX, with a `grace` of less than 500 milliseconds, phase 3 waits for every
- *   connection that may still ask.
+ * - A request can be lost if its client pauses for longer than `grace` (RFC 9112, 9.5), or sends it
+ *   behind one whose response says close (9.3.2).
+ * - Over TLS and AF_UNIX, with a `grace` of less than 500 milliseconds, phase 3 also waits for
+ *   connections that have asked before.
  * - A stream that never ends keeps phase 2 going for half of `timeout`. After that, new clients wait,
  *   and at `timeout` the stream is cut off. {@link draining} tells a stream to end.
  * - With no passed socket, nobody reaches a server that has stopped. The clients of several servers that
@@ -74,8 +74,8 @@ const LOOK = 1;
  * @param server A server of `serve`, or an `http.Server` in a program with the preload
  *   `socket-service/register`. A second call for it returns the promise of the first one.
  * @param options `grace` and `timeout` in milliseconds, and `signal`: see {@link DrainOptions}.
- * @returns A promise of true if no connection was cut off, and of false otherwise. For a server that has
- *   stopped already: true if it has answered all of its requests by `timeout`.
+ * @returns A promise: false if a request or an answer was cut off, and true otherwise. For a server that
+ *   has stopped already: true if it has answered all of its requests by `timeout`.
  * @throws {TypeError} if `serve` did not make the server, or if `grace` or `timeout` is not a number.
  * @throws {RangeError} if `grace` or `timeout` is a number below 0, or `NaN`.
  *

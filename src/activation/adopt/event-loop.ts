@@ -20,6 +20,8 @@ export interface Watched extends libc.Watch {
   readonly identity: string;
   /** A sockaddr. */
   readonly address: Uint8Array;
+  /** Whether nothing is accepted any more. */
+  isOver?: boolean;
 }
 
 /** The watched sockets by number, and the timer that looks at them again. */
@@ -68,8 +70,15 @@ export function pause(watch: Watched): void {
   libc.replace(watch.epoll, watch.fd);
 }
 
+/** Stops accepting, and has `resume` do nothing. */
+export function pauseForGood(watch: Watched): void {
+  watch.isOver = true;
+  pause(watch);
+}
+
 /** Accepts again. `socket` is another descriptor of the socket that was watched before. */
 export function resume(watch: Watched, socket: number): void {
+  if (watch.isOver) return;
   libc.replace(socket, watch.fd);
   libc.epollControl("add", watch);
   keepLooking(watch);

@@ -6,6 +6,14 @@ import { unwatch, type Watched } from "./event-loop.ts";
 /** How to stop what is on each passed descriptor. */
 const inUse = perProcess("in use", () => new Map<number, () => void>());
 
+/** The passed descriptors that a function of the module has taken. */
+const released = perProcess("released", () => new Set<number>());
+
+/** Whether `release` was called for a descriptor. Its number may be that of another file by now. */
+export function wasReleased(fd: number): boolean {
+  return released.has(fd);
+}
+
 /**
  * Whether a descriptor is standard input, output or errors. Such a number is never left free: the next
  * file or connection would get it, and children would inherit that.
@@ -25,6 +33,7 @@ export function descriptorForBun(fd: number): number {
  */
 export function release(fd: number): void {
   if (isHot()) return;
+  released.add(fd);
   if (!isStandard(fd)) return close(fd);
   const opened = openNull();
   replace(opened, fd);
@@ -42,7 +51,7 @@ export function replaceClosed(fd: number): void {
 }
 
 /** Kept, because a writer that is collected closes its file. */
-const writers: object[] = [];
+const writers = perProcess("writers", (): object[] => []);
 
 function openNull(): number {
   return process.getBuiltinModule("node:fs").openSync("/dev/null", "r+");

@@ -30,16 +30,16 @@ const evaluation = ++evaluations.count;
  * look takes 20 µs, and up to 3 µs more for each open descriptor. A request costs nothing that can be
  * measured.
  *
- * Limitations: if no connection is open when it looks, it notices a client between two looks only by a
- * call of `fetch`, `error` or the function of a route, and by each connection to `listen`: not by a
- * static response, and not after `socket.reload`. Under `bun --hot`, the promise of the code before an
+ * Limitations: it can miss a client that comes and goes between two looks. It notices a call of `fetch`,
+ * `error` or the function of a route, and a connection to `listen`. It does not notice a static response,
+ * or a client after `socket.reload`. Under `bun --hot`, the promise of the code before an
  * edit never resolves. Do not wait for it with a top-level `await` there: Bun evaluates no edit until
  * that is over.
  *
  * @param servers One or several, of `serve` or `listen`.
  * @param options `timeout`: for how long no connection may be open, in milliseconds, above 0.
- * @returns A promise that resolves in the same turn of the event loop as the last look: no client is
- *   accepted between that look and a synchronous call. It does not keep the process alive.
+ * @returns A promise that resolves in the same turn of the event loop as the last look. No client is
+ *   accepted before your `then` runs. The promise does not keep the process alive.
  * @throws {TypeError} if `serve` or `listen` did not make one of them, or if `timeout` is not a
  *   number.
  * @throws {RangeError} if `timeout` is a number that is not above 0.

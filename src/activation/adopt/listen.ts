@@ -21,7 +21,8 @@ export type ListenOptions<Data = undefined> = (
    * The most connections that are open at once, also those in a TLS handshake. Further clients wait in
    * the socket's queue. With a limit, timers have their turn after every 256 connections, however fast
    * clients come. Default: `Infinity`, so the descriptors are the limit. Do not use `socket.reload` with
-   * it: then the count is wrong, and clients can wait for ever.
+   * it: then the count is wrong, and clients can wait for ever. Under `bun --hot`, the connections of the
+   * code before an edit do not count.
    */
   readonly maxConnections?: number;
 };

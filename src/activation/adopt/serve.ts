@@ -17,6 +17,8 @@ export type ServeOptions<Data = undefined, Route extends string = string> = {
   readonly fd?: number | undefined;
 } & Serve.Options<Data, Route>;
 
+/** How the names of placeholders over AF_UNIX begin. */
+export const PLACEHOLDER = "\0bun-serve-";
 export const LOOPBACK = "127.0.0.1";
 /** The errors if a sandbox allows only AF_UNIX, or no bind(2), or if no port is free. */
 const UNAVAILABLE = ["EAFNOSUPPORT", "EPERM", "EACCES", "EADDRINUSE"];
@@ -37,13 +39,13 @@ const UNAVAILABLE = ["EAFNOSUPPORT", "EPERM", "EACCES", "EADDRINUSE"];
  * - For a moment, Bun listens on a free port of the loopback address, or of `hostname` if a route is an
  *   HTML page. If no port is allowed (`RestrictAddressFamilies=AF_UNIX`) or free, `server.requestIP`
  *   returns null.
- * - In development, a server of HTML pages answers requests to the name of its host only if `hostname`
- *   is that name.
+ * - In development, a server of HTML pages answers a request to a host name only if `hostname` is that
+ *   name.
  *
  * Without `fd` it is `Bun.serve`, unchanged.
  *
- * @param options As for `Bun.serve`. If `fd` is given, `hostname`, `port` and `unix` are ignored, and
- *   `serve` closes that number, because the server has the socket under another one. Under `bun --hot`
+ * @param options As for `Bun.serve`. If `fd` is given, `port` and `unix` are ignored, and without HTML
+ *   pages `hostname` too. `serve` closes that number: the server has the socket under another one. Under `bun --hot`
  *   the number stays open. /dev/null replaces a descriptor from 0 to 2.
  * @returns The server of Bun.
  * @throws {ActivationError} (78) if the descriptor is not such a socket; (71) if a system call fails,
@@ -131,8 +133,8 @@ function startOnPlaceholder<T extends Server<unknown>>(
       // For a name that is not one of this machine, the errno can be any.
       if (host === LOOPBACK && !UNAVAILABLE.includes(codeOf(error))) throw error;
     }
-  const name = `bun-serve-${crypto.randomUUID()}`;
-  return [start({ unix: `\0${name}` }), `@${name}`] as const;
+  const unix = `${PLACEHOLDER}${crypto.randomUUID()}`;
+  return [start({ unix }), `@${unix.slice(1)}`] as const;
 }
 
 /** Whether one of the routes, or one of their methods, is an imported HTML page. */

@@ -1,4 +1,4 @@
-import { type ActivationError, ExitStatus } from "../error.ts";
+import { ActivationError, type ExitStatus } from "../error.ts";
 import { LogLevel, logLine } from "./log.ts";
 
 /**
@@ -8,8 +8,7 @@ import { LogLevel, logLine } from "./log.ts";
  *
  * Limitations: Bun does not give it an error in a promise that nobody awaits: set it as the handler of
  * `unhandledRejection` too. In a Worker, it ends only the Worker. Under `bun --hot` it ends the
- * program as well, except for an error that the evaluation after an edit throws, which Bun prints
- * itself.
+ * program too. An error in the evaluation after an edit does not reach it: Bun prints that.
  *
  * @param error The thrown value.
  * @returns Never.
@@ -21,7 +20,7 @@ import { LogLevel, logLine } from "./log.ts";
  * ```
  */
 export function exitOnError(error: unknown): never {
-  if (isActivationError(error)) exit(error.status, error.message);
+  if (error instanceof ActivationError) exit(error.status, error.message);
   console.error(error);
   process.exit(1);
 }
@@ -30,14 +29,4 @@ export function exitOnError(error: unknown): never {
 export function exit(status: ExitStatus, message: string): never {
   logLine(LogLevel.error, message);
   process.exit(status);
-}
-
-/**
- * Recognises the class by its form: under `bun --hot` each evaluation of the program has a class of its
- * own, and the handler of the first one is called first.
- */
-function isActivationError(error: unknown): error is ActivationError {
-  if (!(error instanceof Error && error.name === "ActivationError" && "status" in error))
-    return false;
-  return Object.values<unknown>(ExitStatus).includes(error.status);
 }

@@ -18,14 +18,11 @@ export const LogLevel = {
 
 export type LogLevel = (typeof LogLevel)[keyof typeof LogLevel];
 
-/** How many entries were lost since the last that was written, and whether a part of a line was. */
-const kept = perProcess("log", () => ({ lost: 0, isCut: false }));
-
 /** Where the journal listens (systemd-journald.service(8)). */
 const JOURNAL_SOCKET = "/run/systemd/journal/socket";
 
 /**
- * Returns whether stderr is connected to the journal, by `JOURNAL_STREAM`, which systemd sets
+ * Returns whether stderr is the stream of the journal that systemd names in `JOURNAL_STREAM`
  * (systemd.exec(5)). A logger of your own learns from it whether to format for people or for the
  * journal.
  *
@@ -54,6 +51,18 @@ const PATIENCE = 2000;
 /** In milliseconds: after so long without a wait, the next one may take the longest time again. */
 const RECOVERY = 4000;
 
+const kept = perProcess("log", () => ({
+  /** How many entries were lost since the last that was written. */
+  lost: 0,
+  /** Whether only a part of a line was written. */
+  isCut: false,
+  /** How much of {@link PATIENCE} was left, and when that was. */
+  patience: PATIENCE,
+  counted: 0,
+  /** Whether the last entry was lost. */
+  isStuck: false,
+}));
+
 /**
  * Logs a message at once, with fields.
  *
@@ -68,8 +77,8 @@ const RECOVERY = 4000;
  * journal cannot be reached (without FFI, without a free descriptor, or without `AF_UNIX`), that
  * line goes to stderr with `<level>` before it (sd-daemon(3)).
  *
- * If the journal is full, or stderr is non-blocking and full, `log` waits for room: up to two seconds
- * a call, and at most half of the total time. An entry that finds no room in that time is lost. As
+ * If the journal is full, or stderr is non-blocking and full, `log` waits for room: two seconds a call at
+ * most, and half of the time over many calls. An entry that finds no room in that time is lost. As
  * long as there is no room, later entries are lost without a wait. After the next entry that is
  * written, a warning says how many were lost.
  *
@@ -176,11 +185,6 @@ export function sendEntry(entry: Uint8Array, path = JOURNAL_SOCKET): boolean | u
   }
 }
 
-/** How much of {@link PATIENCE} was left, when that was, and whether the last entry was lost. */
-let patience = PATIENCE;
-let counted = 0;
-let stuck = false;
-
 /**
  * Calls again each millisecond while that fails with one of these codes, because there is no room. If
  * there was none for the entry before, it calls only once: a journal that stands still stops a
@@ -192,19 +196,20 @@ function patiently<T>(codes: readonly string[], call: () => T): T | undefined {
   for (;;) {
     try {
       const result = call();
-      stuck = false;
+      kept.isStuck = false;
       return result;
     } catch (error) {
       if (!codes.includes(codeOf(error))) throw error;
     }
     const now = performance.now();
-    patience = Math.min(patience + ((now - counted) * PATIENCE) / RECOVERY, PATIENCE);
-    counted = now;
-    stuck ||= patience < 1;
-    if (stuck) return undefined;
+    const recovered = ((now - kept.counted) * PATIENCE) / RECOVERY;
+    kept.patience = Math.min(kept.patience + recovered, PATIENCE);
+    kept.counted = now;
+    kept.isStuck ||= kept.patience < 1;
+    if (kept.isStuck) return undefined;
     Bun.sleepSync(1);
-    counted = performance.now();
-    patience -= counted - now;
+    kept.counted = performance.now();
+    kept.patience -= kept.counted - now;
   }
 }
 

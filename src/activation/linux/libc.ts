@@ -278,13 +278,13 @@ export function descriptorLimit(): number {
 }
 
 /**
- * Returns how many more descriptors this process may open, by getrlimit(2): for `maxConnections` of
+ * Returns how many more descriptors getrlimit(2) allows this process. Use it for `maxConnections` of
  * {@link listen}.
  *
  * Limitation: it counts from the lowest number that is free to the limit. Open descriptors in between
  * count as free.
  *
- * @returns A count from 1. It can change at once, for example with the next client.
+ * @returns At least 1. It can change at once, for example with the next client.
  * @throws {ActivationError} (71) if a system call fails, for example because no descriptor is free
  *   (`EMFILE`).
  */

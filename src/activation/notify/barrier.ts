@@ -9,8 +9,8 @@ import { attempt, notifyEnabled, send } from "./notify.ts";
  *
  * @param timeout The longest wait, in milliseconds. More than 25 days, or `Infinity`, is for ever.
  * @returns A promise of whether systemd has handled them in time. It is false too if nobody is
- *   notified, and if the barrier cannot be sent, for example without FFI, which is logged as {@link
- *   notify} does.
+ *   notified, or if the barrier cannot be sent (without FFI, for example). {@link notify} says how that is
+ *   logged.
  * @throws {TypeError} if `timeout` is not a number.
  * @throws {RangeError} if `timeout` is a number below 0, or `NaN`.
  */

@@ -35,7 +35,7 @@ export interface Assignments {
   readonly watchdog?: true | "trigger";
   /** `WATCHDOG_USEC=`: a new watchdog interval, in microseconds. */
   readonly watchdogUsec?: number;
-  /** `EXTEND_TIMEOUT_USEC=`: from now, in microseconds, until the next one or the end of the phase. */
+  /** `EXTEND_TIMEOUT_USEC=`: microseconds from now in which the next one or the phase's end comes. */
   readonly extendTimeoutUsec?: number;
   /** `FDSTORE=1`: keep the descriptors sent along in the descriptor store. */
   readonly fdStore?: true;
@@ -78,6 +78,8 @@ interface Kept {
   isUnheard?: boolean;
   /** Whether the queue of systemd was full for as long as a notification waits. */
   isFull?: boolean;
+  /** Whether `READY=1` was sent. */
+  isReady?: boolean;
 }
 
 const kept = perProcess<Kept>("notify", () => ({}));
@@ -114,17 +116,17 @@ export function keepNotifySocket(): void {
  *
  * A notification that cannot be sent does not end the program. Only the first failure is logged, as a
  * warning. After a success, the next failure is logged again. Sending fails if `NOTIFY_SOCKET` is
- * malformed, if nobody receives there, if systemd has no room, if this process may not send for `pid`,
- * if no descriptor is free, or without FFI.
+ * malformed, if nobody receives there, if systemd has no room, if this process may not send for `pid`, or
+ * without FFI. It fails without a free descriptor, too, unless `serve` or `listen` was called before.
  *
- * Limitations: `notify` does not wait until systemd has handled the message: see {@link
- * notifyBarrier}. If the queue of systemd is full, it waits up to 100 milliseconds for room, and does
+ * Limitations: `notify` does not wait until systemd has handled the message: see
+ * {@link notifyBarrier}. If the queue of systemd is full, it waits up to 100 milliseconds for room, and does
  * not wait again until a notification was sent. (sd_notify(3) waits for ever.) It does not support
  * `AF_VSOCK` addresses.
  *
  * @param notification The assignments to send: at least one field.
- * @param options The descriptors to send along, and the process to send for: see {@link
- *   NotifyOptions}.
+ * @param options The descriptors to send along, and the process to send for: see
+ *   {@link NotifyOptions}.
  * @returns Whether it was sent. If `NOTIFY_SOCKET` is not set, and in a Worker, it is false and
  *   nothing is logged.
  * @throws {TypeError} if a value has the wrong type or cannot be sent, or if a field lacks another
@@ -160,7 +162,14 @@ export function notify(notification: Assignments, options: NotifyOptions = {}): 
     const Mistake = mistakeOf(pid);
     throw new Mistake(`cannot send for process ${pid}: give ${PID}`);
   }
-  return attempt(() => send(serialize(notification), options));
+  const sent = attempt(() => send(serialize(notification), options));
+  if (sent && notification.ready) kept.isReady = true;
+  return sent;
+}
+
+/** Whether this process has sent `READY=1`. */
+export function wasReady(): boolean {
+  return kept.isReady ?? false;
 }
 
 /** Sends a notification. Logs a failure, unless the one before it failed too. */

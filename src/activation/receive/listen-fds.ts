@@ -36,20 +36,22 @@ interface Kept {
   found?: Passed;
   /** Why the last call found nothing; undefined if it found something. */
   absence?: NotPassed | undefined;
+  /** Whether the preload keeps what was passed. */
+  isTaken?: boolean;
 }
 
 export const kept = perProcess<Kept>("passed", () => ({}));
 let returnedStdin = false;
 
 /**
- * Returns the descriptors that systemd passed to this process, by `LISTEN_PID` and (if the kernel has
- * pidfs) `LISTEN_PIDFDID`, like sd_listen_fds_with_names(3). It removes the `LISTEN_*` variables from
+ * Returns the descriptors that systemd passed, if `LISTEN_PID` and (with pidfs in the kernel)
+ * `LISTEN_PIDFDID` name this process, like sd_listen_fds_with_names(3). It removes the `LISTEN_*` variables from
  * `process.env`, and makes the descriptors close-on-exec.
  *
  * A second call returns an empty list; under `bun --hot` the same descriptors again. In a Worker the
  * list is empty.
  *
- * Limitation: from 4 on, a descriptor that is missing looks like the one of Bun that has its number.
+ * Limitation: if descriptor 4 or a later one is missing, `listenFds` returns one of Bun's own.
  *
  * @returns The descriptors in order, from 3 on. The list is empty if nothing was passed to this
  *   process.
@@ -151,7 +153,7 @@ function readPassed(): Passed | NotPassed {
   if (pid === undefined) {
     // An earlier call removed the variables.
     if (kept.found === undefined) return kept.absence ?? { reason: "LISTEN_PID is not set" };
-    if (isHot()) return { ...kept.found, again: true };
+    if (isHot() && !kept.isTaken) return { ...kept.found, again: true };
     const remedy =
       "keep the result of that call; with the preload socket-service/register, make no such call";
     return { reason: "an earlier call returned it", remedy };
@@ -190,6 +192,11 @@ function requirePassed(needed: Needed): Passed {
   const passed = takePassed();
   if ("reason" in passed) throw notPassed(passed, needed);
   return passed;
+}
+
+/** Has later calls return nothing, under `bun --hot` either: the preload gives the sockets to Bun's functions. */
+export function keepPassed(): void {
+  kept.isTaken = true;
 }
 
 /** @throws {ActivationError} (78) if the last call found nothing, saying why. */

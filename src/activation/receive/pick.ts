@@ -38,7 +38,7 @@ export type Picked<Wanted extends Readonly<Record<string, Quantity>>> = {
  * @throws {ActivationError} (78) if a name has more or fewer descriptors than wanted, if a descriptor
  *   has another name, or if nothing was passed although something is needed. The message has the
  *   reason.
- * @throws {TypeError} if a quantity is none of the four, or if no socket can have a name.
+ * @throws {TypeError} if a quantity is none of the four, or if a name is not allowed.
  *
  * @example
  * ```ts

@@ -46,11 +46,13 @@ export class Claims {
   constructor(
     readonly sockets: readonly Claimable[],
     readonly warn: (message: string) => void,
+    /** Whether the program has given a descriptor to a function of the module. */
+    readonly isGone: (fd: number) => boolean = () => false,
   ) {}
 
   /** The sockets that no call has. */
   get left(): readonly Claimable[] {
-    return this.sockets.filter(({ fd }) => !this.#claims.has(fd));
+    return this.sockets.filter(({ fd }) => !this.#claims.has(fd) && !this.isGone(fd));
   }
 
   /** Returns what a call asks for that names a descriptor; undefined if it is not a passed socket. */

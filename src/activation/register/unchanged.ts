@@ -3,22 +3,22 @@ import type { Server } from "bun";
 import { reportedPath } from "../adopt/address.ts";
 import { connectionsAt } from "../adopt/connections.ts";
 import { becomeQuiet, drain } from "../adopt/drain.ts";
-import { pause, substitute } from "../adopt/event-loop.ts";
-import { supersede } from "../adopt/handover.ts";
+import { pauseForGood, substitute } from "../adopt/event-loop.ts";
+import { supersede, wasReleased } from "../adopt/handover.ts";
 import { Idle } from "../adopt/idle.ts";
 import { listen, type ListenOptions } from "../adopt/listen.ts";
 import { keepListening, listeningOf } from "../adopt/listening.ts";
-import { LOOPBACK, serve, type ServeOptions } from "../adopt/serve.ts";
+import { LOOPBACK, PLACEHOLDER, serve, type ServeOptions } from "../adopt/serve.ts";
 import { udpSocket, type UdpSocketOptions } from "../adopt/udp.ts";
 import { derive, overlay, runtime } from "../bun.ts";
 import { messageOf, misconfigured, printable, quote } from "../error.ts";
 import { isHot } from "../hot.ts";
 import { log, LogLevel } from "../journal/log.ts";
 import * as libc from "../linux/libc.ts";
-import { notify, notifyEnabled } from "../notify/notify.ts";
+import { notify, notifyEnabled, wasReady } from "../notify/notify.ts";
 import { startWatchdog } from "../notify/watchdog.ts";
 import { describe, formatDescriptor } from "../receive/describe.ts";
-import { listenFds } from "../receive/listen-fds.ts";
+import { keepPassed, listenFds } from "../receive/listen-fds.ts";
 import {
   type Claim,
   type Claimable,
@@ -70,7 +70,8 @@ export function register(): void {
         `descriptor ${fd} is ${formatDescriptor(socket)}, which no server can use: set ListenStream= and Accept=no in the socket unit`,
       );
   }
-  const claims = new Claims(sockets, warn);
+  keepPassed();
+  const claims = new Claims(sockets, warn, wasReleased);
   // With no socket passed, nobody would start the program again.
   const timeout = sockets.length > 0 ? idleTimeout() : Infinity;
   const { replacements } = new Unchanged(claims, timeout);
@@ -181,9 +182,13 @@ class Unchanged {
   ): Wanted | undefined {
     if (typeof fd === "number") {
       const passed = this.#claims.wantedOf(fd);
-      // `listen` of the module has put a placeholder there.
-      return passed && isClaimable(describe(fd)) ? passed : undefined;
+      if (passed === undefined || isClaimable(describe(fd))) return passed;
+      // `listen` of the module has put a placeholder there, and will have the socket.
+      this.#claims.claim(passed);
+      return undefined;
     }
+    // That of `serve` of the module.
+    if (typeof unix === "string" && unix.startsWith(PLACEHOLDER)) return undefined;
     if (typeof unix === "string" && unix !== "") return { type, at: absolute(unix) };
     const isUnset = port === undefined || port === null || port === "";
     const at = isUnset ? byDefault?.() : Number(port);
@@ -318,7 +323,7 @@ class Unchanged {
     if (this.#hasReported || left.length > 0) return;
     this.#hasReported = true;
     const where = sockets.length > 0 ? listClaimable(sockets) : printable(nameWanted(wanted), "?");
-    notify({ ready: true, status: `Listening on ${where}` });
+    if (!wasReady()) notify({ ready: true, status: `Listening on ${where}` });
     startWatchdog();
     void this.#idle?.after(this.#idleTimeout).then(this.#end);
   }
@@ -393,7 +398,7 @@ async function allOf(ends: readonly Promise<unknown>[]): Promise<void> {
 
 function stopAccepting(listener: object): void {
   const watch = listeningOf(listener)?.watch;
-  if (watch) pause(watch);
+  if (watch) pauseForGood(watch);
 }
 
 function unclaimed(left: readonly Claimable[]): string {
