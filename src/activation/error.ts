@@ -30,6 +30,7 @@ export class ActivationError extends Error {
 
   /** By its form: the preload, and each evaluation under `bun --hot`, have a class of their own. */
   static override [Symbol.hasInstance](it: unknown): it is ActivationError {
+    if (this !== ActivationError) return Function.prototype[Symbol.hasInstance].call(this, it);
     if (!(it instanceof Error && it.name === "ActivationError" && "status" in it)) return false;
     return Object.values<unknown>(ExitStatus).includes(it.status);
   }

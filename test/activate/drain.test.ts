@@ -110,7 +110,8 @@ process.on("SIGTERM", async () => {
   process.exit((await drained) ? 0 : 1);
 });`);
   using it = listening("IPv4");
-  await using service = execute(process.execPath, [it.fd], {}, [source.path]);
+  const command = ["-c", `ulimit -n 1024; exec "$0" "$@"`, process.execPath, source.path];
+  await using service = execute("/bin/sh", [it.fd], {}, command);
   const reader = await client(it.to);
   let received = 0;
   reader.on("data", (data) => (received += data.length));

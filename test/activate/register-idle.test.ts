@@ -1,5 +1,6 @@
 /* Unchanged programs end, with the preload, after a time with no connection. */
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { resolve } from "node:path";
 
 import { freePort } from "../support/daemon.ts";
 import { Kept } from "../support/kept.ts";
@@ -116,6 +117,20 @@ describe.concurrent("IDLE_TIMEOUT", () => {
       { env },
     );
     expect(await running.status()).toBe(0);
+  });
+
+  test("ends no program that serves a socket by serve of the module itself", async () => {
+    const module = JSON.stringify(resolve(import.meta.dir, "../../src/activation/index.ts"));
+    const it = service({}, { name: "3000" });
+    const running = it.run(
+      `const { serve } = await import(${module});
+      serve({ fd: 3, fetch: () => new Response() });
+      Bun.serve({ port: 3000, fetch: () => new Response() });`,
+      { env },
+    );
+    await it.ready();
+    await Bun.sleep(1200);
+    expect(running.process.exitCode).toBeNull();
   });
 
   test("ends no program that was passed no socket", async () => {

@@ -280,6 +280,15 @@ test.each(["serve", "listen"])(
   },
 );
 
+test("after an error of listen of the module, a call gets the socket", async () => {
+  const { it } = await started(
+    `const { listen } = await import(${MODULE});
+    try { listen({ fd: 3, socket: { data: 5 } }); } catch {}
+    Bun.serve({ port: 3000, fetch: () => new Response("served") });`,
+  );
+  expect(await it.get()).toBe("served");
+});
+
 test("under bun --hot, too, the program is passed nothing", async () => {
   const { it, running } = await started(
     `const { listenFds, passedFd } = await import(${MODULE});

@@ -27,6 +27,9 @@ test("an error of another copy of the module is one, and no other error", async 
     undefined,
   ])
     expect(error).not.toBeInstanceOf(ActivationError);
+  class Own extends ActivationError {}
+  expect(new Own(71, "own")).toBeInstanceOf(Own);
+  expect(new ActivationError(71, "it failed")).not.toBeInstanceOf(Own);
 });
 
 test("whatever replaces characters that act on a terminal, none is left", () => {

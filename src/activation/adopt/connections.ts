@@ -14,14 +14,13 @@ export interface Connection {
   readonly talk: libc.Talk | undefined;
 }
 
-/** How long ago the last byte of a connection was sent that may send more, in milliseconds. */
-const JUST_SENT = 500;
-
 /** The open connections of a server: Bun counts none, so this looks at each descriptor. */
 export class Connections {
   readonly #epoll: number;
   readonly #address: Uint8Array;
   readonly #known: ReadonlySet<string>;
+  /** How many segments each connection had sent at the last look, by its descriptor. */
+  readonly #sent = new Map<number, number>();
 
   constructor({ address, epoll }: Watched) {
     this.#epoll = epoll;
@@ -39,6 +38,7 @@ export class Connections {
   count(isSo: (connection: Connection) => boolean): number {
     const known = this.#known;
     const epoll = this.#epoll;
+    const maySend = (fd: number) => this.#maySend(fd);
     let sending: ReadonlySet<number> | undefined;
     return connectionsAt(this.#address).filter((fd) =>
       isSo({
@@ -57,14 +57,17 @@ export class Connections {
       }),
     ).length;
   }
-}
 
-/**
- * Whether Bun may have more to send, as far as the kernel knows. Between two writes of Bun to a client that
- * reads fast, nothing is unsent for a moment.
- */
-function maySend(fd: number): boolean {
-  return libc.hasUnsent(fd) || (libc.talk(fd)?.said ?? Infinity) < JUST_SENT;
+  /**
+   * Whether Bun may have more to send, as far as the kernel knows. Between two writes of Bun to a client that
+   * reads fast, nothing is unsent for a moment. So it has sent nothing since the last look, either.
+   */
+  #maySend(fd: number): boolean {
+    const sent = libc.talk(fd)?.sent ?? 0;
+    const before = this.#sent.get(fd);
+    this.#sent.set(fd, sent);
+    return sent !== before || libc.hasUnsent(fd);
+  }
 }
 
 /** The connections accepted by the socket that listens, or listened, at the sockaddr `at`. */

@@ -332,7 +332,7 @@ class Drain {
       // A handshake is talk as well. One segment of the peer is its first message alone.
       const patience = talk.segments === 1 ? STARVED : PATIENCE;
       if (isTLS) return Math.min(talk.heard, talk.said) < patience;
-      return talk.answered ? isAsking(talk) : talk.heard < PATIENCE;
+      return talk.sent > 0 ? isAsking(talk) : talk.heard < PATIENCE;
     };
     let isSilent = false;
     await this.#until(() => {
@@ -367,6 +367,6 @@ function isAsking({ heard, said }: Talk): boolean {
 }
 
 /** Whether the peer has sent data that was not answered. In a TLS handshake it is often the last to send. */
-function isPart({ heard, said, segments, answered }: Talk, isTLS: boolean): boolean {
-  return answered ? !isTLS && heard < said : segments > 0;
+function isPart({ heard, said, segments, sent }: Talk, isTLS: boolean): boolean {
+  return sent > 0 ? !isTLS && heard < said : segments > 0;
 }

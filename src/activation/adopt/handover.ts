@@ -6,12 +6,17 @@ import { unwatch, type Watched } from "./event-loop.ts";
 /** How to stop what is on each passed descriptor. */
 const inUse = perProcess("in use", () => new Map<number, () => void>());
 
-/** The passed descriptors that a function of the module has taken. */
-const released = perProcess("released", () => new Set<number>());
+/** The passed descriptors that a function of the module has taken, except under `bun --hot`. */
+const taken = perProcess("taken", () => new Set<number>());
 
-/** Whether `release` was called for a descriptor. Its number may be that of another file by now. */
-export function wasReleased(fd: number): boolean {
-  return released.has(fd);
+/** Whether a descriptor was taken. Its number may be that of another file by now. */
+export function wasTaken(fd: number): boolean {
+  return taken.has(fd);
+}
+
+/** Notes that a function of the module has a passed descriptor now. */
+export function take(fd: number): void {
+  if (!isHot()) taken.add(fd);
 }
 
 /**
@@ -32,8 +37,8 @@ export function descriptorForBun(fd: number): number {
  * standard descriptor, /dev/null replaces it in one step.
  */
 export function release(fd: number): void {
+  take(fd);
   if (isHot()) return;
-  released.add(fd);
   if (!isStandard(fd)) return close(fd);
   const opened = openNull();
   replace(opened, fd);

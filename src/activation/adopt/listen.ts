@@ -7,7 +7,7 @@ import { describe, formatAddress } from "../receive/describe.ts";
 import { reportedPath } from "./address.ts";
 import { ConnectionLimit } from "./connection-limit.ts";
 import { substitute, watchListener, type Watched } from "./event-loop.ts";
-import { descriptorForBun, release, supersede } from "./handover.ts";
+import { descriptorForBun, release, supersede, take } from "./handover.ts";
 import { keepListening, requireListening } from "./listening.ts";
 
 /**
@@ -96,7 +96,8 @@ function listenOn<Data>(
     if (fd !== passed) libc.close(fd);
     throw error;
   }
-  if (fd !== passed) release(passed);
+  if (fd === passed) take(passed);
+  else release(passed);
   supersede(passed, () => listener.stop(), watch);
   // Bun knows it if it is over IP, and `describe` takes longer: see Start.
   const address: { address?: string; port?: number } = {};

@@ -176,8 +176,8 @@ export interface Talk {
   readonly said: number;
   /** How many segments with data the peer has sent. */
   readonly segments: number;
-  /** Whether we ever sent any. */
-  readonly answered: boolean;
+  /** How many we have sent. */
+  readonly sent: number;
 }
 
 /** Returns undefined if `fd` is not a TCP connection. */
@@ -187,7 +187,8 @@ export function talk(fd: number): Talk | undefined {
   const heard = info[layout.TCPI.LAST_DATA_RECV] ?? 0;
   const said = info[layout.TCPI.LAST_DATA_SENT] ?? 0;
   const segments = info[layout.TCPI.DATA_SEGS_IN] ?? 0;
-  return { heard, said, segments, answered: info[layout.TCPI.DATA_SEGS_OUT] !== 0 };
+  const sent = info[layout.TCPI.DATA_SEGS_OUT] ?? 0;
+  return { heard, said, segments, sent };
 }
 
 /** Whether a connection has received something that was not read. */

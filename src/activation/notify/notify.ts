@@ -163,7 +163,7 @@ export function notify(notification: Assignments, options: NotifyOptions = {}): 
     throw new Mistake(`cannot send for process ${pid}: give ${PID}`);
   }
   const sent = attempt(() => send(serialize(notification), options));
-  if (sent && notification.ready) kept.isReady = true;
+  if (sent && notification.ready && (pid ?? process.pid) === process.pid) kept.isReady = true;
   return sent;
 }
 

@@ -105,11 +105,9 @@ export class Claims {
    * earlier evaluation. Bun itself knows its servers by their hostname and port there.
    */
   reclaim(wanted: Wanted): Claim | undefined {
-    const isSame = ({ type, at, hostname }: Wanted) =>
-      type === wanted.type && at === wanted.at && hostname === wanted.hostname;
-    const former = this.#claims
-      .values()
-      .find((claim) => (wanted.fd === undefined ? isSame(claim.wanted) : claim.fd === wanted.fd));
+    const isSame = ({ type, at, hostname, fd }: Wanted) =>
+      type === wanted.type && at === wanted.at && hostname === wanted.hostname && fd === wanted.fd;
+    const former = this.#claims.values().find((claim) => isSame(claim.wanted));
     const socket = this.sockets.find(({ fd }) => fd === former?.fd);
     return socket && former && this.#take(socket, wanted, former.isGuess);
   }

@@ -4,7 +4,7 @@ import { reportedPath } from "../adopt/address.ts";
 import { connectionsAt } from "../adopt/connections.ts";
 import { becomeQuiet, drain } from "../adopt/drain.ts";
 import { pauseForGood, substitute } from "../adopt/event-loop.ts";
-import { supersede, wasReleased } from "../adopt/handover.ts";
+import { supersede, wasTaken } from "../adopt/handover.ts";
 import { Idle } from "../adopt/idle.ts";
 import { listen, type ListenOptions } from "../adopt/listen.ts";
 import { keepListening, listeningOf } from "../adopt/listening.ts";
@@ -71,7 +71,7 @@ export function register(): void {
       );
   }
   keepPassed();
-  const claims = new Claims(sockets, warn, wasReleased);
+  const claims = new Claims(sockets, warn, wasTaken);
   // With no socket passed, nobody would start the program again.
   const timeout = sockets.length > 0 ? idleTimeout() : Infinity;
   const { replacements } = new Unchanged(claims, timeout);
@@ -182,10 +182,8 @@ class Unchanged {
   ): Wanted | undefined {
     if (typeof fd === "number") {
       const passed = this.#claims.wantedOf(fd);
-      if (passed === undefined || isClaimable(describe(fd))) return passed;
-      // `listen` of the module has put a placeholder there, and will have the socket.
-      this.#claims.claim(passed);
-      return undefined;
+      // `listen` of the module has put a placeholder there.
+      return passed && isClaimable(describe(fd)) ? passed : undefined;
     }
     // That of `serve` of the module.
     if (typeof unix === "string" && unix.startsWith(PLACEHOLDER)) return undefined;
@@ -325,6 +323,8 @@ class Unchanged {
     const where = sockets.length > 0 ? listClaimable(sockets) : printable(nameWanted(wanted), "?");
     if (!wasReady()) notify({ ready: true, status: `Listening on ${where}` });
     startWatchdog();
+    // The program itself ends when the sockets are idle that it gave to a function of the module.
+    if (sockets.some(({ fd }) => wasTaken(fd))) return;
     void this.#idle?.after(this.#idleTimeout).then(this.#end);
   }
 
