@@ -3,6 +3,8 @@ import { expect, spyOn, test } from "bun:test";
 import { describe as describeFd } from "../../src/activation/receive/describe.ts";
 import {
   isWatched,
+  pauseForGood,
+  resume,
   substitute,
   unwatch,
   watchListener,
@@ -136,6 +138,17 @@ test("a socket that is forgotten late does not have the next one of that number 
   second.stop();
   close(passed.fd);
   passed[Symbol.dispose]();
+});
+
+test("a socket that is paused for good is not watched again", () => {
+  using it = listening("IPv4");
+  const own = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
+  const watch = substitute(it.fd, fdOf(own));
+  pauseForGood(watch);
+  resume(watch, it.fd);
+  expect(isWatched(watch)).toBe(false);
+  own.stop();
+  close(it.fd);
 });
 
 test("each socket is found by its own number, and not by one that ends in the same digits", () => {
