@@ -96,7 +96,7 @@ class Unchanged {
   /** Every server, listener and socket that is open. */
   readonly #open = new Set<object>();
   readonly #servers = new Set<Server<unknown>>();
-  /** The listeners of `node:http2` among them. */
+  /** The listeners of `node:http2` on passed sockets. */
   readonly #http2 = new WeakSet<object>();
   readonly #sessions = new Sessions();
   /** undefined if the program never ends because it is idle. */
