@@ -76,9 +76,10 @@ const READS = {
     request.on("data", (chunk) => (text += typeof chunk + chunk)).on("end", () => response.end(text));`,
   readable: `let text = ""; request.on("end", () => response.end(text));
     request.on("readable", () => { for (let chunk; (chunk = request.read()) !== null;) text += chunk; });`,
-  "one readable": `request.once("readable", () => response.end(request.read()));`,
+  // How much of a large body the first read gives is a matter of time.
+  "one readable": `request.once("readable", () => response.end(request.read().subarray(0, 5)));`,
   "read() at once": `const first = String(request.read());
-    request.once("readable", () => response.end(first + request.read()));`,
+    request.once("readable", () => response.end(first + request.read().subarray(0, 5)));`,
   "pause() and resume()": `let text = ""; request.pause(); await Bun.sleep(20);
     request.on("data", (chunk) => (text += chunk)).on("end", () => response.end(text)); request.resume();`,
   "resume()": `request.resume().on("end", () => response.end("read"));`,
