@@ -146,6 +146,31 @@ describe.skipIf(cannotRun)("a service", () => {
     await machine.systemctl("stop", "denied.socket");
   });
 
+  test("that may not use AF_UNIX serves a TCP socket, and the other calls say what to allow", async () => {
+    const start = await program(
+      "inet",
+      `import { listen, notify, requireListenFds, serve } from ${MODULE};
+      const [tcp, other, unix] = requireListenFds().map(({ fd }) => fd);
+      const refused = (call) => { try { call(); } catch (error) { console.error(error.message); } };
+      refused(() => listen({ fd: other, socket: { data() {} } }));
+      refused(() => serve({ fd: unix, fetch: () => new Response() }));
+      console.error(notify({ ready: true }));
+      serve({ fd: tcp, fetch: () => new Response("Hello") });`,
+    );
+    const listens = ["127.0.0.1:4208", "127.0.0.1:4209", "/run/inet.sock"];
+    const socket = listens.map((address) => `ListenStream=${address}\n`).join("");
+    await write("inet.socket", `[Socket]\n${socket}`);
+    const settings = "NotifyAccess=all\nRestrictAddressFamilies=AF_INET\n";
+    await write("inet.service", `[Service]\nExecStart=${start}\n${settings}`);
+    await machine.systemctl("daemon-reload");
+    await machine.systemctl("start", "inet.socket");
+    expect(await machine.must("curl", "--silent", "http://127.0.0.1:4208")).toBe("Hello");
+    const said = (await journal(machine, "inet.service")).join("\n");
+    expect(said.match(/allow AF_UNIX/g)).toHaveLength(3);
+    expect(said).toMatch(/ false$/m);
+    await machine.systemctl("stop", "inet.socket", "inet.service");
+  });
+
   describe("with StandardInput=socket and Accept=no finds the socket with passedFd:", () => {
     const SERVES = `serve({ fd: passedFd(), port: 1, fetch: () => new Response("Hello\\n") });`;
     const ECHOES = `await udpSocket({

@@ -227,6 +227,20 @@ test("requestIP is the client over IP, and null over AF_UNIX or where only AF_UN
   }
 });
 
+test("where no socket is allowed, serve says what to allow, and leaves the descriptor alone", () => {
+  using it = listening("Unix");
+  using _ = onServe(() => {
+    throw Object.assign(new Error("listen '\0bun-serve-"), { code: "EAFNOSUPPORT" });
+  });
+  expect(thrown(() => serve({ fd: it.fd, ...answer("") }))).toMatchObject({
+    status: 71,
+    code: "EAFNOSUPPORT",
+    message: "Bun cannot make a socket: allow AF_UNIX (RestrictAddressFamilies=)",
+  });
+  // It is as open as before.
+  close(it.fd);
+});
+
 /** The machine's own name and address, where it has them: Debian has 127.0.1.1, many a container none. */
 async function ownName(): Promise<{ name: string; address: string }> {
   const found = await lookup(hostname(), 4).catch(() => undefined);

@@ -1,8 +1,9 @@
 import type { Serve, Server } from "bun";
 
 import { derive, NOWHERE, overlay, type Reported } from "../bun.ts";
-import { codeOf } from "../error.ts";
+import { ActivationError, codeOf, ExitStatus } from "../error.ts";
 import { isHot } from "../hot.ts";
+import { remedyForCall } from "../linux/libc-errors.ts";
 import { SEARCH_LIMIT } from "../linux/libc.ts";
 import { keepNotifySocket } from "../notify/notify.ts";
 import { describe, formatEndpoint } from "../receive/describe.ts";
@@ -134,7 +135,15 @@ function startOnPlaceholder<T extends Server<unknown>>(
       if (host === LOOPBACK && !UNAVAILABLE.includes(codeOf(error))) throw error;
     }
   const unix = `${PLACEHOLDER}${crypto.randomUUID()}`;
-  return [start({ unix }), `@${unix.slice(1)}`] as const;
+  try {
+    return [start({ unix }), `@${unix.slice(1)}`] as const;
+  } catch (error) {
+    const code = codeOf(error);
+    if (code !== "EAFNOSUPPORT") throw error;
+    // Bun's message has the name of the placeholder.
+    const message = `Bun cannot make a socket${remedyForCall("socket", code)}`;
+    throw new ActivationError(ExitStatus.systemCall, message, code);
+  }
 }
 
 /** Whether one of the routes, or one of their methods, is an imported HTML page. */
