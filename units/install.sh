@@ -71,15 +71,17 @@ install() {
       ;;
   esac
   umask 022
-  changed='' new=''
+  changed='' new='' upgrade=''
+  if [ -e "$DESTDIR$BINDIR/socket-service" ]; then upgrade=yes; fi
   trap 'rm -f "$new"' EXIT
   trap 'exit 1' HUP INT TERM
   each put "$@"
-  echo "Next, on the machine it is for: $systemctl daemon-reload"
+  echo "Next, on the machine where the services run: $systemctl daemon-reload"
+  if [ -n "$upgrade" ]; then echo "To start the new executable: $systemctl try-restart socket-service.service"; fi
   if [ -n "$changed" ]; then
-    echo "then, as these have changed: $systemctl stop$changed; $systemctl start$changed"
+    echo "To start the socket units that have changed: $systemctl stop$changed; $systemctl start$changed"
   fi
-  echo "then: $systemctl enable --now $sockets"
+  echo "To open the ports: $systemctl enable --now $sockets"
 }
 
 # Also what an interrupted install has left.
@@ -111,7 +113,7 @@ uninstall() {
     for folder in units/*.d; do rmdir "$DESTDIR$UNITDIR/${folder#units/}" 2>/dev/null || :; done
   fi
   [ $status = 0 ] || exit $status
-  echo "Next, on the machine it was for: $systemctl daemon-reload"
+  echo "Next, on the machine where the services ran: $systemctl daemon-reload"
 }
 
 "$action" "$@"

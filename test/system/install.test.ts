@@ -63,6 +63,8 @@ describe.skipIf(cannotRun)("installation", () => {
         `export CDPATH=. && umask 077 && ${script}`,
       );
       expect(first).not.toContain("have changed");
+      // No service runs that could be restarted.
+      expect(first).not.toContain("try-restart");
       expect(await files("/tmp/package")).toEqual(INSTALLED);
       const closed = ["find", "/tmp/package/usr", "-type", "d", "-not", "-perm", "755"];
       expect(await machine.must(...closed)).toBe("");
@@ -356,7 +358,9 @@ describe.skipIf(cannotRun)("installation", () => {
   });
 
   test("upgrading as the README says it restarts the service, and clients are served", async () => {
-    await make("install");
+    const said = await make("install");
+    expect(said).toContain(": systemctl daemon-reload\n");
+    expect(said).toContain(": systemctl try-restart socket-service.service\n");
     await machine.systemctl("daemon-reload");
     // It may have been idle, and have ended.
     await greeting(machine, 4000);
@@ -383,14 +387,15 @@ describe.skipIf(cannotRun)("installation", () => {
     await using clients = new Clients(machine, "load", 4001, 4);
 
     const said = (await make("install")).split("\n");
-    const [reload = "", commands = "", enable = ""] = said
-      .slice(-4)
+    const [reload = "", restart = "", commands = "", enable = ""] = said
+      .slice(-5)
       .map((line) => line.split(": ")[1]);
     expect(commands).toBe(
       "systemctl stop socket-service.socket; systemctl start socket-service.socket",
     );
     expect(enable).toBe(`systemctl enable --now ${SOCKETS.toSorted().join(" ")}`);
-    for (const command of [reload, commands, enable]) await machine.must("sh", "-c", command);
+    for (const command of [reload, restart, commands, enable])
+      await machine.must("sh", "-c", command);
     expect(await greeting(machine, 4000)).toMatchObject({ served: 1, lost: {} });
     const { begun, served, lost } = await clients.finish();
     expect({ served, lost }).toEqual({ served: begun, lost: {} });
@@ -425,7 +430,7 @@ describe.skipIf(cannotRun)("installation", () => {
 
   test("removing as the README says it leaves nothing behind", async () => {
     await machine.systemctl("disable", "--now", ...SOCKETS);
-    expect(await make("uninstall")).toContain("it was for: systemctl daemon-reload\n");
+    expect(await make("uninstall")).toContain("where the services ran: systemctl daemon-reload\n");
     await machine.systemctl("daemon-reload");
     const found = ["find", "/usr/local", "/etc/systemd", "/run/systemd/system"];
     expect(await machine.must(...found, "-name", "socket-service*")).toBe("");
