@@ -766,7 +766,7 @@ describe("which socket", () => {
     const port = freePort();
     const running = it.run(`Bun.serve({ port: ${port}, ${answer("own")} });`);
     expect(await until("the warning", 15, () => warnings(running)[0])).toBe(
-      `socket-service/register: nothing listens on 127.0.0.1:${it.port} yet: set FileDescriptorName= in ` +
+      `socket-service/register: no server of this program has taken 127.0.0.1:${it.port} yet: set FileDescriptorName= in ` +
         "the socket unit to the port or path that the program listens on, or do not pass this socket",
     );
   });

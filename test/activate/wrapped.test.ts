@@ -12,7 +12,7 @@ setDefaultTimeout(30_000);
 const BUN = process.execPath;
 const MODULE = join(import.meta.dir, "../../src/activation/index.ts");
 const WARNING =
-  /^the sockets were passed to process \d+ \((.*)\), which started this process, \d+, so this process gets none: write the program itself in ExecStart=, or put exec before it in the shell$/gm;
+  /^the sockets were passed to process \d+ \((.*)\), which started this process \(\d+\), so this process gets none: write the program itself in ExecStart=, or put exec before it in the shell$/gm;
 
 const directory = scratch();
 afterAll(() => directory[Symbol.dispose]());
@@ -133,7 +133,7 @@ describe.skipIf(!noContainer.success)("in a container, where the sockets are for
     return { warnings, results, rest: running.stderr.replaceAll(CONTAINED, "").trim() };
   }
   const CONTAINED =
-    /^the sockets were passed to process 1 \((.*)\), which started this process, \d+, so this process gets none: write the program itself in the command of the container, or put exec before it in the shell$/gm;
+    /^the sockets were passed to process 1 \((.*)\), which started this process \(\d+\), so this process gets none: write the program itself in the command of the container, or put exec before it in the shell$/gm;
 
   // Covers /proc/PID of the shell by an empty directory.
   const hide = `mkdir -p empty && mount --bind empty /proc/$$; ${PARENT}`;
@@ -154,7 +154,7 @@ describe.skipIf(!noContainer.success)("in a container, where the sockets are for
     const { rest, results } = await contained(...shell(run));
     const remedy = "start the program without a PID namespace of its own";
     expect(rest).toBe(
-      `the sockets were passed to process 4242, outside of the PID namespace of this process, 1, so this process gets none: ${remedy}`,
+      `the sockets were passed to process 4242, outside of the PID namespace of this process (1), so this process gets none: ${remedy}`,
     );
     const why = `no socket was passed, because LISTEN_PID is 4242 and this is process 1: ${remedy}`;
     expect(results).toEqual([null, why, []]);
@@ -163,7 +163,7 @@ describe.skipIf(!noContainer.success)("in a container, where the sockets are for
   test("the parent itself is known without /proc", async () => {
     const run = `/bin/sh -c 'LISTEN_PID=$$; ${hide}' "$0" "$1"; :`;
     expect((await contained(...shell(run))).rest).toMatch(
-      /^the sockets were passed to process \d+, which started this process, \d+, so /,
+      /^the sockets were passed to process \d+, which started this process \(\d+\), so /,
     );
   });
 

@@ -13,7 +13,7 @@ test("the process that started this one is named if the sockets are for it", asy
   const warning = await logged(() => void (remedy = warnIfWrapped(process.ppid)));
   expect(remedy).toMatch(REMEDY);
   expect(warning).toBe(
-    `the sockets were passed to process ${process.ppid} (${name}), which started this process, ${process.pid}, so this process gets none: ${remedy}\n`,
+    `the sockets were passed to process ${process.ppid} (${name}), which started this process (${process.pid}), so this process gets none: ${remedy}\n`,
   );
 });
 
@@ -23,7 +23,7 @@ test("without /proc, only the parent is known, and only by its number", async ()
     throw new Error("there is no /proc");
   });
   expect(await logged(() => warnIfWrapped(process.ppid))).toStartWith(
-    `the sockets were passed to process ${process.ppid}, which started this process, `,
+    `the sockets were passed to process ${process.ppid}, which started this process (`,
   );
   expect(await logged(() => expect(warnIfWrapped(process.pid)).toBeUndefined())).toBe("");
 });

@@ -25,7 +25,7 @@ export function warnIfWrapped(pid: number): string | undefined {
   const relation = isOutside ? "outside of the PID namespace of" : "which started";
   log(
     LogLevel.warning,
-    `the sockets were passed to process ${pid}${name && ` (${name})`}, ${relation} this process, ${process.pid}, so this process gets none: ${remedy}`,
+    `the sockets were passed to process ${pid}${name && ` (${name})`}, ${relation} this process (${process.pid}), so this process gets none: ${remedy}`,
   );
   return remedy;
 }

@@ -403,7 +403,7 @@ function stopAccepting(listener: object): void {
 
 function unclaimed(left: readonly Claimable[]): string {
   const ports = "the port or path that the program listens on";
-  return `nothing listens on ${listClaimable(left)} yet: set FileDescriptorName= in the socket unit to ${ports}, or do not pass this socket`;
+  return `no server of this program has taken ${listClaimable(left)} yet: set FileDescriptorName= in the socket unit to ${ports}, or do not pass this socket`;
 }
 
 function call<T>(native: Function, ...args: readonly unknown[]): T {
