@@ -6,7 +6,7 @@ import { resolve } from "node:path";
 import { connect as connectTLS } from "node:tls";
 
 import { freePort, type Running } from "../support/daemon.ts";
-import { Kept } from "../support/kept.ts";
+import { HI, Kept } from "../support/kept.ts";
 import { getHTTP2, GOAWAY, untilGoaway } from "../support/http2.ts";
 import { CERTIFICATE, client, text } from "../support/listening.ts";
 import {
@@ -596,6 +596,21 @@ describe.concurrent("SIGTERM", () => {
       expect(await open.ask()).toMatchObject({ body: "Hello\n" });
       expect((await it.stop()).status).toBe(4);
     }
+  });
+
+  test("does not take the messages of a WebSocket of ws for requests that it cuts off", async () => {
+    const { it } = await started(
+      `const { drain } = await import(${MODULE});
+      const server = require("node:http").createServer(() => {});
+      new (require("ws").WebSocketServer)({ server }).on("connection", (socket) => socket.on("message", () => {}));
+      server.listen(3000);
+      process.on("SIGTERM", async () => process.exit((await drain(server)) ? 4 : 5));`,
+    );
+    const chat = await Kept.to(it.to);
+    await chat.upgrade();
+    const talking = setInterval(() => chat.socket.write(HI), 50);
+    expect((await it.stop()).status).toBe(4);
+    clearInterval(talking);
   });
 
   test("leaves newcomers to the next process, for a program of node:net too", async () => {

@@ -99,6 +99,16 @@ test("a body that drips on after its early answer is no client that was cut off"
   await dripping;
 });
 
+test("a body that came after its early answer, before the call, is no client that was cut off", async () => {
+  const it = serving({ fetch: () => new Response("denied", { status: 401 }) });
+  const kept = await it.asking("/", "Content-Length: 4\r\n", "POST");
+  expect(await kept.answer()).toMatchObject({ status: 401 });
+  kept.socket.write("body");
+  // What came up to two seconds before the call can be a part of a request.
+  await Bun.sleep(2100);
+  expect(await drain(it.server, { grace: 100 })).toBe(true);
+});
+
 test("a body that is still coming when the server stops gets its early response", async () => {
   const it = serving({ fetch: () => new Response("denied", { status: 401 }) });
   const kept = await it.client();

@@ -124,6 +124,14 @@ test("a WebSocket that a reload brought is closed with 1001, and one that closed
   expect(closed).toBe(3);
 });
 
+test("a client that stalls in its first request makes the result false beside a WebSocket, too", async () => {
+  const it = serving({ fetch: upgrade, websocket: ECHO });
+  await (await it.client()).upgrade();
+  const drained = drain(it.server, { grace: 300 });
+  (await it.client()).socket.write("GET / HT");
+  expect(await drained).toBe(false);
+});
+
 test("a stream ends itself when draining says so", async () => {
   const it = serving({
     fetch: () =>

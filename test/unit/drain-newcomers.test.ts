@@ -91,6 +91,35 @@ describe("newcomers are served until a request from before the call is answered"
   });
 });
 
+test("streams from after the call do not prolong the grace", async () => {
+  async function* stream() {
+    yield "a";
+    await Bun.sleep(300);
+    yield "b";
+  }
+  const it = serving({ fetch: () => new Response(stream()) });
+  let isOver = false;
+  const worker = async (_: unknown, n: number) => {
+    // At any time one of them is being sent.
+    await Bun.sleep(n * 75);
+    while (!isOver) {
+      const kept = await it.asking();
+      await until("its end", 10, () => isOver || kept.received.endsWith("b\r\n0\r\n\r\n"));
+      kept.socket.destroy();
+    }
+  };
+  const workers = Array.from({ length: 4 }, worker);
+  await underWay(it.server, 4);
+  const begun = performance.now();
+  const drained = drain(it.server, { grace: 100, timeout: 20_000 });
+  const served = servedBy(it.server) ?? expect.unreachable();
+  await until("it accepts no more", 15, () => watchOf(it.server, served) === undefined);
+  expect(performance.now() - begun).toBeLessThan(5000);
+  isOver = true;
+  await Promise.all(workers);
+  await drained;
+});
+
 test.each([
   [250, 0, 300, "IPv4"],
   [500, 250, 270, "IPv4"],

@@ -3,6 +3,7 @@ import { describe, expect, test } from "bun:test";
 
 import { becomeQuiet, drain } from "../../src/activation/adopt/drain.ts";
 import { serve } from "../../src/activation/adopt/serve.ts";
+import { servedBy, watchOf } from "../../src/activation/adopt/served.ts";
 import { accepted, drainUntil, holding, serving, underWay } from "../support/kept.ts";
 import { CERTIFICATE, FAMILIES } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
@@ -248,6 +249,27 @@ describe("on a connection that was kept", () => {
     await kept.write(PIECES, 150);
     expect(await kept.answer()).toEqual({ status: 200, body: "answered", closes: true });
     expect(await drained).toBe(true);
+  });
+
+  test("a request in pieces after the stop is answered, though another client has stalled", async () => {
+    const { release, fetch } = holding("answered");
+    const it = serving({ fetch });
+    const [stalled, kept] = [await it.client(), await it.client()];
+    for (const client of [stalled, kept]) await client.ask();
+    const end = drain(it.server, { grace: 100 });
+    const slow = await it.asking("/slow");
+    stalled.socket.write("GET / HT");
+    const served = servedBy(it.server) ?? expect.unreachable();
+    await until("it accepts no more", 6, () => watchOf(it.server, served) === undefined);
+    // Until the stalled one counts as cut off.
+    await Bun.sleep(1000);
+    await kept.write(PIECES.slice(0, 1), 20);
+    release.resolve();
+    expect(await slow.answer()).toMatchObject({ body: "answered" });
+    await Bun.sleep(150);
+    await kept.write(PIECES.slice(1), 0);
+    expect(await kept.answer()).toMatchObject({ body: "answered" });
+    expect(await end).toBe(false);
   });
 
   test("a chunked upload in pieces around the stop is read to its end", async () => {

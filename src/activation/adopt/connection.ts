@@ -19,7 +19,7 @@ const REMEDY = "set ListenStream= and Accept=yes in the socket unit";
  * inetd(8), `end` reaches the peer only when the process ends: call `shutdown`.
  *
  * @param fd A connected stream socket over IPv4, IPv6 or AF_UNIX. The end of the connection closes
- *   this number. /dev/null replaces a descriptor from 0 to 2.
+ *   this number. /dev/null replaces a descriptor from 0 to 2, unless `socket.reload` was called.
  * @param handlers As in `Bun.connect`. `open` runs before the promise resolves.
  * @returns A promise of the socket. It is undefined if `fd` is a file, a FIFO or a device, which is
  *   left as it is.

@@ -28,8 +28,8 @@ export interface DrainOptions {
 /** How long to wait for a moment in which nobody asks, in milliseconds. */
 const LULL = 200;
 /**
- * The longest to wait for first requests, in milliseconds. On a machine with more work than processors,
- * a TLS handshake takes longer than PATIENCE.
+ * The longest to wait for first requests, or for more of one, in milliseconds. On a machine with more
+ * work than processors, a TLS handshake takes longer than PATIENCE.
  */
 const STARVED = 2000;
 /** How often to look for what Bun does not report, in milliseconds. */
@@ -46,8 +46,10 @@ const LOOK = 1;
  * 3. Linger: the server accepts no more. New clients wait in the queue of the passed socket, for the
  *    next process. This phase waits for the first request of each accepted connection: up to 500
  *    milliseconds, and up to 2,000 while its TLS handshake or parts of the request keep coming. Then the
- *    connection is cut off. If a part of the request has come, the result is false. Over TLS and AF_UNIX,
- *    it can be true. If there is no such connection, this phase takes no time.
+ *    connection is cut off. If a part of the request has come, the result is false. It can be true over
+ *    TLS and AF_UNIX. It can also be true for a connection that has asked before, if there are open
+ *    WebSockets, or if the part came more than two seconds before the call. If there is no such
+ *    connection, this phase takes no time.
  * 4. Stop: the server waits until each request is answered and each response is sent. It closes
  *    WebSockets with 1001, and stops.
  *
@@ -59,15 +61,21 @@ const LOOK = 1;
  *   milliseconds until the body of its request has come. It does not say close if the body takes longer.
  *   Memory holds the part of a body that the handler has not read. During a drain, `request.blob()` has
  *   no type. In Bun 1.4.0, `Bun.write(path, request)` never ends.
+ * - A response that is a part of a file (`Bun.file(path).slice()`) has the status 200 instead of 206.
+ * - If Bun bundles the server's HTML pages when they are asked for, `drain` and `whenIdle` have them
+ *   bundled again, like a new process: until a page is asked for, its scripts are not found (404).
+ *   `bun build` bundles them before.
  * - With `http2`, a session does not learn of the drain before the server stops (GOAWAY).
  * - A request can be lost if its client pauses for longer than `grace` (RFC 9112, 9.5), or sends it
  *   behind one whose response says close (9.3.2).
  * - Over TLS and AF_UNIX, with a `grace` of less than 500 milliseconds, phase 3 also waits for
  *   connections that have asked before.
- * - A stream that never ends keeps phase 2 going for half of `timeout`. After that, new clients wait,
- *   and at `timeout` the stream is cut off. {@link draining} tells a stream to end.
+ * - A stream that never ends keeps phase 2 going for half of `timeout`. After that, new clients wait, and
+ *   at `timeout` the stream is cut off. {@link draining} tells a stream to end. Over AF_UNIX, short
+ *   streams that begin after the call keep phase 2 going as well, if one is always being sent.
  * - With no passed socket, nobody reaches a server that has stopped. The clients of several servers that
- *   this process has on one address (`reusePort`) cannot be told apart: the promise is rejected.
+ *   this process has on one address (`reusePort`) cannot be told apart: the promise is rejected. For
+ *   passed sockets (`ReusePort=yes`), the clients of one server count for the others, too.
  *
  * Before the call, a request costs nothing.
  *
@@ -173,6 +181,8 @@ class Drain {
   #result: Promise<boolean> | undefined;
   #quiet: Promise<Connections | undefined> | undefined;
   #hasCutOff = false;
+  /** Whether requests went on coming in pieces for too long. */
+  #hasGivenUp = false;
   #signal: AbortSignal | undefined;
   /** In milliseconds. */
   #grace = 0;
@@ -266,16 +276,20 @@ class Drain {
   /** 2. Grace: waits until each client had the time to ask once more, or until `isOver`. */
   async #waitForGrace(connections: Connections, isOver: () => boolean): Promise<void> {
     // Our handlers do not count those that were under way at the call.
-    let underWay = this.server.pendingRequests;
+    const { server } = this;
+    const requests = this.#requests;
+    let underWay = server.pendingRequests;
+    requests.notesSending = true;
     await this.#until(() => {
-      underWay = Math.min(underWay, this.server.pendingRequests - this.#requests.open);
+      underWay = Math.min(underWay, server.pendingRequests - requests.open - requests.sending);
       return underWay <= 0 || performance.now() >= this.#latest;
     });
+    requests.notesSending = false;
     const end = Math.min(performance.now() + this.#grace, this.#latest);
     await this.#until(() => performance.now() >= end || isOver());
     // If nobody asks at that moment, the next clients need not wait until others are answered. The first
     // look loads what the looks need, which takes 5 to 10 ms.
-    await this.#silence(connections, LULL, () => this.server.pendingRequests);
+    await this.#silence(connections, LULL, () => server.pendingRequests);
   }
 
   /** 3. Linger: stops accepting, and waits until each accepted connection has asked. */
@@ -283,16 +297,30 @@ class Drain {
     pause(watch);
     // A connection with a request or a WebSocket can look as if it asked. After PATIENCE, as many as have
     // one do not count.
-    const busy = () => this.server.pendingRequests + this.served.sockets.size;
+    const { server } = this;
+    const busy = () => server.pendingRequests + server.pendingWebSockets;
     const ignored = (waited: number) => (waited < PATIENCE ? 0 : busy());
     const isSilent = await this.#silence(connections, STARVED, ignored);
-    // A client that has paused for PATIENCE in the middle of its request is cut off. The rest of a body
-    // that was answered early looks the same.
-    const answered = busy() + this.#requests.early;
-    const isTLS = this.server.protocol === "https";
-    const incomplete = connections.count(({ talk }) => talk !== undefined && isPart(talk, isTLS));
     // A session goes on asking, until the server stops.
-    if ((!isSilent && !this.served.isHttp2) || incomplete > answered) this.#hasCutOff = true;
+    this.#hasGivenUp = !isSilent && !this.served.isHttp2;
+    if (this.#hasGivenUp || this.#hasParts(connections)) this.#hasCutOff = true;
+  }
+
+  /** Whether a client has paused for PATIENCE in the middle of its request. It is cut off. */
+  #hasParts(connections: Connections): boolean {
+    const { pendingRequests, pendingWebSockets, protocol } = this.server;
+    // The rest of a body that was answered early looks the same, so what came long before the call does
+    // not count.
+    const age = performance.now() - this.#begun + STARVED;
+    let first = 0;
+    // In a TLS handshake, the peer is often the last to send.
+    const later = connections.count(({ talk }) => {
+      if (talk?.sent === 0 && talk.segments > 0) first++;
+      if (!talk?.sent || protocol === "https") return false;
+      return talk.heard < talk.said && talk.heard < age;
+    });
+    const answered = pendingRequests + pendingWebSockets + this.#requests.early;
+    return first > pendingRequests || first + later > answered;
   }
 
   /** 4. Stop: waits until all that was read is answered, closes the WebSockets, and stops the server. */
@@ -302,11 +330,18 @@ class Drain {
     // Bun 1.4.0 closes them with 1006.
     for (const socket of served.sockets) socket.close(1001);
     // Not server.stop(): it would close a connection on which Bun still sends a direct stream.
-    const hasWork = ({ isUnread, isSending, talk }: Connection): boolean =>
-      isUnread || isSending || (!this.#hasCutOff && talk !== undefined && isAsking(talk));
-    const isComplete = await this.#until(
-      () => this.#areAnswered() && !this.#requests.mayHaveMore && connections.count(hasWork) === 0,
-    );
+    let asking = 0;
+    const hasWork = ({ isUnread, isSending, talk }: Connection): boolean => {
+      if (talk && isAsking(talk)) asking++;
+      return isUnread || isSending;
+    };
+    const isComplete = await this.#until(() => {
+      if (!this.#areAnswered() || this.#requests.mayHaveMore) return false;
+      asking = 0;
+      if (connections.count(hasWork) > 0) return false;
+      // A WebSocket of `node:http` is open until the program ends it.
+      return this.#hasGivenUp || asking <= server.pendingWebSockets;
+    });
     // Closes what is idle, or left, at once. The promise tells nothing more, and before Bun 1.4.3 it never
     // resolves if a handler goes on.
     void server.stop(true);
@@ -364,9 +399,4 @@ class Drain {
 /** Whether the peer was the last to send data, a moment ago: a request, or a part of one. */
 function isAsking({ heard, said }: Talk): boolean {
   return heard < said && heard < PATIENCE;
-}
-
-/** Whether the peer has sent data that was not answered. In a TLS handshake it is often the last to send. */
-function isPart({ heard, said, segments, sent }: Talk, isTLS: boolean): boolean {
-  return sent > 0 ? !isTLS && heard < said : segments > 0;
 }

@@ -7,18 +7,25 @@ export const PATIENCE = 500;
 /** The requests that came since a drain began. */
 export class Requests {
   readonly #open = new Set<() => boolean>();
+  /** Those whose handler has ended, until Bun has sent the response. */
+  readonly #sending = new Set<() => boolean>();
+  /** Whether `sending` is of interest. */
+  notesSending = false;
   #isCounting = true;
   #lastEarly = -Infinity;
   /** How many were answered before their body had come. */
   early = 0;
 
   /**
-   * Notes a request, and returns a function to call at its end. `isCounted` tells whether Bun has it in
-   * `pendingRequests`.
+   * Notes a request, and returns a function to call at the end of its handler. `isCounted` tells whether
+   * Bun has it in `pendingRequests`, and `isSending` whether Bun still sends the response.
    */
-  begin(isCounted: () => boolean): () => void {
+  begin(isCounted: () => boolean, isSending = () => false): () => void {
     if (this.#isCounting) this.#open.add(isCounted);
-    return () => void this.#open.delete(isCounted);
+    return () => {
+      const wasOpen = this.#open.delete(isCounted);
+      if (wasOpen && this.notesSending) this.#sending.add(isSending);
+    };
   }
 
   /** Calls a function. Requests that it makes itself do not count: Bun does not count them. */
@@ -36,6 +43,12 @@ export class Requests {
     let count = 0;
     for (const isCounted of this.#open) if (isCounted()) count++;
     return count;
+  }
+
+  /** How many have an answer that Bun still sends. */
+  get sending(): number {
+    for (const isSending of this.#sending) if (!isSending()) this.#sending.delete(isSending);
+    return this.#sending.size;
   }
 
   /** Notes that a request was answered before its body had come. */

@@ -12,7 +12,9 @@ export function withClose(options: Answers, requests: Requests): Answers {
     async function (this: unknown, request: Request, ...others: unknown[]): Promise<unknown> {
       if (request.headers.get("upgrade")?.toLowerCase() === "websocket")
         return close(new Response(null, { status: 503 }));
-      const end = requests.begin(() => !request.signal.aborted);
+      // The address is null once the response is sent. Over AF_UNIX it always is.
+      const isSending = () => Object(others[0]).requestIP(request) !== null;
+      const end = requests.begin(() => !request.signal.aborted, isSending);
       const hasCome = watchBody(request);
       try {
         let response: unknown;
