@@ -44,7 +44,9 @@ export function misconfigured(message: string): ActivationError {
 /** Returns the error for an argument that is a number out of range, or no number. */
 export function wrongNumber(name: string, value: unknown, wanted: string): Error {
   const Mistake = typeof value === "number" ? RangeError : TypeError;
-  return new Mistake(`${name} is ${String(value)}: give ${wanted}`);
+  const isJson = typeof value === "string" || typeof value === "object";
+  const given = isJson ? JSON.stringify(value) : String(value);
+  return new Mistake(`${name} is ${given}: give ${wanted}`);
 }
 
 /** @throws {TypeError} unless `fd` is a number. */

@@ -24,6 +24,9 @@ const nameFor = (value: unknown) =>
   ["number", "bigint"].includes(typeof value) ? "RangeError" : "TypeError";
 /** The same where a bigint is of the wrong type. */
 const mistake = (value: unknown) => (typeof value === "number" ? "RangeError" : "TypeError");
+/** How a message shows a value. */
+const shown = (value: unknown) =>
+  typeof value === "string" || typeof value === "object" ? JSON.stringify(value) : String(value);
 
 test.each([
   -1,
@@ -33,13 +36,14 @@ test.each([
   2 ** 31,
   2 ** 32 + 3,
   "3",
+  { fd: 3, name: "http" },
   null,
   undefined,
 ])("%p is no descriptor", async (fd) => {
   const wrong =
     typeof fd === "number"
       ? `78: descriptor ${fd} is not open: `
-      : `TypeError: fd is ${fd}: give the number of a descriptor`;
+      : `TypeError: fd is ${shown(fd)}: give the number of a descriptor`;
   expect(refusal(() => call("describe", fd))).toStartWith(wrong);
   expect(await rejection(call("adoptConnection", fd, handlers))).toStartWith(wrong);
   expect(refusal(() => call("notify", { fdStore: true }, { fds: [0, fd] }))).toBe(
@@ -76,7 +80,7 @@ describe.each([
   test.each([-1, Number.NaN, "1", null, 1n])("of %p", (value) => {
     using server = activation.serve({ port: 0, fetch: () => new Response() });
     expect(refusal(() => call(name, server, { [option]: value }))).toBe(
-      `${mistake(value)}: ${option} is ${value}: give ${wanted}`,
+      `${mistake(value)}: ${option} is ${shown(value)}: give ${wanted}`,
     );
   });
 });
@@ -85,7 +89,7 @@ test.each([-1, Number.NaN, "1", null, 1n])(
   "notifyBarrier refuses a timeout of %p",
   async (value) => {
     expect(await rejection(call("notifyBarrier", value))).toBe(
-      `${mistake(value)}: timeout is ${value}: give milliseconds from 0 on, or Infinity`,
+      `${mistake(value)}: timeout is ${shown(value)}: give milliseconds from 0 on, or Infinity`,
     );
     expect(receiver.poll()).toBeUndefined();
   },
@@ -96,7 +100,7 @@ test.each([0, -1, 1.5, Number.NaN, "1", null, 1n])(
   (maxConnections) => {
     for (const where of [{}, { fd: listening }])
       expect(refusal(() => call("listen", { ...where, maxConnections, socket: handlers }))).toBe(
-        `${mistake(maxConnections)}: maxConnections is ${maxConnections}: give a whole number from 1 on`,
+        `${mistake(maxConnections)}: maxConnections is ${shown(maxConnections)}: give a whole number from 1 on`,
       );
   },
 );
