@@ -251,8 +251,8 @@ test("a client that asks nothing after its TLS handshake is not waited for", asy
   it.tlsClient();
   await until("it is silent", 10, () => {
     const [fd] = connectionsAt(socketName(it.kept));
-    const { segments = 0, heard = 0 } = (fd !== undefined && talk(fd)) || {};
-    return segments > 1 && heard > 600;
+    const { received = 0, heard = 0 } = (fd !== undefined && talk(fd)) || {};
+    return received > 1 && heard > 600;
   });
   const begun = performance.now();
   expect(await drain(it.server, { grace: 1 })).toBe(true);

@@ -55,8 +55,7 @@ export function reloaded(before: Answers, given: Answers): Answers {
       ? { routes, static: given.static }
       : { routes: functionsOf(before.routes), static: functionsOf(before.static) };
   return derive(given, {
-    routes: from.routes,
-    static: from.static,
+    ...from,
     fetch: given.fetch ?? before.fetch,
     error: given.error ?? before.error,
     websocket: given.websocket ?? before.websocket,

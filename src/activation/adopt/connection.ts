@@ -70,6 +70,7 @@ async function isSocket(fd: number): Promise<boolean> {
   requireNumber(fd);
   const adopt = async () => (await runtime.udpSocket({ fd })).close();
   const code = isDescriptor(fd) ? await adopt().catch(codeOf) : "EBADF";
+  // Bun has adopted it.
   if (code === undefined) {
     replaceClosed(fd);
     throw misconfigured(`descriptor ${fd} is a datagram socket, not a connection: ${REMEDY}`);

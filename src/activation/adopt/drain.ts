@@ -99,11 +99,11 @@ export function drain(
   server: Server<unknown> | HttpServer,
   { grace = 1000, timeout = 10_000, signal }: DrainOptions = {},
 ): Promise<boolean> {
-  const found = requireServed(server);
+  const drain = drainOf(server);
   for (const [name, value] of Object.entries({ grace, timeout }))
     if (!(typeof value === "number" && value >= 0))
       throw wrongNumber(name, value, "milliseconds from 0 on");
-  return drainOf(found).run({ grace, timeout, signal });
+  return drain.run({ grace, timeout, signal });
 }
 
 /**
@@ -112,7 +112,7 @@ export function drain(
  * for, because it may be an endless stream. A later `drain` runs the last phase.
  */
 export async function becomeQuiet(server: Server<unknown>): Promise<void> {
-  await drainOf(requireServed(server)).becomeQuiet({ grace: 1000, timeout: 10_000 });
+  await drainOf(server).becomeQuiet({ grace: 1000, timeout: 10_000 });
 }
 
 /**
@@ -136,31 +136,7 @@ export async function becomeQuiet(server: Server<unknown>): Promise<void> {
  * ```
  */
 export function draining(server: Server<unknown> | HttpServer): AbortSignal {
-  return drainingOf(requireServed(server).served).signal;
-}
-
-/** A server of Bun, and what is known of it. */
-interface Found {
-  readonly server: Server<unknown>;
-  readonly served: Served;
-}
-
-function requireServed(given: Server<unknown> | HttpServer): Found {
-  // `node:http` keeps the server of Bun under a symbol.
-  const inside = Object.getOwnPropertySymbols(given).map((symbol) => Reflect.get(given, symbol));
-  for (const server of [given, ...inside]) {
-    const served = typeof server === "object" && server !== null && servedBy(server);
-    if (served) return { server, served };
-  }
-  throw new TypeError(
-    "getConnections" in given
-      ? "this http.Server has no passed socket: let it listen first, in a program with the preload socket-service/register"
-      : "serve did not make this server: use serve instead of Bun.serve",
-  );
-}
-
-function drainingOf(served: Served): AbortController {
-  return (served.draining ??= new AbortController());
+  return drainOf(server).draining.signal;
 }
 
 interface Limits {
@@ -171,15 +147,30 @@ interface Limits {
 
 const drains = perProcess("drains", () => new WeakMap<object, Drain>());
 
-function drainOf({ server, served }: Found): Drain {
-  const drain = drains.get(server) ?? new Drain(server, served);
-  drains.set(server, drain);
-  return drain;
+/** Returns the drain of a server, which may not have begun. */
+function drainOf(given: Server<unknown> | HttpServer): Drain {
+  // `node:http` keeps the server of Bun under a symbol.
+  const inside = Object.getOwnPropertySymbols(given).map((symbol) => Reflect.get(given, symbol));
+  for (const server of [given, ...inside]) {
+    const served = typeof server === "object" && server !== null && servedBy(server);
+    if (!served) continue;
+    const drain = drains.get(server) ?? new Drain(server, served);
+    drains.set(server, drain);
+    return drain;
+  }
+  throw new TypeError(
+    "getConnections" in given
+      ? "this http.Server has no passed socket: let it listen first, in a program with the preload socket-service/register"
+      : "serve did not make this server: use serve instead of Bun.serve",
+  );
 }
 
 class Drain {
+  /** Aborted when it begins. */
+  readonly draining = new AbortController();
   #result: Promise<boolean> | undefined;
-  #quiet: Promise<Connections | undefined> | undefined;
+  /** The first three phases, once they have begun. */
+  #phases: Promise<Connections | undefined> | undefined;
   #hasCutOff = false;
   /** Whether requests went on coming in pieces for too long. */
   #hasGivenUp = false;
@@ -189,7 +180,7 @@ class Drain {
   /** When the grace ends at the latest: requests that come until then can be answered before the deadline. */
   #latest = 0;
   #deadline = 0;
-  readonly #begun = performance.now();
+  #begun = 0;
   readonly #requests = new Requests();
 
   constructor(
@@ -212,7 +203,7 @@ class Drain {
   }
 
   async #run(): Promise<boolean> {
-    const connections = await this.#phases(false);
+    const connections = await (this.#phases ??= this.#runPhases(false));
     const isComplete = await (connections
       ? this.#stop(connections)
       : this.#until(this.#areAnswered));
@@ -221,8 +212,8 @@ class Drain {
 
   /** The first three phases, and the answers: after them, the program may end at any time. */
   async becomeQuiet(limits: Limits): Promise<void> {
-    if (this.#quiet === undefined) this.#limit(limits);
-    const connections = await this.#phases(true);
+    if (this.#phases === undefined) this.#limit(limits);
+    const connections = await (this.#phases ??= this.#runPhases(true));
     // There are none if somebody has stopped the server.
     const areSent = () => !connections || connections.count(({ isSending }) => isSending) === 0;
     await this.#until(() => {
@@ -240,11 +231,8 @@ class Drain {
    *
    * @returns The connections of the server; undefined if it has stopped.
    */
-  #phases(endsEarly: boolean): Promise<Connections | undefined> {
-    return (this.#quiet ??= this.#runPhases(endsEarly));
-  }
-
   async #runPhases(endsEarly: boolean): Promise<Connections | undefined> {
+    this.#begun = performance.now();
     const watch = watchOf(this.server, this.served);
     if (watch === undefined) return undefined;
     const connections = new Connections(watch);
@@ -258,7 +246,7 @@ class Drain {
 
   /** 1. Announce: from now on, each response ends its connection. */
   #announce(): void {
-    drainingOf(this.served).abort();
+    this.draining.abort();
     this.served.change((options) => withClose(options, this.#requests));
     const { server } = this;
     const { fetch, stop } = server;
@@ -312,13 +300,14 @@ class Drain {
     // The rest of a body that was answered early looks the same, so what came long before the call does
     // not count.
     const age = performance.now() - this.#begun + STARVED;
-    let first = 0;
+    // Only requests are under way on a connection on which nothing was sent.
+    const first = connections.count(({ talk }) => talk?.sent === 0 && talk.received > 0);
+    const isLater = ({ heard, said, sent }: Talk) => sent > 0 && heard < said && heard < age;
     // In a TLS handshake, the peer is often the last to send.
-    const later = connections.count(({ talk }) => {
-      if (talk?.sent === 0 && talk.segments > 0) first++;
-      if (!talk?.sent || protocol === "https") return false;
-      return talk.heard < talk.said && talk.heard < age;
-    });
+    const later =
+      protocol === "https"
+        ? 0
+        : connections.count(({ talk }) => talk !== undefined && isLater(talk));
     const answered = pendingRequests + pendingWebSockets + this.#requests.early;
     return first > pendingRequests || first + later > answered;
   }
@@ -330,17 +319,13 @@ class Drain {
     // Bun 1.4.0 closes them with 1006.
     for (const socket of served.sockets) socket.close(1001);
     // Not server.stop(): it would close a connection on which Bun still sends a direct stream.
-    let asking = 0;
-    const hasWork = ({ isUnread, isSending, talk }: Connection): boolean => {
-      if (talk && isAsking(talk)) asking++;
-      return isUnread || isSending;
-    };
+    const hasWork = ({ isUnread, isSending }: Connection) => isUnread || isSending;
+    const asks = ({ talk }: Connection) => talk !== undefined && isAsking(talk);
     const isComplete = await this.#until(() => {
       if (!this.#areAnswered() || this.#requests.mayHaveMore) return false;
-      asking = 0;
       if (connections.count(hasWork) > 0) return false;
       // A WebSocket of `node:http` is open until the program ends it.
-      return this.#hasGivenUp || asking <= server.pendingWebSockets;
+      return this.#hasGivenUp || connections.count(asks) <= server.pendingWebSockets;
     });
     // Closes what is idle, or left, at once. The promise tells nothing more, and before Bun 1.4.3 it never
     // resolves if a handler goes on.
@@ -363,9 +348,10 @@ class Drain {
       const { isUnread, talk } = connection;
       if (isUnread) return true;
       const now = performance.now();
+      // Over AF_UNIX, the kernel tells no times.
       if (talk === undefined) return now < (connection.isNew ? begun : this.#begun) + PATIENCE;
       // A handshake is talk as well. One segment of the peer is its first message alone.
-      const patience = talk.segments === 1 ? STARVED : PATIENCE;
+      const patience = talk.received === 1 ? STARVED : PATIENCE;
       if (isTLS) return Math.min(talk.heard, talk.said) < patience;
       return talk.sent > 0 ? isAsking(talk) : talk.heard < PATIENCE;
     };

@@ -109,7 +109,7 @@ export class Idle {
   /** Resolves when no client was there for `timeout` milliseconds; never if `isOver` returns true before. */
   after(timeout: number, isOver = () => false): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
-    // A server may be watched again and again.
+    // Otherwise each `whenIdle` would leave its function with the server.
     const forget = () => {
       for (const onUse of this.#uses) onUse.delete(this.mark);
     };

@@ -42,7 +42,7 @@ function announceTo(server: Server, requests: Requests, end: () => void): void {
   const waited = new WeakSet<object>();
   server.emit = function (this: Server, name: string, ...args: unknown[]): boolean {
     const pass = (): boolean => Reflect.apply(emit, this, [name, ...args]);
-    // From now on, the program has its connection.
+    // From now on, the connection is the program's, and no response ends the request.
     if (name === "upgrade" || name === "connect") end();
     if (!isRequest(name, args)) return pass();
     const [request, response] = args;

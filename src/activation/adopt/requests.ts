@@ -20,15 +20,15 @@ export class Requests {
    * Notes a request, and returns a function to call at the end of its handler. `isCounted` tells whether
    * Bun has it in `pendingRequests`, and `isSending` whether Bun still sends the response.
    */
-  begin(isCounted: () => boolean, isSending = () => false): () => void {
+  begin(isCounted: () => boolean, isSending?: () => boolean): () => void {
     if (this.#isCounting) this.#open.add(isCounted);
     return () => {
       const wasOpen = this.#open.delete(isCounted);
-      if (wasOpen && this.notesSending) this.#sending.add(isSending);
+      if (isSending && wasOpen && this.notesSending) this.#sending.add(isSending);
     };
   }
 
-  /** Calls a function. Requests that it makes itself do not count: Bun does not count them. */
+  /** Calls a function without counting the requests that it begins: Bun does not count those of `server.fetch`. */
   uncounted<T>(make: () => T): T {
     this.#isCounting = false;
     try {

@@ -91,8 +91,9 @@ function serveOn<Data, Route extends string>(
   const identity = options.id === undefined && isHot() ? { id: `fd-${passed}` } : {};
   const start = (where: object) => Bun.serve(derive(options, { ...identity, ...where }));
   // Bun's development server answers to no other name than that with which it was started.
-  const hasName = hostname !== undefined && hasPages(options.routes);
-  const [server, at] = startOnPlaceholder("port" in socket, hasName ? hostname : undefined, start);
+  const names = hostname !== undefined && hasPages(options.routes) ? [hostname] : [];
+  const hosts = "port" in socket ? [...names, LOOPBACK] : [];
+  const [server, at] = startOnPlaceholder(hosts, start);
   if (servedBy(server) !== undefined) return { server };
   try {
     const watch = substitute(passed, listenerAt(at));
@@ -119,20 +120,17 @@ function serveOn<Data, Route extends string>(
 
 /** Starts a server at an address that nobody knows, and returns the server and the address, as text. */
 function startOnPlaceholder<T extends Server<unknown>>(
-  isInternet: boolean,
-  hostname: string | undefined,
+  hosts: readonly string[],
   start: (at: object) => T,
 ) {
-  const hosts = isInternet ? [LOOPBACK] : [];
-  if (isInternet && hostname !== undefined) hosts.unshift(hostname);
-  for (const host of hosts)
+  for (const hostname of hosts)
     try {
-      const server: T & Reported = start({ hostname: host, port: 0 });
+      const server: T & Reported = start({ hostname, port: 0 });
       const { address } = server;
       if (typeof address === "object" && address) return [server, formatEndpoint(address)] as const;
     } catch (error) {
       // For a name that is not one of this machine, the errno can be any.
-      if (host === LOOPBACK && !UNAVAILABLE.includes(codeOf(error))) throw error;
+      if (hostname === LOOPBACK && !UNAVAILABLE.includes(codeOf(error))) throw error;
     }
   const unix = `${PLACEHOLDER}${crypto.randomUUID()}`;
   try {

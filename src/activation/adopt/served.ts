@@ -26,8 +26,6 @@ export interface Served {
   readonly change: (change: (options: Answers) => Answers) => void;
   /** Takes the options of another evaluation, under `bun --hot`. The changes stay in force. */
   readonly renew: (start: Start) => void;
-  /** Aborted when the server begins to drain. */
-  draining?: AbortController;
 }
 
 type Start = Pick<Served, "options" | "watch" | "sockets">;

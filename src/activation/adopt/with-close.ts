@@ -11,7 +11,7 @@ export function withClose(options: Answers, requests: Requests): Answers {
   const handler = (answer: Function) =>
     async function (this: unknown, request: Request, ...others: unknown[]): Promise<unknown> {
       if (request.headers.get("upgrade")?.toLowerCase() === "websocket")
-        return close(new Response(null, { status: 503 }));
+        return sayClose(new Response(null, { status: 503 }));
       // The address is null once the response is sent. Over AF_UNIX it always is.
       const isSending = () => Object(others[0]).requestIP(request) !== null;
       const end = requests.begin(() => !request.signal.aborted, isSending);
@@ -20,21 +20,21 @@ export function withClose(options: Answers, requests: Requests): Answers {
         let response: unknown;
         try {
           response = Reflect.apply(answer, this, [request, ...others]);
-          // Bun takes it for one that was thrown, unless a promise has it.
+          // Bun treats a returned error like a thrown one, unless a promise resolves to it.
           if (response instanceof Error) throw response;
           response = await response;
         } catch (problem) {
-          response = await fail(this, problem);
+          response = await handleError(this, problem);
         }
         // Bun closes at once. A client that still sends would be reset.
-        if (await hasCome()) return close(response);
+        if (await hasCome()) return sayClose(response);
         requests.noteEarly();
         return response;
       } finally {
         end();
       }
     };
-  const fail = async (self: unknown, problem: unknown): Promise<unknown> => {
+  const handleError = async (self: unknown, problem: unknown): Promise<unknown> => {
     try {
       const response: unknown = await Reflect.apply(error ?? failed, self, [problem]);
       return response instanceof Response ? response : failed(problem);
@@ -43,8 +43,8 @@ export function withClose(options: Answers, requests: Requests): Answers {
     }
   };
   const value = (answer: unknown): unknown => {
-    if (answer instanceof Response) return close(answer.clone());
-    return answer instanceof Blob ? close(new Response(answer)) : answer;
+    if (answer instanceof Response) return sayClose(answer.clone());
+    return answer instanceof Blob ? sayClose(new Response(answer)) : answer;
   };
   return mapAnswers(derive(options, { fetch: fetch ?? notFound }), handler, value);
 }
@@ -72,7 +72,7 @@ async function readAll(body: Request["body"]): Promise<boolean> {
   }
 }
 
-function close(answer: unknown): unknown {
+function sayClose(answer: unknown): unknown {
   if (answer instanceof Response) answer.headers.set("Connection", "close");
   return answer;
 }

@@ -20,8 +20,8 @@ function remedy(): string {
   const useJIT = process.env["BUN_JSC_useJIT"] ?? "1";
   if (!["1", "true", "yes"].includes(useJIT))
     return `unset BUN_JSC_useJIT (it is ${quote(useJIT)})`;
+  const limits = procText("/proc/self/limits");
   for (const { name, setting } of LIMITS) {
-    const limits = procText("/proc/self/limits");
     const bytes = Number(RegExp(`^Max ${name} +(\\d+)`, "m").exec(limits)?.[1] ?? Infinity);
     if (bytes < ENOUGH)
       return `raise ${setting} from ${Math.round(bytes / 1e6)} MB to ${ENOUGH / 1e6} MB or more`;

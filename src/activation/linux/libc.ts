@@ -175,7 +175,7 @@ export interface Talk {
   /** The same for our last data. */
   readonly said: number;
   /** How many segments with data the peer has sent. */
-  readonly segments: number;
+  readonly received: number;
   /** How many we have sent. */
   readonly sent: number;
 }
@@ -186,9 +186,9 @@ export function talk(fd: number): Talk | undefined {
   if (!info[layout.TCPI.SEGS_IN]) return undefined;
   const heard = info[layout.TCPI.LAST_DATA_RECV] ?? 0;
   const said = info[layout.TCPI.LAST_DATA_SENT] ?? 0;
-  const segments = info[layout.TCPI.DATA_SEGS_IN] ?? 0;
+  const received = info[layout.TCPI.DATA_SEGS_IN] ?? 0;
   const sent = info[layout.TCPI.DATA_SEGS_OUT] ?? 0;
-  return { heard, said, segments, sent };
+  return { heard, said, received, sent };
 }
 
 /** Whether a connection has received something that was not read. */
@@ -236,8 +236,8 @@ export function datagramSocket(): number {
 
 /** The two ends of a connection over AF_UNIX. */
 export function socketPair(): [number, number] {
-  const [ends, type] = [new Int32Array(2), SOCK.STREAM | SOCK.CLOEXEC];
-  check("socketpair", libc().socketpair(AF.UNIX, type, 0, ends));
+  const ends = new Int32Array(2);
+  check("socketpair", libc().socketpair(AF.UNIX, SOCK.STREAM | SOCK.CLOEXEC, 0, ends));
   return [ends[0] ?? -1, ends[1] ?? -1];
 }
 
