@@ -36,8 +36,8 @@ interface Kept {
   found?: Passed;
   /** Why the last call found nothing; undefined if it found something. */
   absence?: NotPassed | undefined;
-  /** Whether the preload keeps what was passed. */
-  isTaken?: boolean;
+  /** Whether it is for the preload alone. */
+  isReserved?: boolean;
 }
 
 export const kept = perProcess<Kept>("passed", () => ({}));
@@ -153,7 +153,7 @@ function readPassed(): Passed | NotPassed {
   if (pid === undefined) {
     // An earlier call removed the variables.
     if (kept.found === undefined) return kept.absence ?? { reason: "LISTEN_PID is not set" };
-    if (isHot() && !kept.isTaken) return { ...kept.found, again: true };
+    if (isHot() && !kept.isReserved) return { ...kept.found, again: true };
     const remedy =
       "keep the result of that call; with the preload socket-service/register, make no such call";
     return { reason: "an earlier call returned it", remedy };
@@ -195,8 +195,8 @@ function requirePassed(needed: Needed): Passed {
 }
 
 /** Has later calls return nothing, under `bun --hot` either: the preload gives the sockets to Bun's functions. */
-export function keepPassed(): void {
-  kept.isTaken = true;
+export function reservePassed(): void {
+  kept.isReserved = true;
 }
 
 /** @throws {ActivationError} (78) if the last call found nothing, saying why. */

@@ -79,19 +79,20 @@ export class Claims {
     const unnamed = left.filter(({ name }) => !isPlace(name));
     const named = left.filter(({ name }) => isSamePlace(name, wanted.at));
     const bound = unnamed.filter(({ socket }) => isBoundTo(socket, wanted.at));
-    const [first, ...others] = named.length > 0 ? named : bound;
+    const fitting = named.length > 0 ? named : bound;
+    const [first] = fitting;
     if (first !== undefined) {
-      const exact = [first, ...others].find(({ socket }) => hasAddress(socket, wanted.hostname));
-      if (exact === undefined && others.length > 0)
+      const exact = fitting.find(({ socket }) => hasAddress(socket, wanted.hostname));
+      if (exact === undefined && fitting.length > 1)
         this.#warn(
-          `${list([first, ...others])} are for ${nameWanted(wanted)}, but one call gets one socket: ` +
+          `${list(fitting)} are for ${nameWanted(wanted)}, but one call gets one socket: ` +
             `keep one ${lineFor(first)}, or listen on each address in a call of its own, with its hostname`,
         );
       return this.#take(exact ?? first, wanted, false);
     }
-    const [only, ...more] = unnamed;
-    if (only !== undefined && more.length === 0) return this.#take(only, wanted, true);
-    if (more.length > 0)
+    const [only] = unnamed;
+    if (only !== undefined && unnamed.length === 1) return this.#take(only, wanted, true);
+    if (unnamed.length > 1)
       this.#warn(
         `${list(unnamed)} were passed, but none is for ${nameWanted(wanted)}, so the program opens ${nameWanted(wanted)} itself: ` +
           `keep one address in each socket unit, and set FileDescriptorName=${wanted.at} in one of them`,
@@ -105,9 +106,7 @@ export class Claims {
    * earlier evaluation. Bun itself knows its servers by their hostname and port there.
    */
   reclaim(wanted: Wanted): Claim | undefined {
-    const isSame = ({ type, at, hostname, fd }: Wanted) =>
-      type === wanted.type && at === wanted.at && hostname === wanted.hostname && fd === wanted.fd;
-    const former = this.#claims.values().find((claim) => isSame(claim.wanted));
+    const former = this.#claims.values().find((claim) => Bun.deepEquals(claim.wanted, wanted));
     const socket = this.sockets.find(({ fd }) => fd === former?.fd);
     return socket && former && this.#take(socket, wanted, former.isGuess);
   }

@@ -17,7 +17,7 @@ export class Sessions {
   readonly #open = new Map<Session, { hasAsked: boolean }>();
   #areClosing = false;
 
-  /** Notes those of a server. Once, though a server may listen several times. */
+  /** Notes the sessions of a server, each one once, even if the server listens several times. */
   watch(server: EventEmitter): void {
     server.off("session", this.#note).on("session", this.#note);
   }
@@ -34,7 +34,8 @@ export class Sessions {
   };
 
   /**
-   * Ends them, and waits for the answers under way. New ones are to ask first, for a moment.
+   * Ends the sessions, and waits for the answers under way. One that has asked nothing yet has a moment to
+   * do so.
    *
    * @param connections Returns how many connections are open: one with no session may be in its TLS
    *   handshake.

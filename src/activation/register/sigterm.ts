@@ -28,14 +28,14 @@ const ADD = [
  */
 export function holdSigterm(before: () => Promise<void>, otherwise: () => void): () => void {
   const held: Handler[] = [];
-  const remove = (handler: Handler | undefined) => {
-    // Another handler may have removed it.
-    if (handler && held.includes(handler)) held.splice(held.indexOf(handler), 1);
+  const removeAt = (at: number) => {
+    if (at >= 0) held.splice(at, 1);
   };
   const callHandlers = (args: unknown[], onError: (error: unknown) => void) => {
     const handlers = [...held];
     for (const handler of handlers) {
-      if (handler.isOnce) remove(handler);
+      // Another handler may have removed it.
+      if (handler.isOnce) removeAt(held.indexOf(handler));
       try {
         Reflect.apply(handler.call, process, args);
       } catch (error) {
@@ -71,7 +71,7 @@ export function holdSigterm(before: () => Promise<void>, otherwise: () => void):
     });
   }
   const removeLast = (handler: unknown) => {
-    remove(held.findLast((one) => one.call === handler));
+    removeAt(held.findLastIndex(({ call }) => call === handler));
     return process;
   };
   replace("off", removeLast);

@@ -10,7 +10,7 @@ import { listen, type ListenOptions } from "../adopt/listen.ts";
 import { keepListening, listeningOf } from "../adopt/listening.ts";
 import { LOOPBACK, PLACEHOLDER, serve, type ServeOptions } from "../adopt/serve.ts";
 import { udpSocket, type UdpSocketOptions } from "../adopt/udp.ts";
-import { derive, overlay, runtime } from "../bun.ts";
+import { derive, isHandler, overlay, runtime } from "../bun.ts";
 import { messageOf, misconfigured, printable, quote } from "../error.ts";
 import { isHot } from "../hot.ts";
 import { log, LogLevel } from "../journal/log.ts";
@@ -18,7 +18,7 @@ import * as libc from "../linux/libc.ts";
 import { notify, notifyEnabled, wasReady } from "../notify/notify.ts";
 import { startWatchdog } from "../notify/watchdog.ts";
 import { describe, formatDescriptor } from "../receive/describe.ts";
-import { keepPassed, listenFds } from "../receive/listen-fds.ts";
+import { listenFds, reservePassed } from "../receive/listen-fds.ts";
 import {
   type Claim,
   type Claimable,
@@ -43,11 +43,8 @@ interface Place {
 /** How long answers may take after SIGTERM if the program has no handler, in milliseconds. */
 const END_TIMEOUT = 10_000;
 
-type BunListener = ReturnType<typeof runtime.listen>;
-
-/** The methods that end a server or a listener, and a socket for datagrams. */
-const STOPS = ["stop", Symbol.dispose];
-const CLOSES = ["close", Symbol.dispose];
+/** The methods that end a server or a listener (`stop`), or a socket for datagrams (`close`). */
+const ENDS = ["stop", "close", Symbol.dispose];
 
 /** The port of `Bun.serve` if none is set. */
 const DEFAULT_PORT = 3000;
@@ -70,7 +67,7 @@ export function register(): void {
         `descriptor ${fd} is ${formatDescriptor(socket)}, which no server can use: set ListenStream= and Accept=no in the socket unit`,
       );
   }
-  keepPassed();
+  reservePassed();
   const claims = new Claims(sockets, warn, wasTaken);
   // With no socket passed, nobody would start the program again.
   const timeout = sockets.length > 0 ? idleTimeout() : Infinity;
@@ -117,24 +114,21 @@ class Unchanged {
 
   readonly replacements = {
     serve: (options: ServeOptions, ...others: unknown[]): object => {
-      const native = () => call<object>(this.#native.serve, options, ...others);
-      const wanted = this.#wanted(options, defaultPort);
-      if (wanted === undefined) return native();
+      const wanted = this.#wanted(options, "stream", defaultPort);
+      if (wanted === undefined) return call(this.#native.serve, options, ...others);
       const claim = this.#claim(wanted);
       const make = (fd?: number) => this.#natively(() => serve(derive(options, { fd })));
       const server = claim ? this.#onDuplicate(claim, make) : make();
       this.#servers.add(server);
       // A server that was stopped may still answer requests.
       const forget = () => this.#servers.delete(server);
-      atEnd(server, STOPS, undefined, (stopped) => void Promise.resolve(stopped).then(forget));
-      if (claim === undefined) return this.#own(server, wanted);
-      this.#idle?.add(server);
-      return this.#giveBackAtEnd(claim, server, STOPS);
+      atEnd(server, undefined, (stopped) => void Promise.resolve(stopped).then(forget));
+      return claim ? this.#listening(claim, server) : this.#own(server, wanted);
     },
 
     listen: (options: ListenOptions, ...others: unknown[]): object => {
       const native = () => call<object>(this.#native.listen, options, ...others);
-      const wanted = this.#wanted(options);
+      const wanted = this.#wanted(options, "stream");
       if (wanted === undefined) return native();
       const claim = this.#claim(wanted);
       const probe = probing(options);
@@ -142,12 +136,12 @@ class Unchanged {
       const { data }: { data?: unknown } = options;
       if (isNetServer(data)) this.#sessions.watch(data);
       if (claim === undefined) return this.#own(native(), wanted);
-      // A program's own `listen` has counted its connections already.
+      // If the program has called `listen` of the module, that counts the connections already.
       const place = (fd: number) => derive(options, { fd, maxConnections: undefined });
       const make = (fd: number) => this.#natively(() => listen(place(fd)));
       const listener = this.#listening(claim, this.#onDuplicate(claim, make));
       if (isNetServer(data) && "updateSettings" in data) this.#http2.add(listener);
-      // The primary process of node:cluster has one for its workers, which compare the ports.
+      // The primary process of node:cluster listens for its workers, which compare the ports.
       return isNetServer(data) && Reflect.get(data, "pauseOnConnect")
         ? reporting(listener, wanted)
         : listener;
@@ -155,17 +149,15 @@ class Unchanged {
 
     udpSocket: (options: UdpSocketOptions, ...others: unknown[]): Promise<object> => {
       const native = () => call<Promise<object>>(this.#native.udpSocket, options, ...others);
-      const wanted =
-        "connect" in options && options.connect
-          ? undefined
-          : this.#wanted(options, undefined, "datagram");
+      const isClient = "connect" in options && options.connect;
+      const wanted = isClient ? undefined : this.#wanted(options, "datagram");
       if (wanted === undefined) return native();
       const claim = this.#claim(wanted);
-      if (claim === undefined) return native().then((it) => this.#own(it, wanted, CLOSES));
+      if (claim === undefined) return native().then((it) => this.#own(it, wanted));
       const fd = this.#duplicate(claim);
       const noticing = derive(this.#noticing(options, "data"), { fd });
       return this.#natively(() => udpSocket(noticing)).then(
-        (socket) => this.#giveBackAtEnd(claim, socket, CLOSES),
+        (socket) => this.#opened(socket, wanted, claim),
         (error) => {
           this.#giveUp(claim, fd);
           throw error;
@@ -177,15 +169,15 @@ class Unchanged {
   /** Returns what a call asks for; undefined if it needs no passed socket, for example with any free port. */
   #wanted(
     { fd, port, hostname, unix }: Place,
+    type: Wanted["type"],
     byDefault?: () => number,
-    type: Wanted["type"] = "stream",
   ): Wanted | undefined {
     if (typeof fd === "number") {
       const passed = this.#claims.wantedOf(fd);
-      // `listen` of the module has put a placeholder there.
+      // Not if `listen` of the module makes this call: it has put its placeholder on that number.
       return passed && isClaimable(describe(fd)) ? passed : undefined;
     }
-    // That of `serve` of the module.
+    // A placeholder of `serve` of the module.
     if (typeof unix === "string" && unix.startsWith(PLACEHOLDER)) return undefined;
     if (typeof unix === "string" && unix !== "") return { type, at: absolute(unix) };
     const isUnset = port === undefined || port === null || port === "";
@@ -249,7 +241,7 @@ class Unchanged {
     // Bun throws the error for these.
     if (typeof socket !== "object" || socket === null) return options;
     const handler: unknown = Reflect.get(socket, name);
-    if (handler && typeof handler !== "function") return options;
+    if (!isHandler(handler)) return options;
     const notice = function (this: unknown, ...args: unknown[]): unknown {
       idle.mark();
       return typeof handler === "function" ? Reflect.apply(handler, this, args) : undefined;
@@ -258,15 +250,15 @@ class Unchanged {
   }
 
   /** Notes a server, listener or socket that was not passed: nobody would start the program for that. */
-  #own<T extends object>(it: T, wanted: Wanted, ends = STOPS): T {
+  #own<T extends object>(it: T, wanted: Wanted): T {
     this.#idle?.addOwn(it);
-    return this.#opened(it, wanted, ends);
+    return this.#opened(it, wanted);
   }
 
-  /** Notes a listener on a passed socket, which SIGTERM and the idle time end. */
-  #listening<T extends object>(claim: Claim, listener: T): T {
-    this.#idle?.add(listener);
-    return this.#giveBackAtEnd(claim, listener, STOPS);
+  /** Notes a server or listener on a passed socket, which SIGTERM and the idle time end. */
+  #listening<T extends object>(claim: Claim, it: T): T {
+    this.#idle?.add(it);
+    return this.#opened(it, claim.wanted, claim);
   }
 
   async #becomeQuiet(): Promise<void> {
@@ -299,17 +291,13 @@ class Unchanged {
     process.exit();
   }
 
-  /** Gives the socket back for a later call when one of the methods in `ends` is called. */
-  #giveBackAtEnd<T extends object>(claim: Claim, it: T, ends: readonly (string | symbol)[]): T {
-    atEnd(it, ends, () => this.#claims.release(claim));
-    return this.#opened(it, claim.wanted, ends);
-  }
-
-  #opened<T extends object>(it: T, wanted: Wanted, ends: readonly (string | symbol)[]): T {
+  /** Notes what is open. At its end, it gives the claimed socket back, for a later call. */
+  #opened<T extends object>(it: T, wanted: Wanted, claim?: Claim): T {
     this.#open.add(it);
     // One that is closed at once has only tested whether a port is free.
     setImmediate(() => this.#open.has(it) && this.#report(wanted));
-    return atEnd(it, ends, () => {
+    return atEnd(it, () => {
+      if (claim) this.#claims.release(claim);
       this.#open.delete(it);
       this.#idle?.remove(it);
     });
@@ -334,21 +322,21 @@ class Unchanged {
    */
   #probing(probe: Probe, options: ListenOptions, wanted: Wanted, claim: Claim | undefined): object {
     if (claim) this.#claims.release(claim);
-    // Bun would say that the port of a passed socket is in use.
+    // Bun cannot open what the passed socket is bound to, and would say that it is in use.
     const isPlaceholder = claim?.isBound === true;
     const noticing = this.#noticing(options, "open");
     const place = isPlaceholder ? derive(noticing, placeholder(wanted)) : noticing;
-    const listener = call<BunListener>(this.#native.listen, place);
+    const listener = call<ReturnType<typeof runtime.listen>>(this.#native.listen, place);
     const ignore = onceHandled(probe, () => {
       const late = claim && this.#claim(wanted);
       if (late === undefined) return void (isPlaceholder || this.#own(listener, wanted));
       const watch = substitute(late.fd, listener.fd);
-      // Its handlers note each client already.
+      // The handlers of `noticing` note each client already.
       keepListening(listener, { watch, onUse: new Set() });
       supersede(late.fd, () => listener.stop(), watch);
       this.#listening(late, listener);
     });
-    atEnd(listener, STOPS, ignore);
+    atEnd(listener, ignore);
     return isPlaceholder ? reporting(listener, wanted) : listener;
   }
 }
@@ -373,13 +361,8 @@ function reporting(listener: object, { at, hostname }: Wanted): object {
   });
 }
 
-/** Calls `before` and `after` at each call of one of the methods in `ends`, the latter with its result. */
-function atEnd<T extends object>(
-  it: T,
-  ends: readonly (string | symbol)[],
-  before?: () => void,
-  after?: (result: unknown) => void,
-): T {
+/** Calls `before` and `after` at each call of a method that ends `it`, the latter with its result. */
+function atEnd<T extends object>(it: T, before?: () => void, after?: (result: unknown) => void): T {
   const ending =
     (native: unknown) =>
     (...args: unknown[]): unknown => {
@@ -388,6 +371,7 @@ function atEnd<T extends object>(
       after?.(result);
       return result;
     };
+  const ends = ENDS.filter((end) => end in it);
   return overlay(it, Object.fromEntries(ends.map((end) => [end, ending(Reflect.get(it, end))])));
 }
 
@@ -402,8 +386,7 @@ function stopAccepting(listener: object): void {
 }
 
 function unclaimed(left: readonly Claimable[]): string {
-  const ports = "the port or path that the program listens on";
-  return `no server of this program has taken ${listClaimable(left)} yet: set FileDescriptorName= in the socket unit to ${ports}, or do not pass this socket`;
+  return `no server of this program has taken ${listClaimable(left)} yet: set FileDescriptorName= in the socket unit to the port or path that the program listens on, or do not pass this socket`;
 }
 
 function call<T>(native: Function, ...args: readonly unknown[]): T {
