@@ -15,7 +15,6 @@ import {
 import { Greeter } from "./greeter.ts";
 import { misused, run } from "./run.ts";
 
-const NAME = "socket-service";
 /** In seconds. */
 const IDLE_TIMEOUT = 30;
 /** In milliseconds: how often the status may change. */
@@ -26,7 +25,7 @@ const LONGEST_LIST = 256;
 const RESERVE = 16;
 
 await run({
-  name: NAME,
+  name: "socket-service",
   about: "Greets every connection to the listening sockets that systemd passes.",
   options: {
     "idle-timeout": `SECONDS  exit after this time without a connection (default: ${IDLE_TIMEOUT}; "infinity" means never)`,

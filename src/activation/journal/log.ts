@@ -47,7 +47,7 @@ export function stderrIsJournal(): boolean {
  * process loses none of 20,000 entries in a row. Four processes that write 5,000 each at once lose up to 774
  * each with one second, and none with two.
  */
-const PATIENCE = 2000;
+const LONGEST_WAIT = 2000;
 /** In milliseconds: after so long without a wait, the next one may take the longest time again. */
 const RECOVERY = 4000;
 
@@ -56,8 +56,8 @@ const kept = perProcess("log", () => ({
   lost: 0,
   /** Whether only a part of a line was written. */
   isCut: false,
-  /** How much of {@link PATIENCE} was left, and when that was. */
-  patience: PATIENCE,
+  /** How much of {@link LONGEST_WAIT} was left, and when that was. */
+  patience: LONGEST_WAIT,
   counted: 0,
   /** Whether the last entry was lost. */
   isStuck: false,
@@ -164,12 +164,13 @@ export function sendEntry(entry: Uint8Array, path = JOURNAL_SOCKET): boolean | u
   try {
     using opened = new DisposableStack();
     const socket = opened.adopt(libc.datagramSocket(), libc.close);
-    const sending = (bytes: Uint8Array, fds?: readonly number[]) => () => {
-      libc.sendDatagram(socket, to, bytes, fds);
-      return true;
-    };
+    const send = (codes: readonly string[], bytes: Uint8Array, fds?: readonly number[]) =>
+      patiently(codes, () => {
+        libc.sendDatagram(socket, to, bytes, fds);
+        return true;
+      }) ?? false;
     try {
-      return patiently(["EAGAIN"], sending(entry)) ?? false;
+      return send(["EAGAIN"], entry);
     } catch (error) {
       // Too long for a datagram: then an empty one goes, with a file that holds the entry.
       if (!["EMSGSIZE", "ENOBUFS"].includes(codeOf(error))) throw error;
@@ -178,8 +179,7 @@ export function sendEntry(entry: Uint8Array, path = JOURNAL_SOCKET): boolean | u
     process.getBuiltinModule("node:fs").writeFileSync(file, entry);
     libc.seal(file);
     // Descriptors that wait to be received are limited, to the number that a process may have open.
-    const sendingFile = sending(new Uint8Array(), [file]);
-    return patiently(["EAGAIN", "ETOOMANYREFS"], sendingFile) ?? false;
+    return send(["EAGAIN", "ETOOMANYREFS"], new Uint8Array(), [file]);
   } catch {
     return undefined;
   }
@@ -202,8 +202,8 @@ function patiently<T>(codes: readonly string[], call: () => T): T | undefined {
       if (!codes.includes(codeOf(error))) throw error;
     }
     const now = performance.now();
-    const recovered = ((now - kept.counted) * PATIENCE) / RECOVERY;
-    kept.patience = Math.min(kept.patience + recovered, PATIENCE);
+    const recovered = ((now - kept.counted) * LONGEST_WAIT) / RECOVERY;
+    kept.patience = Math.min(kept.patience + recovered, LONGEST_WAIT);
     kept.counted = now;
     kept.isStuck ||= kept.patience < 1;
     if (kept.isStuck) return undefined;

@@ -39,18 +39,17 @@ export async function notifyBarrier(timeout: number): Promise<boolean> {
  * @returns The other end; undefined if it could not be sent.
  */
 function sendBarrier(): number | undefined {
-  let ours: number | undefined;
-  attempt(() => {
-    if (!notifyEnabled()) return false;
-    const [end, theirs] = socketPair();
+  return attempt(() => {
+    if (!notifyEnabled()) return undefined;
+    const [ours, theirs] = socketPair();
     try {
       send("BARRIER=1", { fds: [theirs] });
-      ours = end;
-      return true;
+      return ours;
+    } catch (error) {
+      close(ours);
+      throw error;
     } finally {
       close(theirs);
-      if (ours === undefined) close(end);
     }
   });
-  return ours;
 }

@@ -162,7 +162,7 @@ export function notify(notification: Assignments, options: NotifyOptions = {}): 
     const Mistake = mistakeOf(pid);
     throw new Mistake(`cannot send for process ${pid}: give ${PID}`);
   }
-  const sent = attempt(() => send(serialize(notification), options));
+  const sent = attempt(() => send(serialize(notification), options)) ?? false;
   if (sent && notification.ready && (pid ?? process.pid) === process.pid) kept.isReady = true;
   return sent;
 }
@@ -172,8 +172,8 @@ export function wasReady(): boolean {
   return kept.isReady ?? false;
 }
 
-/** Sends a notification. Logs a failure, unless the one before it failed too. */
-export function attempt(sending: () => boolean): boolean {
+/** Sends a notification. Returns undefined and logs a failure, unless the one before it failed too. */
+export function attempt<T>(sending: () => T): T | undefined {
   try {
     const sent = sending();
     if (sent) kept.isUnheard = false;
@@ -185,7 +185,7 @@ export function attempt(sending: () => boolean): boolean {
       const where = `NOTIFY_SOCKET ${quote(kept.address ?? "")}`;
       log(LogLevel.warning, `cannot notify systemd at ${where}: ${error.message}`);
     }
-    return false;
+    return undefined;
   }
 }
 
@@ -230,24 +230,23 @@ function serialize(notification: Assignments): string {
     value: unknown,
     fits: boolean,
     wanted: string,
-    sent = value,
     Mistake: typeof TypeError | typeof RangeError = TypeError,
   ) => {
     if (value === undefined) return;
     if (!fits) throw new Mistake(`cannot send ${name}=${quote(String(value))}: give ${wanted}`);
-    text += `${name}=${sent}\n`;
+    text += `${name}=${typeof value === "boolean" ? Number(value) : value}\n`;
   };
   const flag = (name: string, value: unknown, wanted = true) =>
-    add(name, value, value === wanted, String(wanted), Number(wanted));
+    add(name, value, value === wanted, String(wanted));
   const count = (name: string, value: unknown) =>
-    add(name, value, isCount(value), "a whole number from 0", value, mistakeOf(value));
+    add(name, value, isCount(value), "a whole number from 0", mistakeOf(value));
   const line = (name: string, value: unknown) =>
     add(name, value, typeof value === "string" && !/[\n\0]/.test(value), "one line of text");
 
   flag("READY", notification.ready);
   flag("RELOADING", notification.reloading);
   if (notification.reloading && notifyEnabled())
-    add("MONOTONIC_USEC", libc.monotonicMicroseconds(), true, "");
+    count("MONOTONIC_USEC", libc.monotonicMicroseconds());
   flag("STOPPING", notification.stopping);
   line("STATUS", notification.status);
   const { notifyAccess, mainPid, watchdog, fdName } = notification;
@@ -257,7 +256,7 @@ function serialize(notification: Assignments): string {
   line("BUSERROR", notification.busError);
   line("VARLINKERROR", notification.varlinkError);
   count("EXIT_STATUS", notification.exitStatus);
-  add("MAINPID", mainPid, isPid(mainPid), PID, mainPid, mistakeOf(mainPid));
+  add("MAINPID", mainPid, isPid(mainPid), PID, mistakeOf(mainPid));
   count("MAINPIDFDID", notification.mainPidfdId);
   flag("MAINPIDFD", notification.mainPidfd);
   if (watchdog === "trigger") line("WATCHDOG", watchdog);
