@@ -359,6 +359,30 @@ describe.concurrent("SIGTERM", () => {
     expect(running.process.exitCode).toBeNull();
   });
 
+  test("reaches a handler that a preload of bunfig.toml has added, after the answers", async () => {
+    const it = service({});
+    it.write("bunfig.toml", 'preload = ["./first.ts"]');
+    it.write(
+      "first.ts",
+      `process.on("SIGTERM", async () => {
+        console.error("before");
+        await Bun.sleep(100);
+        console.error("flushed");
+        process.exit(3);
+      });`,
+    );
+    const running = it.run(
+      `process.on("SIGTERM", () => console.error("after", process.listenerCount("SIGTERM")));
+      Bun.serve({ port: 3000, fetch: async () => (await Bun.sleep(300), new Response("slow")) });`,
+    );
+    await it.ready();
+    const answer = it.get();
+    await Bun.sleep(100);
+    const { status } = await it.stop();
+    expect([status, await answer]).toEqual([3, "slow"]);
+    expect(running.stderr).toEndWith("before\nafter 2\nflushed\n");
+  });
+
   test("leaves the end to a handler that is called once, however long that takes", async () => {
     const { it } = await started(
       `${BUN_SERVE} process.once("SIGTERM", async () => (await Bun.sleep(500), process.exit(7)));`,

@@ -27,7 +27,9 @@ const ADD = [
  * @returns A function that does the same as a first SIGTERM, and nothing after one.
  */
 export function holdSigterm(before: () => Promise<void>, otherwise: () => void): () => void {
-  const held: Handler[] = [];
+  // A preload of bunfig.toml may have added some. Bun does not tell which of them are called once.
+  const earlier = process.listeners(SIGTERM);
+  const held: Handler[] = earlier.map((call) => ({ call, isOnce: false }));
   const removeAt = (at: number) => {
     if (at >= 0) held.splice(at, 1);
   };
@@ -60,6 +62,7 @@ export function holdSigterm(before: () => Promise<void>, otherwise: () => void):
   };
   const listenNatively = process.on.bind(process);
   listenNatively(SIGTERM, onSigterm);
+  for (const handler of earlier) process.off(SIGTERM, handler);
 
   for (const { name, isFirst, isOnce } of ADD) {
     const native: Function = process[name];
