@@ -5,7 +5,10 @@ import { resolve } from "node:path";
 import { freePort } from "../support/daemon.ts";
 import { Kept } from "../support/kept.ts";
 import { client, text } from "../support/listening.ts";
+import { lacksIPv6 } from "../support/needs.ts";
+import { LOOPBACK6 } from "../support/sockets.ts";
 import { BUN_SERVE, NODE_HTTP, startsServices } from "../support/unchanged.ts";
+import { until } from "../support/until.ts";
 
 setDefaultTimeout(60_000);
 
@@ -70,6 +73,41 @@ describe.concurrent("IDLE_TIMEOUT", () => {
       { env },
     );
     expect(await running.status()).toBe(0);
+  });
+
+  test.skipIf(lacksIPv6())(
+    "ends a program that listens on the same port of ::1, as Fastify does, once nobody is there",
+    async () => {
+      const it = service({});
+      // Its own port is another one.
+      const running = it.run(
+        `const { createServer } = require("node:http");
+        const first = createServer((_, response) => response.end("first")).listen(${freePort()}, "127.0.0.1", () =>
+          createServer((_, response) => response.end("::1")).listen(first.address().port, "::1"));`,
+        { env: used },
+      );
+      const there = { port: it.port, host: LOOPBACK6 };
+      const open = await until("the second server", 10, () =>
+        Kept.to(there).catch(() => undefined),
+      );
+      expect(await open.ask()).toMatchObject({ body: "::1" });
+      expect(await it.get()).toBe("first");
+      await Bun.sleep(2000);
+      expect(running.process.exitCode).toBeNull();
+      open.socket.destroy();
+      expect(await running.status()).toBe(0);
+    },
+  );
+
+  test("counts only as a variable of the unit, not of the program's .env", async () => {
+    for (const env of [{}, { IDLE_TIMEOUT: "0.2" }]) {
+      const it = service({});
+      it.write(".env", "IDLE_TIMEOUT=30s");
+      const running = it.run(`console.error(process.env.IDLE_TIMEOUT); ${BUN_SERVE}`, { env });
+      await it.ready();
+      await running.says("IDLE_TIMEOUT" in env ? /^0.2\n/ : /^30s\n/);
+      if ("IDLE_TIMEOUT" in env) expect(await running.status()).toBe(0);
+    }
   });
 
   test("does not end a program while it has a server on a port of its own", async () => {

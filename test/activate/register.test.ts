@@ -490,6 +490,56 @@ describe("which socket", () => {
     expect(warnings(running)).toEqual([]);
   });
 
+  /** Servers on a port of their own that answer with it. */
+  const OTHERS = {
+    "Bun.serve": `Bun.serve({ port: OTHER, hostname: "127.0.0.1",
+      fetch: (_, server) => new Response("other " + server.port) });`,
+    "node:http": `const other = require("node:http").createServer((_, response) =>
+      response.end("other " + other.address().port)).listen(OTHER, "127.0.0.1");`,
+    "node:net": `const other = require("node:net").createServer((socket) =>
+      socket.end("HTTP/1.0 200 OK\\r\\n\\r\\nother " + other.address().port)).listen(OTHER, "127.0.0.1");`,
+    "Bun.listen": `const other = Bun.listen({ port: OTHER, hostname: "127.0.0.1", socket: { data() {},
+      open: (socket) => void socket.end("HTTP/1.0 200 OK\\r\\n\\r\\nother " + other.port) } });`,
+  };
+  const application = (port: number) =>
+    `console.error("first"); process.on("SIGUSR1", () => Bun.serve({ port: ${port}, ${answer("application")} }));`;
+
+  test.each(Object.entries(OTHERS))(
+    "a server of %s that listens first, on another port, gives the socket to the call for its own port",
+    async (_, other) => {
+      const it = service({});
+      const port = freePort();
+      const source = other.replace("OTHER", String(port)) + application(it.port);
+      const running = it.run(source, { env: { IDLE_TIMEOUT: "0.1" } });
+      await running.says(/first/);
+      // Until then, the passed socket is all that a program with one server has.
+      expect(await it.get()).toBe(`other ${it.port}`);
+      running.process.kill("SIGUSR1");
+      await until("the application is there", 10, async () => (await it.get()) === "application");
+      expect(await get(port)).toBe(`other ${port}`);
+      expect(warnings(running)).toEqual([]);
+      // Nobody would start it again for the other port.
+      await Bun.sleep(500);
+      expect(running.process.exitCode).toBeNull();
+      expect((await it.stop()).status).toBe(0);
+    },
+  );
+
+  test("but keeps it if its own port is in use, and a warning says so", async () => {
+    const it = service({});
+    using used = Bun.listen({ port: 0, hostname: "127.0.0.1", socket: { data() {} } });
+    const source = OTHERS["Bun.serve"].replace("OTHER", String(used.port)) + application(it.port);
+    const running = it.run(source);
+    await running.says(/first/);
+    running.process.kill("SIGUSR1");
+    await until("the warning", 10, () => warnings(running)[0]);
+    expect(warnings(running)).toEqual([
+      expect.stringContaining(
+        `the call for port ${used.port} came first and got 127.0.0.1:${it.port}`,
+      ),
+    ]);
+  });
+
   test("two sockets without names are a warning at once, and no call gets one", async () => {
     const it = service({}, {});
     const port = freePort();

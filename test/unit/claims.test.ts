@@ -67,7 +67,8 @@ describe("a call gets", () => {
       [1, 0],
     ],
     ["the only socket", [tcp(80)], [stream(3000)], [0]],
-    ["the only socket, also for a path", [tcp(80)], [stream("/run/a")], [0]],
+    ["the only socket, also another path", [unix("/run/b")], [stream("/run/a")], [0]],
+    ["no socket over TCP for a path", [tcp(80)], [stream("/run/a"), stream(3000)], [undefined, 0]],
     [
       "the only socket that no other call has",
       [tcp(80), tcp(443, "8443")],
@@ -150,6 +151,17 @@ describe("one warning names the remedy if it is not clear which call gets which 
     });
   });
 
+  test("a call for the socket's port, if another one keeps the socket", () => {
+    const { got, warnings } = claims([tcp(80)], stream(9100), stream(80));
+    expect(got).toEqual([0, undefined]);
+    expect(warnings).toEqual([expect.stringMatching(/^the call for port 9100 came first and got/)]);
+  });
+
+  test("but not a call for the same port of another address", () => {
+    const wanted = [stream(3000), stream(80, "::1"), stream(80, "127.0.0.2")];
+    expect(claims([tcp(80)], ...wanted).warnings).toEqual([]);
+  });
+
   test("two sockets for the port of one call", () => {
     const sockets = [tcp(80), tcp(80, "app.socket", "::1")];
     expect(claims(sockets, stream(80))).toEqual({
@@ -161,6 +173,26 @@ describe("one warning names the remedy if it is not clear which call gets which 
       ],
     });
   });
+});
+
+test("a guess was wrong if a later call asks for the port of its socket, on an address of the socket", () => {
+  const guessed = (sockets: Claimable[], ...wanted: Wanted[]) => {
+    const all = new Claims(sockets, (message) => expect.unreachable(message));
+    const [first, later] = wanted;
+    const claim = first && all.claim(first);
+    expect(claim).toBeDefined();
+    return later && all.wrongGuess(later) === claim;
+  };
+  const first = stream(9100);
+  for (const hostname of [undefined, "localhost", "127.0.0.1", "0.0.0.0", "::"])
+    expect(guessed([tcp(80)], first, stream(80, hostname))).toBe(true);
+  expect(guessed([tcp(80, "app.socket", "::")], first, stream(80, "127.0.0.1"))).toBe(true);
+  for (const hostname of ["::1", "127.0.0.2"])
+    expect(guessed([tcp(80)], first, stream(80, hostname))).toBe(false);
+  // No guess.
+  expect(guessed([tcp(80)], stream(80), stream(80))).toBe(false);
+  expect(guessed([tcp(80)], first, stream(81))).toBe(false);
+  expect(guessed([tcp(80), udp(80)], first, datagram(80))).toBe(false);
 });
 
 test("a later call gets a socket that was given back, and the old claim cannot give it back twice", () => {

@@ -241,3 +241,11 @@ describe.skipIf(EMULATED)("without the JIT, the error names the setting that is 
     expect(output(command, { BUN_JSC_useJIT: "1" })).toBe("");
   });
 });
+
+test("a variable of the start is not one that the program sets", () => {
+  const name = crypto.randomUUID();
+  process.env[name] = "later";
+  expect(libc.startVariable(name)).toBeUndefined();
+  delete process.env[name];
+  expect(libc.startVariable("PATH")).toBe(process.env["PATH"] ?? "");
+});

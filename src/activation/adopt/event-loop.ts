@@ -17,9 +17,9 @@ const LOOK_AGAIN = 500;
 /** How a listening socket is watched. */
 export interface Watched extends libc.Watch {
   /** Bun does not tell when it closes a number, which another file can have then. */
-  readonly identity: string;
+  identity: string;
   /** A sockaddr. */
-  readonly address: Uint8Array;
+  address: Uint8Array;
   /** Whether nothing is accepted any more. */
   isOver?: boolean;
 }
@@ -82,6 +82,14 @@ export function resume(watch: Watched, socket: number): void {
   libc.replace(socket, watch.fd);
   libc.epollControl("add", watch);
   keepLooking(watch);
+}
+
+/** Puts another listening socket in the place of the watched one. */
+export function exchange(watch: Watched, socket: number): void {
+  pause(watch);
+  resume(watch, socket);
+  watch.identity = libc.identity(watch.fd);
+  watch.address = libc.socketName(watch.fd);
 }
 
 function noteWatch(watch: libc.Watch): Watched {

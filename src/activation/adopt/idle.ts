@@ -92,7 +92,12 @@ export class Idle {
     const { onUse, watch } = served ?? listening ?? {};
     if (onUse) this.#uses.add(onUse.add(this.mark));
     if (watch === undefined) this.addOwn(server);
-    else this.#addresses.set(String(watch.address), watch.address);
+    else this.addAddress(watch.address);
+  }
+
+  /** Watches the connections of the socket that listens at a sockaddr. */
+  addAddress(address: Uint8Array): void {
+    this.#addresses.set(String(address), address);
   }
 
   addOwn(server: object): void {

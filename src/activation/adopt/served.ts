@@ -88,7 +88,7 @@ export function watchOf(server: Reported & object, served: Served): Watched | un
 }
 
 /** The same for a server that opened its own socket. */
-function watchOwn({ address }: Reported): Watched | undefined {
+export function watchOwn({ address }: Reported): Watched | undefined {
   if (address === undefined || address === null) return undefined;
   const at = typeof address === "string" ? address.replace("\0", "@") : formatEndpoint(address);
   const [fd, ...others] = openDescriptors().filter((one) => listensAt(one, at));

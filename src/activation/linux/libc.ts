@@ -47,8 +47,9 @@ function load() {
       epoll_ctl: { args: ["i32", "i32", "i32", "buffer"], returns: "i32" },
       fcntl: { args: ["i32", "i32", "i32"], returns: "i32" },
       fstatfs: { args: ["i32", "buffer"], returns: "i32" },
-      getrlimit: { args: ["i32", "buffer"], returns: "i32" },
+      getenv: { args: ["buffer"], returns: "cstring" },
       getpeername: { args: ["i32", "buffer", "buffer"], returns: "i32" },
+      getrlimit: { args: ["i32", "buffer"], returns: "i32" },
       getsockname: { args: ["i32", "buffer", "buffer"], returns: "i32" },
       getsockopt: { args: ["i32", "i32", "i32", "buffer", "buffer"], returns: "i32" },
       ioctl: { args: ["i32", "u64", "buffer"], returns: "i32" },
@@ -294,6 +295,13 @@ export function freeDescriptors(): number {
   const lowest = duplicate(STANDARD_ERROR);
   close(lowest);
   return descriptorLimit() - lowest;
+}
+
+/** A variable with which this process was started: not one of a `.env` file, which Bun adds. */
+export function startVariable(name: string): string | undefined {
+  return libc()
+    .getenv(new TextEncoder().encode(`${name}\0`))
+    ?.toString();
 }
 
 /** The text of a file of /proc, or undefined if there is none of that name. */

@@ -29,6 +29,8 @@ export interface Claim {
   readonly isBound: boolean;
 }
 
+/** The addresses of a server on all of them. */
+const ALL: readonly string[] = ["0.0.0.0", "::"];
 /** In characters: how much of a status the addresses may take. */
 const LONGEST_LIST = 256;
 
@@ -90,15 +92,38 @@ export class Claims {
         );
       return this.#take(exact ?? first, wanted, false);
     }
-    const [only] = unnamed;
-    if (only !== undefined && unnamed.length === 1) return this.#take(only, wanted, true);
-    if (unnamed.length > 1)
+    // A path is for some users of this machine, and a port may be for all the world.
+    const isPath = typeof wanted.at === "string";
+    const others = unnamed.filter(({ socket }) => !isPath || !("port" in socket));
+    const [only] = others;
+    if (only !== undefined && others.length === 1) return this.#take(only, wanted, true);
+    if (others.length > 1)
       this.#warn(
-        `${list(unnamed)} were passed, but none is for ${nameWanted(wanted)}, so the program opens ${nameWanted(wanted)} itself: ` +
+        `${list(others)} were passed, but none is for ${nameWanted(wanted)}, so the program opens ${nameWanted(wanted)} itself: ` +
           `keep one address in each socket unit, and set FileDescriptorName=${wanted.at} in one of them`,
       );
     else this.#warnOfGuess(wanted);
     return undefined;
+  }
+
+  /** The guess that gave another call the socket for this one. */
+  wrongGuess(wanted: Wanted): Claim | undefined {
+    const sockets = this.#taken(wanted).filter(
+      ({ socket }) => !isElsewhere(socket, wanted.hostname),
+    );
+    return sockets.map(({ fd }) => this.#claims.get(fd)).find((claim) => claim?.isGuess);
+  }
+
+  /** Whether a call has the passed socket of the wanted port. */
+  hasTaken(wanted: Wanted): boolean {
+    return this.#taken(wanted).length > 0;
+  }
+
+  /** The sockets that are bound to the wanted port and that a call has. */
+  #taken({ type, at }: Wanted): Claimable[] {
+    return this.sockets.filter(
+      ({ fd, socket }) => socket.type === type && isBoundTo(socket, at) && this.#claims.has(fd),
+    );
   }
 
   /**
@@ -126,8 +151,10 @@ export class Claims {
     const guess = this.#claims
       .values()
       .find((claim) => claim.isGuess && claim.wanted.type === wanted.type);
-    // A second call for the same port is no question of names.
-    if (guess === undefined || guess.wanted.at === wanted.at) return this.#warnOfHostname(wanted);
+    // A second call for the same port is no question of names, nor is one for another address.
+    const isSame = guess?.wanted.at === wanted.at || this.hasTaken(wanted);
+    if (guess === undefined || (isSame && this.wrongGuess(wanted) === undefined))
+      return this.#warnOfHostname(wanted);
     const socket = list(this.sockets.filter(({ fd }) => fd === guess.fd));
     this.#warn(
       `the call for ${nameWanted(guess.wanted)} came first and got ${socket}, so the program opens ${nameWanted(wanted)} itself: ` +
@@ -180,6 +207,13 @@ function real(path: string): string {
 
 function hasAddress(socket: Claimable["socket"], hostname: string | undefined): boolean {
   return "address" in socket && socket.address === hostname;
+}
+
+/** Whether a hostname is an address that a socket does not serve. */
+function isElsewhere(socket: Claimable["socket"], hostname = "::"): boolean {
+  const isAddress = hostname.includes(":") || Number(hostname.at(-1)) >= 0;
+  if (!isAddress || !("address" in socket)) return false;
+  return ![socket.address, ...ALL].includes(hostname) && !ALL.includes(socket.address);
 }
 
 function list(sockets: readonly Claimable[]): string {

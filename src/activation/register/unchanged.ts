@@ -1,14 +1,15 @@
 import type { Server } from "bun";
 
-import { reportedPath } from "../adopt/address.ts";
+import { reportedAddress, reportedPath } from "../adopt/address.ts";
 import { connectionsAt } from "../adopt/connections.ts";
 import { becomeQuiet, drain } from "../adopt/drain.ts";
-import { pauseForGood, substitute } from "../adopt/event-loop.ts";
+import { exchange, isWatched, pauseForGood, substitute, unwatch } from "../adopt/event-loop.ts";
 import { supersede, wasTaken } from "../adopt/handover.ts";
 import { Idle } from "../adopt/idle.ts";
 import { listen, type ListenOptions } from "../adopt/listen.ts";
 import { keepListening, listeningOf } from "../adopt/listening.ts";
 import { LOOPBACK, PLACEHOLDER, serve, type ServeOptions } from "../adopt/serve.ts";
+import { servedBy, watchOwn } from "../adopt/served.ts";
 import { udpSocket, type UdpSocketOptions } from "../adopt/udp.ts";
 import { derive, isHandler, overlay, runtime } from "../bun.ts";
 import { messageOf, misconfigured, printable, quote } from "../error.ts";
@@ -96,6 +97,8 @@ class Unchanged {
   /** The listeners of `node:http2` on passed sockets. */
   readonly #http2 = new WeakSet<object>();
   readonly #sessions = new Sessions();
+  /** What has a socket by a guess. */
+  readonly #guessed = new WeakMap<Claim, object>();
   /** undefined if the program never ends because it is idle. */
   readonly #idle: Idle | undefined;
   readonly #idleTimeout: number;
@@ -188,11 +191,40 @@ class Unchanged {
   }
 
   #claim(wanted: Wanted): Claim | undefined {
+    const guess = this.#claims.wrongGuess(wanted);
+    if (guess && !isHot()) this.#moveAway(guess);
     const claim =
       (isHot() ? this.#claims.reclaim(wanted) : undefined) ?? this.#claims.claim(wanted);
     if (claim === undefined && wanted.fd !== undefined)
       throw misconfigured(`descriptor ${wanted.fd} has a server already: listen on it once`);
     return claim;
+  }
+
+  /** Has the server that got a socket by a guess open its own port instead. */
+  #moveAway(guess: Claim): void {
+    const it = this.#guessed.get(guess);
+    const served = it && servedBy(it);
+    const { watch } = served ?? (it && listeningOf(it)) ?? {};
+    if (it === undefined || watch === undefined || !isWatched(watch)) return;
+    const { at, hostname } = guess.wanted;
+    const place = { port: at, hostname, fetch: () => new Response() };
+    let own: Server<unknown>;
+    try {
+      own = call(this.#native.serve, place);
+    } catch {
+      // The port is in use. So the guess stays, and there is a warning.
+      return;
+    }
+    const opened = watchOwn(own);
+    if (opened) {
+      exchange(watch, opened.fd);
+      unwatch(opened);
+    }
+    const { hostname: reported, port, ...others } = reportedAddress(own, describe(watch.fd));
+    overlay(it, { hostname: reported, port, ...(served && others) });
+    void own.stop(true);
+    this.#claims.release(guess);
+    this.#idle?.addOwn(it);
   }
 
   /** Calls a function of the module with Bun's own functions: not with ours, nor with a program's. */
@@ -251,7 +283,11 @@ class Unchanged {
 
   /** Notes a server, listener or socket that was not passed: nobody would start the program for that. */
   #own<T extends object>(it: T, wanted: Wanted): T {
-    this.#idle?.addOwn(it);
+    const isTwin = this.#claims.hasTaken(wanted) && servedBy(it) !== undefined;
+    // Fastify listens on each address of localhost. Its clients come by the passed one, too.
+    const watch = this.#idle && isTwin ? watchOwn(it) : undefined;
+    if (watch) this.#idle?.addAddress(watch.address);
+    else this.#idle?.addOwn(it);
     return this.#opened(it, wanted);
   }
 
@@ -294,6 +330,7 @@ class Unchanged {
   /** Notes what is open. At its end, it gives the claimed socket back, for a later call. */
   #opened<T extends object>(it: T, wanted: Wanted, claim?: Claim): T {
     this.#open.add(it);
+    if (claim?.isGuess) this.#guessed.set(claim, it);
     // One that is closed at once has only tested whether a port is free.
     setImmediate(() => this.#open.has(it) && this.#report(wanted));
     return atEnd(it, () => {
@@ -393,9 +430,10 @@ function call<T>(native: Function, ...args: readonly unknown[]): T {
   return Reflect.apply(native, Bun, args);
 }
 
-/** Returns `IDLE_TIMEOUT` in milliseconds; Infinity if it is not set. */
+/** Returns `IDLE_TIMEOUT` of the unit in milliseconds; Infinity if it is not set. */
 function idleTimeout(): number {
-  const seconds = process.env["IDLE_TIMEOUT"];
+  // A `.env` file is the program's, where the name may mean something else.
+  const seconds = libc.startVariable("IDLE_TIMEOUT");
   if (seconds === undefined || seconds === "infinity" || Number(seconds) === 0) return Infinity;
   if (/^\d+(\.\d+)?$/.test(seconds)) return Number(seconds) * 1000;
   throw misconfigured(
