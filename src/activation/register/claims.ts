@@ -2,7 +2,7 @@ import { printable, quote } from "../error.ts";
 import { isHot } from "../hot.ts";
 import { type Descriptor, formatAddress } from "../receive/describe.ts";
 
-/** The place that a call of `Bun.serve`, `Bun.listen` or `Bun.udpSocket` asks for. */
+/** Where a call of `Bun.serve`, `Bun.listen` or `Bun.udpSocket` wants to listen, if a passed socket can serve it. */
 export interface Wanted {
   readonly type: "stream" | "datagram";
   /** A port from 1, or a path (`@` and a name if it is abstract). */

@@ -1,6 +1,6 @@
 import type { Server } from "bun";
 
-import { reportedAddress, reportedPath } from "../adopt/address.ts";
+import { reportedAddress } from "../adopt/address.ts";
 import { connectionsAt } from "../adopt/connections.ts";
 import { becomeQuiet, drain } from "../adopt/drain.ts";
 import { exchange, isWatched, pauseForGood, substitute, unwatch } from "../adopt/event-loop.ts";
@@ -8,7 +8,7 @@ import { supersede, wasTaken } from "../adopt/handover.ts";
 import { Idle } from "../adopt/idle.ts";
 import { listen, type ListenOptions } from "../adopt/listen.ts";
 import { keepListening, listeningOf } from "../adopt/listening.ts";
-import { LOOPBACK, PLACEHOLDER, serve, type ServeOptions } from "../adopt/serve.ts";
+import { serve, type ServeOptions } from "../adopt/serve.ts";
 import { servedBy, watchOwn } from "../adopt/served.ts";
 import { udpSocket, type UdpSocketOptions } from "../adopt/udp.ts";
 import { derive, isHandler, overlay, runtime } from "../bun.ts";
@@ -20,37 +20,18 @@ import { notify, notifyEnabled, wasReady } from "../notify/notify.ts";
 import { startWatchdog } from "../notify/watchdog.ts";
 import { describe, formatDescriptor } from "../receive/describe.ts";
 import { listenFds, reservePassed } from "../receive/listen-fds.ts";
-import {
-  type Claim,
-  type Claimable,
-  Claims,
-  isClaimable,
-  listClaimable,
-  nameWanted,
-  type Wanted,
-} from "./claims.ts";
+import { type Claim, type Claimable, Claims, isClaimable } from "./claims.ts";
+import { listClaimable, nameWanted, type Wanted } from "./claims.ts";
 import { isNetServer, onceHandled, type Probe, probing } from "./probe.ts";
 import { Sessions } from "./sessions.ts";
 import { holdSigterm } from "./sigterm.ts";
-
-/** Where a call of `Bun.serve`, `Bun.listen` or `Bun.udpSocket` is to listen. */
-interface Place {
-  readonly fd?: unknown;
-  readonly port?: unknown;
-  readonly hostname?: unknown;
-  readonly unix?: unknown;
-}
+import { defaultPort, type Place, placeholder, reporting, wantedBy } from "./wanted.ts";
 
 /** How long answers may take after SIGTERM if the program has no handler, in milliseconds. */
 const END_TIMEOUT = 10_000;
 
 /** The methods that end a server or a listener (`stop`), or a socket for datagrams (`close`). */
 const ENDS = ["stop", "close", Symbol.dispose];
-
-/** The port of `Bun.serve` if none is set. */
-const DEFAULT_PORT = 3000;
-/** The variables that set another one. Bun reads them once, at its start. */
-const { BUN_PORT, PORT, NODE_PORT } = process.env;
 
 /** When to warn of a socket that no call has claimed, in milliseconds from the start. */
 const REMIND_AFTER = 10_000;
@@ -169,25 +150,12 @@ class Unchanged {
     },
   };
 
-  /** Returns what a call asks for; undefined if it needs no passed socket, for example with any free port. */
-  #wanted(
-    { fd, port, hostname, unix }: Place,
-    type: Wanted["type"],
-    byDefault?: () => number,
-  ): Wanted | undefined {
-    if (typeof fd === "number") {
-      const passed = this.#claims.wantedOf(fd);
-      // Not if `listen` of the module makes this call: it has put its placeholder on that number.
-      return passed && isClaimable(describe(fd)) ? passed : undefined;
-    }
-    // A placeholder of `serve` of the module.
-    if (typeof unix === "string" && unix.startsWith(PLACEHOLDER)) return undefined;
-    if (typeof unix === "string" && unix !== "") return { type, at: absolute(unix) };
-    const isUnset = port === undefined || port === null || port === "";
-    const at = isUnset ? byDefault?.() : Number(port);
-    const host = typeof hostname === "string" ? hostname : undefined;
-    // Bun throws the error for a wrong port.
-    return at && isPort(at) ? { type, at, hostname: host } : undefined;
+  /** Returns what a call asks for; undefined if it needs no passed socket. */
+  #wanted(place: Place, type: Wanted["type"], byDefault?: () => number): Wanted | undefined {
+    if (typeof place.fd !== "number") return wantedBy(place, type, byDefault);
+    const passed = this.#claims.wantedOf(place.fd);
+    // Not if `listen` of the module makes this call: it has put its placeholder on that number.
+    return passed && isClaimable(describe(place.fd)) ? passed : undefined;
   }
 
   #claim(wanted: Wanted): Claim | undefined {
@@ -378,26 +346,6 @@ class Unchanged {
   }
 }
 
-/** Where nobody comes. */
-function placeholder({ at }: Wanted): Place {
-  return typeof at === "number"
-    ? { fd: undefined, hostname: LOOPBACK, port: 0 }
-    : { fd: undefined, unix: `\0bun-listen-${crypto.randomUUID()}` };
-}
-
-/** Has a listener report the address that was wanted. */
-function reporting(listener: object, { at, hostname }: Wanted): object {
-  const getsockname: Function = Reflect.get(listener, "getsockname");
-  return overlay(listener, {
-    ...(typeof at === "number" ? { port: at, hostname } : { unix: reportedPath(at) }),
-    getsockname(address: { address?: string; port?: number }) {
-      getsockname.call(listener, address);
-      const family = hostname?.includes(":") ? "IPv6" : "IPv4";
-      Object.assign(address, { port: at }, hostname && { address: hostname, family });
-    },
-  });
-}
-
 /** Calls `before` and `after` at each call of a method that ends `it`, the latter with its result. */
 function atEnd<T extends object>(it: T, before?: () => void, after?: (result: unknown) => void): T {
   const ending =
@@ -439,27 +387,6 @@ function idleTimeout(): number {
   throw misconfigured(
     `IDLE_TIMEOUT is ${quote(seconds)}, which is not a number of seconds: set seconds, such as 60, or infinity`,
   );
-}
-
-/** The port that `Bun.serve` takes from the environment, or from Bun's own options. */
-function defaultPort(): number {
-  const { execArgv } = process;
-  const at = execArgv.indexOf("--port");
-  const option = at < 0 ? execArgv.find((it) => it.startsWith("--port=")) : execArgv[at + 1];
-  const given = [BUN_PORT, PORT, NODE_PORT, option?.replace("--port=", "")];
-  // Bun ignores anything else, but not a 0.
-  const isNumber = (text = "") => /^\+?\d+$/.test(text) && isPort(Number(text));
-  return Number(given.find(isNumber) ?? DEFAULT_PORT);
-}
-
-/** Returns a path as systemd has it, and an abstract name with `@`. */
-function absolute(unix: string): string {
-  if (unix[0] === "\0") return `@${unix.slice(1)}`;
-  return process.getBuiltinModule("node:path").resolve(unix);
-}
-
-function isPort(number: number): boolean {
-  return Number.isInteger(number) && number >= 0 && number <= 0xffff;
 }
 
 function warn(problem: unknown): void {
