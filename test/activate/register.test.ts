@@ -502,7 +502,7 @@ describe("which socket", () => {
       open: (socket) => void socket.end("HTTP/1.0 200 OK\\r\\n\\r\\nother " + other.port) } });`,
   };
   const application = (port: number) =>
-    `console.error("first"); process.on("SIGUSR1", () => Bun.serve({ port: ${port}, ${answer("application")} }));`;
+    `process.on("SIGUSR1", () => Bun.serve({ port: ${port}, ${answer("application")} })); console.error("first");`;
 
   test.each(Object.entries(OTHERS))(
     "a server of %s that listens first, on another port, gives the socket to the call for its own port",

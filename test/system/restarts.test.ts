@@ -92,18 +92,18 @@ const server = serve({
   routes: { "/stream": () => new Response(ticks()) },
   fetch: () => new Response("Hello"),
 });
-notify({ ready: true });
 process.on("SIGTERM", async () => {
   await drain(server, { grace: 300, timeout: 2000 });
   process.exit();
 });
+notify({ ready: true });
 `,
       );
       const script = join(import.meta.dir, "../support/http.ts");
       const clients = machine.client(script, ...[PORT, 0, 16, 0].map(String));
       const output = clients.stdout.text();
       for (let i = 0; i < 3; i++) {
-        const at = `/run/stream-${i}`;
+        const at = `/run/stream-${ended}-${i}`;
         const url = `http://127.0.0.1:${PORT}/stream`;
         const stream = machine.run("curl", "--silent", "--no-buffer", "--output", at, url);
         await until("the stream has begun", 10, async () => {
@@ -131,11 +131,11 @@ process.on("SIGTERM", async () => {
 import { drain, notify, passedFd, serve } from "socket-service/activation";
 const tls = ${JSON.stringify(CERTIFICATE)};
 const server = serve({ fd: passedFd(), tls, fetch: () => new Response("safe") });
-notify({ ready: true });
 process.on("SIGTERM", async () => {
   await drain(server, { grace: 300 });
   process.exit();
 });
+notify({ ready: true });
 `,
     );
     const script = join(import.meta.dir, "../support/http.ts");
