@@ -93,8 +93,15 @@ describe.concurrent("IDLE_TIMEOUT", () => {
       expect(await open.ask()).toMatchObject({ body: "::1" });
       expect(await it.get()).toBe("first");
       await Bun.sleep(2000);
-      expect(running.process.exitCode).toBeNull();
       open.socket.destroy();
+      // Nobody has a connection when it looks.
+      for (let i = 0; i < 10; i++) {
+        const other = await Kept.to(there);
+        expect(await other.ask()).toMatchObject({ body: "::1" });
+        other.socket.destroy();
+        await Bun.sleep(200);
+      }
+      expect(running.process.exitCode).toBeNull();
       expect(await running.status()).toBe(0);
     },
   );
@@ -115,12 +122,14 @@ describe.concurrent("IDLE_TIMEOUT", () => {
       "Bun.serve({ port, fetch: () => new Response() })",
       "require('node:net').createServer(() => {}).listen(port)",
       "require('node:dgram').createSocket('udp4').bind(port)",
+      // Only the other address of localhost is none of its own.
+      "Bun.serve({ port: passed, hostname: '127.0.0.2', fetch: () => new Response() })",
     ]) {
-      const source = `const port = ${freePort()};
+      const it = service({ name: "3000" });
+      const source = `const [port, passed] = [${freePort()}, ${it.port}];
         ${BUN_SERVE}
         const own = ${own};
         process.on("SIGUSR1", () => (own.stop ?? own.close).call(own));`;
-      const it = service({ name: "3000" });
       const running = it.run(source, { env });
       await it.ready();
       await Bun.sleep(1200);

@@ -10,7 +10,7 @@ import { CERTIFICATE, client, exchange, text } from "../support/listening.ts";
 import * as sockets from "../support/sockets.ts";
 import { LOOPBACK6 } from "../support/sockets.ts";
 import { REGISTER, type Service, type StartOptions, startsServices } from "../support/unchanged.ts";
-import { until } from "../support/until.ts";
+import { shortest, until } from "../support/until.ts";
 
 setDefaultTimeout(60_000);
 
@@ -524,6 +524,66 @@ describe("which socket", () => {
       expect((await it.stop()).status).toBe(0);
     },
   );
+
+  test("a server that speaks first still does so at once when it has given the socket up", async () => {
+    const it = service({});
+    const port = freePort();
+    const source = OTHERS["Bun.listen"].replace("OTHER", String(port)) + application(it.port);
+    const running = it.run(source);
+    await running.says(/first/);
+    running.process.kill("SIGUSR1");
+    await until("the application is there", 10, async () => (await it.get()) === "application");
+    // The kernel would hold a client of Bun.serve back for a second.
+    const greeted = await shortest(500, async () => {
+      const begun = performance.now();
+      await text(await client({ port, host: "127.0.0.1" }));
+      return performance.now() - begun;
+    });
+    expect(greeted).toBeLessThan(900);
+  });
+
+  test("a server that has given the socket up reports its own address", async () => {
+    const it = service({});
+    const port = freePort();
+    const running = it.run(
+      `const own = Bun.serve({ port: ${port}, tls: ${TLS}, fetch: ({ url }) => new Response(url) });
+      const listener = Bun.listen({ port: 0, hostname: "0.0.0.0", socket: { data() {} } });
+      process.on("SIGUSR1", async () => {
+        Bun.serve({ port: ${it.port}, ${answer("application")} });
+        console.error(own.url.href, own.port, own.hostname, await (await own.fetch("/relative")).text());
+      });
+      console.error("first");`,
+    );
+    await running.says(/first/);
+    running.process.kill("SIGUSR1");
+    const at = `https://localhost:${port}/`;
+    await running.says(RegExp(`${at} ${port} localhost ${at}relative\\n$`));
+  });
+
+  test("a test for the free port of the passed socket takes it from no other server", async () => {
+    const it = service({});
+    const running = it.run(
+      `Bun.serve({ port: ${freePort()}, ${answer("first")} });
+      const probe = require("node:net").createServer();
+      probe.once("error", ({ code }) => console.error(code));
+      probe.listen(${it.port}, () => probe.close(() => console.error("free")));`,
+    );
+    await running.says(/free/);
+    expect(await it.get()).toBe("first");
+    expect(warnings(running)).toEqual([]);
+  });
+
+  test("several processes that share a port of their own do so when they have given the socket up", async () => {
+    const it = service({});
+    using other = Bun.serve({ port: 0, reusePort: true, fetch: () => new Response("other") });
+    const running = it.run(
+      `Bun.serve({ port: ${other.port}, reusePort: true, ${answer("first")} }); ${application(it.port)}`,
+    );
+    await running.says(/first/);
+    running.process.kill("SIGUSR1");
+    await until("the application is there", 10, async () => (await it.get()) === "application");
+    expect(warnings(running)).toEqual([]);
+  });
 
   test("but keeps it if its own port is in use, and a warning says so", async () => {
     const it = service({});

@@ -184,7 +184,7 @@ test("a guess was wrong if a later call asks for the port of its socket, on an a
     return later && all.wrongGuess(later) === claim;
   };
   const first = stream(9100);
-  for (const hostname of [undefined, "localhost", "127.0.0.1", "0.0.0.0", "::"])
+  for (const hostname of [undefined, "localhost", "web1", "127.0.0.1", "0.0.0.0", "::"])
     expect(guessed([tcp(80)], first, stream(80, hostname))).toBe(true);
   expect(guessed([tcp(80, "app.socket", "::")], first, stream(80, "127.0.0.1"))).toBe(true);
   for (const hostname of ["::1", "127.0.0.2"])
@@ -193,6 +193,24 @@ test("a guess was wrong if a later call asks for the port of its socket, on an a
   expect(guessed([tcp(80)], stream(80), stream(80))).toBe(false);
   expect(guessed([tcp(80)], first, stream(81))).toBe(false);
   expect(guessed([tcp(80), udp(80)], first, datagram(80))).toBe(false);
+  // That call gets the other one.
+  expect(guessed([tcp(80), tcp(81, "80")], first, stream(80))).toBe(false);
+});
+
+test("a server on the other address of localhost is a twin of the one on the passed socket", () => {
+  const isTwin = (passed: string, hostname?: string) => {
+    const all = new Claims([tcp(80, "app.socket", passed)], (message) =>
+      expect.unreachable(message),
+    );
+    expect(all.isTwin(stream(80, hostname))).toBe(false);
+    all.claim(stream(80));
+    return all.isTwin(stream(80, hostname));
+  };
+  for (const passed of ["127.0.0.1", "::", "0.0.0.0"]) expect(isTwin(passed, "::1")).toBe(true);
+  expect(isTwin("::1", "127.0.0.1")).toBe(true);
+  for (const hostname of ["127.0.0.1", "127.0.0.2", "localhost", undefined])
+    expect(isTwin("127.0.0.1", hostname)).toBe(false);
+  expect(isTwin("192.0.2.1", "::1")).toBe(false);
 });
 
 test("a later call gets a socket that was given back, and the old claim cannot give it back twice", () => {

@@ -132,6 +132,17 @@ test("a client that stalls in its first request makes the result false beside a 
   expect(await drained).toBe(false);
 });
 
+test("a client whose first request comes in pieces is answered beside a WebSocket, and the result is true", async () => {
+  const it = serving({ fetch: upgrade, websocket: ECHO });
+  await (await it.client()).upgrade();
+  const drained = drain(it.server, { grace: 300 });
+  await Bun.sleep(200);
+  const kept = await it.client();
+  await kept.write([..."GET / HTTP"].concat("/1.1\r\nHost: example\r\n\r\n"), 100);
+  expect(await kept.answer()).toMatchObject({ status: 200 });
+  expect(await drained).toBe(true);
+});
+
 test("a stream ends itself when draining says so", async () => {
   const it = serving({
     fetch: () =>

@@ -2,6 +2,7 @@ import { expect, spyOn, test } from "bun:test";
 
 import { describe as describeFd } from "../../src/activation/receive/describe.ts";
 import {
+  exchange,
   isWatched,
   pauseForGood,
   resume,
@@ -9,7 +10,7 @@ import {
   unwatch,
   watchListener,
 } from "../../src/activation/adopt/event-loop.ts";
-import { readProc, replace } from "../../src/activation/linux/libc.ts";
+import { readProc, replace, socketName } from "../../src/activation/linux/libc.ts";
 import { close, socketPair } from "../support/sockets.ts";
 import { refusal } from "../support/checks.ts";
 import { client, listening, text } from "../support/listening.ts";
@@ -38,6 +39,24 @@ function registration(fd: number): string | undefined {
   }
   return undefined;
 }
+
+test("after an exchange the same listener accepts from the other socket, and from no more than that", async () => {
+  using former = listening("IPv4");
+  using later = listening("IPv4");
+  const open = (socket: Bun.Socket) => void socket.end("greeted");
+  using listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { open, data() {} } });
+  const watch = substitute(former.fd, fdOf(listener));
+  expect(await text(await client(former.to))).toBe("greeted");
+  exchange(watch, later.fd);
+  expect(await text(await client(later.to))).toBe("greeted");
+  expect(isWatched(watch)).toBe(true);
+  expect(watch.address).toEqual(socketName(later.kept));
+  // It waits in the queue.
+  const waiting = await client(former.to);
+  expect(await Promise.race([text(waiting), Bun.sleep(50)])).toBeUndefined();
+  waiting.destroy();
+  for (const { fd } of [former, later]) close(fd);
+});
 
 /** Returns an instance of the module, as a further evaluation under `bun --hot` has one. */
 async function evaluation(

@@ -355,10 +355,14 @@ class Drain {
       if (isTLS) return Math.min(talk.heard, talk.said) < patience;
       return talk.sent > 0 ? isAsking(talk) : talk.heard < PATIENCE;
     };
+    // On a connection on which nothing was sent, there is no WebSocket.
+    const isFirst = (connection: Connection) => connection.talk?.sent === 0 && mayAsk(connection);
     let isSilent = false;
     await this.#until(() => {
       const waited = performance.now() - begun;
-      isSilent = connections.count(mayAsk) <= ignored(waited);
+      isSilent =
+        connections.count(mayAsk) <= ignored(waited) &&
+        connections.count(isFirst) <= this.server.pendingRequests;
       return isSilent || waited >= limit;
     });
     return isSilent;

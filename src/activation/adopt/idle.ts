@@ -5,6 +5,7 @@ import { wrongNumber } from "../error.ts";
 import { isHot, perProcess } from "../hot.ts";
 import { type Answers, mapAnswers } from "./answers.ts";
 import { hasConnectionAt } from "./connections.ts";
+import type { Watched } from "./event-loop.ts";
 import { listeningOf } from "./listening.ts";
 import { servedBy } from "./served.ts";
 
@@ -78,7 +79,8 @@ export class Idle {
   /** Notes that a client is there. */
   readonly mark = (): void => void (this.#lastUse = performance.now());
 
-  add(server: object): void {
+  /** @param own How the socket is watched that a server has opened itself, if it counts as a passed one. */
+  add(server: object, own?: Watched): void {
     const served = servedBy(server);
     const listening = listeningOf(server);
     if (!served && !listening && !("getsockname" in server))
@@ -89,15 +91,10 @@ export class Idle {
       served.isNoticing = true;
       served.change((options) => noticing(options, served.onUse));
     }
-    const { onUse, watch } = served ?? listening ?? {};
+    const { onUse, watch = own } = served ?? listening ?? {};
     if (onUse) this.#uses.add(onUse.add(this.mark));
     if (watch === undefined) this.addOwn(server);
-    else this.addAddress(watch.address);
-  }
-
-  /** Watches the connections of the socket that listens at a sockaddr. */
-  addAddress(address: Uint8Array): void {
-    this.#addresses.set(String(address), address);
+    else this.#addresses.set(String(watch.address), watch.address);
   }
 
   addOwn(server: object): void {

@@ -102,7 +102,7 @@ function serveOn<Data, Route extends string>(
     // Bun would take the placeholder's port.
     const resolve = (to: unknown) =>
       typeof to === "string" && to.startsWith("/") && "port" in socket
-        ? new URL(to, reported.url).href
+        ? new URL(to, server.url).href
         : to;
     overlay(server, {
       ...reported,

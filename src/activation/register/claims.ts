@@ -8,6 +8,7 @@ export interface Wanted {
   /** A port from 1, or a path (`@` and a name if it is abstract). */
   readonly at: number | string;
   readonly hostname?: string | undefined;
+  readonly reusePort?: boolean;
   /** The number of a passed descriptor, if the call names one. */
   readonly fd?: number;
 }
@@ -31,6 +32,8 @@ export interface Claim {
 
 /** The addresses of a server on all of them. */
 const ALL: readonly string[] = ["0.0.0.0", "::"];
+/** The addresses of localhost. */
+const LOCAL: readonly string[] = ["127.0.0.1", "::1"];
 /** In characters: how much of a status the addresses may take. */
 const LONGEST_LIST = 256;
 
@@ -108,6 +111,10 @@ export class Claims {
 
   /** The guess that gave another call the socket for this one. */
   wrongGuess(wanted: Wanted): Claim | undefined {
+    // A name comes before an address: then the call gets that one.
+    const isFor = ({ socket, name }: Claimable) =>
+      socket.type === wanted.type && isSamePlace(name, wanted.at);
+    if (wanted.fd === undefined && this.left.some(isFor)) return undefined;
     const sockets = this.#taken(wanted).filter(
       ({ socket }) => !isElsewhere(socket, wanted.hostname),
     );
@@ -117,6 +124,21 @@ export class Claims {
   /** Whether a call has the passed socket of the wanted port. */
   hasTaken(wanted: Wanted): boolean {
     return this.#taken(wanted).length > 0;
+  }
+
+  /**
+   * Whether a server opens the other address of localhost, on the port of a passed socket that a call has.
+   * Its clients come by the passed one, too.
+   */
+  isTwin(wanted: Wanted): boolean {
+    const { hostname = "" } = wanted;
+    return this.#taken(wanted).some(
+      ({ socket }) =>
+        "address" in socket &&
+        socket.address !== hostname &&
+        LOCAL.includes(hostname) &&
+        [...LOCAL, ...ALL].includes(socket.address),
+    );
   }
 
   /** The sockets that are bound to the wanted port and that a call has. */
@@ -211,7 +233,8 @@ function hasAddress(socket: Claimable["socket"], hostname: string | undefined): 
 
 /** Whether a hostname is an address that a socket does not serve. */
 function isElsewhere(socket: Claimable["socket"], hostname = "::"): boolean {
-  const isAddress = hostname.includes(":") || Number(hostname.at(-1)) >= 0;
+  const isNumber = (part: string) => Number.parseInt(part, 10) >= 0;
+  const isAddress = hostname.includes(":") || hostname.split(".").every(isNumber);
   if (!isAddress || !("address" in socket)) return false;
   return ![socket.address, ...ALL].includes(hostname) && !ALL.includes(socket.address);
 }

@@ -3,7 +3,14 @@ import type { Server } from "bun";
 import { reportedAddress } from "../adopt/address.ts";
 import { connectionsAt } from "../adopt/connections.ts";
 import { becomeQuiet, drain } from "../adopt/drain.ts";
-import { exchange, isWatched, pauseForGood, substitute, unwatch } from "../adopt/event-loop.ts";
+import {
+  exchange,
+  isWatched,
+  pauseForGood,
+  substitute,
+  unwatch,
+  watchListener,
+} from "../adopt/event-loop.ts";
 import { supersede, wasTaken } from "../adopt/handover.ts";
 import { Idle } from "../adopt/idle.ts";
 import { listen, type ListenOptions } from "../adopt/listen.ts";
@@ -26,6 +33,8 @@ import { isNetServer, onceHandled, type Probe, probing } from "./probe.ts";
 import { Sessions } from "./sessions.ts";
 import { holdSigterm } from "./sigterm.ts";
 import { defaultPort, type Place, placeholder, reporting, wantedBy } from "./wanted.ts";
+
+type BunListener = ReturnType<typeof runtime.listen>;
 
 /** How long answers may take after SIGTERM if the program has no handler, in milliseconds. */
 const END_TIMEOUT = 10_000;
@@ -114,9 +123,9 @@ class Unchanged {
       const native = () => call<object>(this.#native.listen, options, ...others);
       const wanted = this.#wanted(options, "stream");
       if (wanted === undefined) return native();
-      const claim = this.#claim(wanted);
       const probe = probing(options);
-      if (probe !== undefined) return this.#probing(probe, options, wanted, claim);
+      if (probe !== undefined) return this.#probing(probe, options, wanted);
+      const claim = this.#claim(wanted);
       const { data }: { data?: unknown } = options;
       if (isNetServer(data)) this.#sessions.watch(data);
       if (claim === undefined) return this.#own(native(), wanted);
@@ -168,31 +177,44 @@ class Unchanged {
     return claim;
   }
 
-  /** Has the server that got a socket by a guess open its own port instead. */
+  /** Has the server that got a socket by a guess open its own port instead, unless that is in use. */
   #moveAway(guess: Claim): void {
     const it = this.#guessed.get(guess);
     const served = it && servedBy(it);
     const { watch } = served ?? (it && listeningOf(it)) ?? {};
-    if (it === undefined || watch === undefined || !isWatched(watch)) return;
-    const { at, hostname } = guess.wanted;
-    const place = { port: at, hostname, fetch: () => new Response() };
-    let own: Server<unknown>;
-    try {
-      own = call(this.#native.serve, place);
-    } catch {
-      // The port is in use. So the guess stays, and there is a warning.
-      return;
-    }
-    const opened = watchOwn(own);
+    if (!it || !watch || !isWatched(watch)) return;
+    const own = this.#openOwn(guess.wanted, served ? "serve" : "listen");
+    if (own === undefined) return;
+    const opened = "fd" in own ? watchListener(own.fd) : watchOwn(own);
     if (opened) {
       exchange(watch, opened.fd);
       unwatch(opened);
     }
-    const { hostname: reported, port, ...others } = reportedAddress(own, describe(watch.fd));
-    overlay(it, { hostname: reported, port, ...(served && others) });
+    const { hostname, port } = own;
+    overlay(
+      it,
+      served ? reportedAddress(it, describe(watch.fd)) : { hostname, port, unix: undefined },
+    );
     void own.stop(true);
     this.#claims.release(guess);
     this.#idle?.addOwn(it);
+  }
+
+  /**
+   * Opens the port that a call asks for, in the way of that call: `Bun.serve` has the kernel hold a client
+   * back until it speaks. A path is not opened, because Bun removes it at the stop.
+   */
+  #openOwn({ at, hostname, reusePort }: Wanted, way: "serve" | "listen") {
+    if (typeof at === "string") return undefined;
+    const place = { port: at, hostname, reusePort };
+    try {
+      return way === "serve"
+        ? call<Server<unknown>>(this.#native.serve, { ...place, fetch: () => new Response() })
+        : call<BunListener>(this.#native.listen, { ...place, socket: { data() {} } });
+    } catch {
+      // Then there is a warning of the guess.
+      return undefined;
+    }
   }
 
   /** Calls a function of the module with Bun's own functions: not with ours, nor with a program's. */
@@ -251,10 +273,9 @@ class Unchanged {
 
   /** Notes a server, listener or socket that was not passed: nobody would start the program for that. */
   #own<T extends object>(it: T, wanted: Wanted): T {
-    const isTwin = this.#claims.hasTaken(wanted) && servedBy(it) !== undefined;
-    // Fastify listens on each address of localhost. Its clients come by the passed one, too.
-    const watch = this.#idle && isTwin ? watchOwn(it) : undefined;
-    if (watch) this.#idle?.addAddress(watch.address);
+    // Fastify listens on each address of localhost.
+    const isTwin = servedBy(it) !== undefined && this.#claims.isTwin(wanted);
+    if (isTwin) this.#idle?.add(it, watchOwn(it));
     else this.#idle?.addOwn(it);
     return this.#opened(it, wanted);
   }
@@ -325,15 +346,18 @@ class Unchanged {
    * Serves a `net.Server` with no handler for connections, which only tests whether a port is free. It gets
    * the passed socket when it is given a handler.
    */
-  #probing(probe: Probe, options: ListenOptions, wanted: Wanted, claim: Claim | undefined): object {
+  #probing(probe: Probe, options: ListenOptions, wanted: Wanted): object {
+    // A test alone moves no server away.
+    const isGuessed = !isHot() && this.#claims.wrongGuess(wanted) !== undefined;
+    const claim = isGuessed ? undefined : this.#claim(wanted);
     if (claim) this.#claims.release(claim);
     // Bun cannot open what the passed socket is bound to, and would say that it is in use.
-    const isPlaceholder = claim?.isBound === true;
+    const isPlaceholder = isGuessed || claim?.isBound === true;
     const noticing = this.#noticing(options, "open");
     const place = isPlaceholder ? derive(noticing, placeholder(wanted)) : noticing;
-    const listener = call<ReturnType<typeof runtime.listen>>(this.#native.listen, place);
+    const listener = call<BunListener>(this.#native.listen, place);
     const ignore = onceHandled(probe, () => {
-      const late = claim && this.#claim(wanted);
+      const late = claim || isGuessed ? this.#claim(wanted) : undefined;
       if (late === undefined) return void (isPlaceholder || this.#own(listener, wanted));
       const watch = substitute(late.fd, listener.fd);
       // The handlers of `noticing` note each client already.

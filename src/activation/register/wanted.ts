@@ -10,6 +10,7 @@ export interface Place {
   readonly port?: unknown;
   readonly hostname?: unknown;
   readonly unix?: unknown;
+  readonly reusePort?: unknown;
 }
 
 /** The port of `Bun.serve` if none is set. */
@@ -22,7 +23,7 @@ const { BUN_PORT, PORT, NODE_PORT } = process.env;
  * `byDefault` returns the port if the call names none.
  */
 export function wantedBy(
-  { port, hostname, unix }: Place,
+  { port, hostname, unix, reusePort }: Place,
   type: Wanted["type"],
   byDefault?: () => number,
 ): Wanted | undefined {
@@ -33,7 +34,8 @@ export function wantedBy(
   const at = isUnset ? byDefault?.() : Number(port);
   const host = typeof hostname === "string" ? hostname : undefined;
   // Bun throws the error for a wrong port.
-  return at && isPort(at) ? { type, at, hostname: host } : undefined;
+  if (!at || !isPort(at)) return undefined;
+  return { type, at, hostname: host, ...(reusePort ? { reusePort: true } : {}) };
 }
 
 /** The port that `Bun.serve` takes from the environment, or from Bun's own options. */
