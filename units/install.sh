@@ -70,6 +70,12 @@ install() {
       exit 1
       ;;
   esac
+  case $scope:$BINDIR/ in
+    system:/home/* | system:/root/* | system:/run/user/* | system:/tmp/* | system:/var/tmp/*)
+      echo "BINDIR must not be a directory that the units hide from the services, such as \"$BINDIR\"" >&2
+      exit 1
+      ;;
+  esac
   umask 022
   changed='' new='' upgrade=''
   if [ -e "$DESTDIR$BINDIR/socket-service" ]; then upgrade=yes; fi
@@ -92,7 +98,7 @@ uninstall() {
   if [ -z "$DESTDIR" ]; then
     for query in is-active is-enabled; do
       # shellcheck disable=SC2086 # Several words.
-      if said=$($systemctl $query $sockets 2>&1); then
+      if said=$($systemctl $query $sockets 2>&1) && [ "${said#Running in chroot}" = "$said" ]; then
         echo "First: $systemctl disable --now $sockets" >&2
         exit 1
       fi

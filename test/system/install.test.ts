@@ -102,6 +102,9 @@ describe.skipIf(cannotRun)("installation", () => {
         ["BINDIR", "relative/bin"],
         ["BINDIR", "/with space/bin"],
         ["BINDIR", "/50%/bin"],
+        ["BINDIR", "/home/someone/bin"],
+        ["BINDIR", "/root"],
+        ["BINDIR", "/tmp/bin"],
         ["BINDIR", ""],
         ["UNITDIR", "relative/units"],
         ["MANDIR", ""],
@@ -232,6 +235,19 @@ describe.skipIf(cannotRun)("installation", () => {
       await make("install");
       // systemctl cannot connect, and there is no /run/systemd/system.
       const script = `mount -t tmpfs tmpfs /run && make -C ${CHECKOUT} uninstall`;
+      await machine.must("unshare", "--mount", "sh", "-c", script);
+      expect(await machine.must("find", "/usr/local", "-name", "socket-service*")).toBe("");
+    });
+
+    test("make uninstall removes them in a chroot, though systemctl says there that all are active", async () => {
+      await make("install");
+      // Another root with the same folders.
+      const script = `mount -t tmpfs tmpfs /mnt && cd / && for path in *; do
+          if [ -L $path ] || [ ! -d $path ]; then cp -a $path /mnt; continue; fi
+          mkdir /mnt/$path
+          [ $path = mnt ] || mount --rbind /$path /mnt/$path
+        done
+        chroot /mnt make -C ${CHECKOUT} uninstall`;
       await machine.must("unshare", "--mount", "sh", "-c", script);
       expect(await machine.must("find", "/usr/local", "-name", "socket-service*")).toBe("");
     });
