@@ -263,13 +263,12 @@ class Drain {
 
   /** 2. Grace: waits until each client had the time to ask once more, or until `isOver`. */
   async #waitForGrace(connections: Connections, isOver: () => boolean): Promise<void> {
-    // Our handlers do not count those that were under way at the call.
     const { server } = this;
     const requests = this.#requests;
-    let underWay = server.pendingRequests;
     requests.notesSending = true;
     await this.#until(() => {
-      underWay = Math.min(underWay, server.pendingRequests - requests.open - requests.sending);
+      // Our handlers do not count those that were under way at the call.
+      const underWay = server.pendingRequests - requests.open - requests.sending;
       return underWay <= 0 || performance.now() >= this.#latest;
     });
     requests.notesSending = false;
