@@ -492,7 +492,7 @@ describe("which socket", () => {
 
   /** Servers on a port of their own that answer with it. */
   const OTHERS = {
-    "Bun.serve": `Bun.serve({ port: OTHER, hostname: "127.0.0.1",
+    "Bun.serve": `const other = Bun.serve({ port: OTHER, hostname: "127.0.0.1",
       fetch: (_, server) => new Response("other " + server.port) });`,
     "node:http": `const other = require("node:http").createServer((_, response) =>
       response.end("other " + other.address().port)).listen(OTHER, "127.0.0.1");`,
@@ -585,7 +585,39 @@ describe("which socket", () => {
     expect(warnings(running)).toEqual([]);
   });
 
-  test("but keeps it if its own port is in use, and a warning says so", async () => {
+  test.each(Object.entries(OTHERS))(
+    "a server of %s that has moved to its own port is all that listens there",
+    async (_, other) => {
+      const it = service({});
+      const port = freePort();
+      const stop = `process.on("SIGUSR2", () => (other.stop ?? other.close).call(other));`;
+      const running = it.run(other.replace("OTHER", String(port)) + application(it.port) + stop);
+      await running.says(/first/);
+      running.process.kill("SIGUSR1");
+      await until("the application is there", 10, async () => (await it.get()) === "application");
+      await expect(client({ port, host: "127.0.0.2" })).rejects.toThrow("ECONNREFUSED");
+      running.process.kill("SIGUSR2");
+      await until(
+        "its port is closed",
+        5,
+        async () => (await get(port).catch(() => "closed")) === "closed",
+      );
+      expect(await it.get()).toBe("application");
+    },
+  );
+
+  test("under bun --hot, a server keeps the socket that it got without being asked for its port", async () => {
+    const it = service({});
+    const port = freePort();
+    const source = OTHERS["Bun.serve"].replace("OTHER", String(port)) + application(it.port);
+    const running = it.run(source, { flags: ["--hot"] });
+    await running.says(/first/);
+    running.process.kill("SIGUSR1");
+    await until("the warning", 10, () => warnings(running)[0]);
+    expect(await it.get()).toBe(`other ${it.port}`);
+  });
+
+  test("a server whose own port is in use keeps the socket, and a warning says so", async () => {
     const it = service({});
     using used = Bun.listen({ port: 0, hostname: "127.0.0.1", socket: { data() {} } });
     const source = OTHERS["Bun.serve"].replace("OTHER", String(used.port)) + application(it.port);
@@ -747,6 +779,7 @@ describe("which socket", () => {
   test("a later call gets the socket of a server that was stopped", async () => {
     const stop = {
       "Bun.serve": `const first = Bun.serve({ port: 3000, ${answer("first")} }); await first.stop();`,
+      using: `{ using first = Bun.serve({ port: 3000, ${answer("first")} }); }`,
       "node:http": `await new Promise((resolve) => {
         const first = require("node:http").createServer(() => {}).listen(3000, () => first.close(resolve));
       });`,

@@ -65,6 +65,7 @@ describe.skipIf(cannotRun)("installation", () => {
       expect(first).not.toContain("have changed");
       // No service runs that could be restarted.
       expect(first).not.toContain("try-restart");
+      expect(await make("install", "DESTDIR=/tmp/package")).toContain("try-restart");
       expect(await files("/tmp/package")).toEqual(INSTALLED);
       const closed = ["find", "/tmp/package/usr", "-type", "d", "-not", "-perm", "755"];
       expect(await machine.must(...closed)).toBe("");

@@ -70,6 +70,12 @@ describe("a call gets", () => {
     ["the only socket, also another path", [unix("/run/b")], [stream("/run/a")], [0]],
     ["no socket over TCP for a path", [tcp(80)], [stream("/run/a"), stream(3000)], [undefined, 0]],
     [
+      "no socket over TCP for a path, if there are two",
+      [tcp(80), tcp(81)],
+      [stream("/run/a")],
+      [undefined],
+    ],
+    [
       "the only socket that no other call has",
       [tcp(80), tcp(443, "8443")],
       [stream(8443), stream(3000)],
@@ -187,7 +193,7 @@ test("a guess was wrong if a later call asks for the port of its socket, on an a
   for (const hostname of [undefined, "localhost", "web1", "127.0.0.1", "0.0.0.0", "::"])
     expect(guessed([tcp(80)], first, stream(80, hostname))).toBe(true);
   expect(guessed([tcp(80, "app.socket", "::")], first, stream(80, "127.0.0.1"))).toBe(true);
-  for (const hostname of ["::1", "127.0.0.2"])
+  for (const hostname of ["::1", "127.0.0.2", "127.0.0.10"])
     expect(guessed([tcp(80)], first, stream(80, hostname))).toBe(false);
   // No guess.
   expect(guessed([tcp(80)], stream(80), stream(80))).toBe(false);

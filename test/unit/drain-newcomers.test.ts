@@ -1,5 +1,6 @@
 /* Newcomers are served in a drain: clients that connect shortly before it, or during its grace. */
 import { describe, expect, test } from "bun:test";
+import { once } from "node:events";
 import { connect as connectTLS } from "node:tls";
 
 import { connectionsAt } from "../../src/activation/adopt/connections.ts";
@@ -118,6 +119,22 @@ test("streams from after the call do not prolong the grace", async () => {
   isOver = true;
   await Promise.all(workers);
   await drained;
+});
+
+test("grace ends after half of timeout, also if a request from before the call ends shortly before", async () => {
+  const { release, fetch } = holding("answered");
+  const it = serving({ fetch });
+  const slow = await it.asking("/slow");
+  await underWay(it.server);
+  const begun = performance.now();
+  const drained = drain(it.server, { grace: 1000, timeout: 3000 });
+  await Bun.sleep(1300);
+  release.resolve();
+  expect(await slow.answer()).toMatchObject({ body: "answered" });
+  const served = servedBy(it.server) ?? expect.unreachable();
+  await until("it accepts no more", 3, () => watchOf(it.server, served) === undefined);
+  expect(performance.now() - begun).toBeWithin(1490, 2200);
+  expect(await drained).toBe(true);
 });
 
 test.each([
@@ -244,6 +261,30 @@ test("a client over TLS that was answered and stays is not waited for", async ()
     return performance.now() - begun;
   });
   expect(took).toBeLessThan(1200);
+});
+
+test("a client that was the last to send in its TLS handshake, and asks nothing, is not cut off", async () => {
+  const it = serving({ tls: CERTIFICATE, fetch: () => new Response("never") });
+  using distance = await far(it.to, 100);
+  // In a session of TLS 1.2 that is resumed, the client has the last word.
+  let session: Buffer | undefined;
+  const connect = async () => {
+    const options = { port: distance.port, rejectUnauthorized: false, session };
+    const socket = connectTLS({ ...options, maxVersion: "TLSv1.2" });
+    atEnd(() => socket.destroy());
+    await once(socket, "secureConnect");
+    return socket;
+  };
+  const first = await connect();
+  session = await until("the session", 10, () => first.getSession());
+  first.destroy();
+  expect((await connect()).isSessionReused()).toBe(true);
+  await until("it is silent", 10, () => {
+    const [fd, ...others] = connectionsAt(socketName(it.kept));
+    const { heard = 0, said = 0 } = (fd !== undefined && talk(fd)) || {};
+    return others.length === 0 && heard > 600 && heard < said;
+  });
+  expect(await drain(it.server, { grace: 1 })).toBe(true);
 });
 
 test("a client that asks nothing after its TLS handshake is not waited for", async () => {

@@ -40,24 +40,6 @@ function registration(fd: number): string | undefined {
   return undefined;
 }
 
-test("after an exchange the same listener accepts from the other socket, and from no more than that", async () => {
-  using former = listening("IPv4");
-  using later = listening("IPv4");
-  const open = (socket: Bun.Socket) => void socket.end("greeted");
-  using listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { open, data() {} } });
-  const watch = substitute(former.fd, fdOf(listener));
-  expect(await text(await client(former.to))).toBe("greeted");
-  exchange(watch, later.fd);
-  expect(await text(await client(later.to))).toBe("greeted");
-  expect(isWatched(watch)).toBe(true);
-  expect(watch.address).toEqual(socketName(later.kept));
-  // It waits in the queue.
-  const waiting = await client(former.to);
-  expect(await Promise.race([text(waiting), Bun.sleep(50)])).toBeUndefined();
-  waiting.destroy();
-  for (const { fd } of [former, later]) close(fd);
-});
-
 /** Returns an instance of the module, as a further evaluation under `bun --hot` has one. */
 async function evaluation(
   name: string,
@@ -157,6 +139,36 @@ test("a socket that is forgotten late does not have the next one of that number 
   second.stop();
   close(passed.fd);
   passed[Symbol.dispose]();
+});
+
+test("a socket that Bun has opened is watched, though a passed one had its number before", () => {
+  const own = () => Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
+  const [passed, first] = [listening("IPv4"), own()];
+  const { fd } = substitute(passed.fd, fdOf(first));
+  first.stop();
+  const second = own();
+  expect(fdOf(second)).toBe(fd);
+  expect(isWatched(watchListener(fd))).toBe(true);
+  second.stop();
+  close(passed.fd);
+  passed[Symbol.dispose]();
+});
+
+test("another socket in the place of a watched one is watched in its stead, with its own address", async () => {
+  using it = listening("IPv4");
+  using next = listening("IPv4");
+  const open = (socket: Bun.Socket<undefined>) => void socket.end("hello");
+  const own = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { open, data() {} } });
+  const watch = substitute(it.fd, fdOf(own));
+  exchange(watch, next.fd);
+  expect(await text(await client(next.to))).toBe("hello");
+  expect(isWatched(watch)).toBe(true);
+  expect(watch.address).toEqual(socketName(next.fd));
+  // The former socket, which others keep open, is watched no more.
+  const lines = readProc(`/proc/self/fdinfo/${watch.epoll}`) ?? "";
+  expect(lines.match(RegExp(`^tfd: +${watch.fd} `, "gm"))).toHaveLength(1);
+  own.stop();
+  for (const fd of [it.fd, next.fd]) close(fd);
 });
 
 test("a socket that is paused for good is not watched again", () => {

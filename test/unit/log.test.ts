@@ -469,7 +469,8 @@ describe("an entry is sent", () => {
       journal.poll();
       for (const text of ["room", "none"]) sendEntry(entry(text), path);
     }
-    expect(sleep.mock.calls.length).toBeWithin(1, (performance.now() - began) * 0.6);
+    // Of two milliseconds without a wait, one can be waited for: a third of the time in all.
+    expect(sleep.mock.calls.length).toBeWithin(1, (performance.now() - began) * 0.4);
   });
 
   test("in a file, too, if the kernel has no buffer for it", () => {
