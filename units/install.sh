@@ -83,9 +83,11 @@ install() {
   trap 'exit 1' HUP INT TERM
   each put "$@"
   echo "Next, on the machine where the services run: $systemctl daemon-reload"
+  # The stop of its socket stops the service, too.
+  case $changed in *socket-service.socket*) upgrade='' ;; esac
   if [ -n "$upgrade" ]; then echo "To start the new executable: $systemctl try-restart socket-service.service"; fi
   if [ -n "$changed" ]; then
-    echo "To start the socket units that have changed: $systemctl stop$changed; $systemctl start$changed"
+    echo "To apply the changed socket units: $systemctl stop$changed; $systemctl start$changed"
   fi
   echo "To open the ports: $systemctl enable --now $sockets"
 }

@@ -46,10 +46,11 @@ const LOOK = 1;
  * 3. Linger: the server accepts no more. New clients wait in the queue of the passed socket, for the
  *    next process. This phase waits for the first request of each accepted connection: up to 500
  *    milliseconds, and up to 2,000 while its TLS handshake or parts of the request keep coming. Then the
- *    connection is cut off. If a part of the request has come, the result is false. It can be true over
- *    TLS and AF_UNIX. It can also be true for a connection that has asked before, if there are open
- *    WebSockets, or if the part came more than two seconds before the call. If there is no such
- *    connection, this phase takes no time.
+ *    connection is cut off. If a part of the request has come, the result is false, with these
+ *    exceptions. Over TLS and AF_UNIX, it can be true. So it can while as many answers are still being
+ *    sent. On a connection that has asked before, it can also be true if as many WebSockets are open, or
+ *    if the part came more than two seconds before the call. If there is no such connection, this phase
+ *    takes no time.
  * 4. Stop: the server waits until each request is answered and each response is sent. It closes
  *    WebSockets with 1001, and stops.
  *
@@ -62,9 +63,9 @@ const LOOK = 1;
  *   Memory holds the part of a body that the handler has not read. During a drain, `request.blob()` has
  *   no type. In Bun 1.4.0, `Bun.write(path, request)` never ends.
  * - A response that is a part of a file (`Bun.file(path).slice()`) has the status 200 instead of 206.
- * - If Bun bundles the server's HTML pages when they are asked for, `drain` and `whenIdle` have them
- *   bundled again, like a new process: until a page is asked for, its scripts are not found (404).
- *   `bun build` bundles them before.
+ * - Bun can bundle an HTML page at its first request. `drain` and `whenIdle` discard such bundles, like a
+ *   new process: until the next request for the page, its scripts give 404. Bundle with `bun build`
+ *   before the start.
  * - With `http2`, a session does not learn of the drain before the server stops (GOAWAY).
  * - A request can be lost if its client pauses for longer than `grace` (RFC 9112, 9.5), or sends it
  *   behind one whose response says close (9.3.2).
@@ -296,7 +297,7 @@ class Drain {
   /** Whether a client has paused for PATIENCE in the middle of its request. It is cut off. */
   #hasParts(connections: Connections): boolean {
     const { pendingRequests, pendingWebSockets, protocol } = this.server;
-    // The rest of a body that was answered early looks the same, so what came long before the call does
+    // The rest of a body that was answered early looks the same, so data from long before the call does
     // not count.
     const age = performance.now() - this.#begun + STARVED;
     // Only requests are under way on a connection on which nothing was sent.

@@ -79,7 +79,7 @@ export class Idle {
   /** Notes that a client is there. */
   readonly mark = (): void => void (this.#lastUse = performance.now());
 
-  /** @param own How the socket is watched that a server has opened itself, if it counts as a passed one. */
+  /** @param own The watch of a socket that the server opened itself, if that counts as a passed one. */
   add(server: object, own?: Watched): void {
     const served = servedBy(server);
     const listening = listeningOf(server);

@@ -9,7 +9,7 @@ export class Requests {
   readonly #open = new Set<() => boolean>();
   /** Those whose handler has ended, until Bun has sent the response. */
   readonly #sending = new Set<() => boolean>();
-  /** Whether `sending` is of interest. */
+  /** Whether requests whose handler ends are noted for `sending`. */
   notesSending = false;
   #isCounting = true;
   #lastEarly = -Infinity;

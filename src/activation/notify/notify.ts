@@ -172,7 +172,7 @@ export function wasReady(): boolean {
   return kept.isReady ?? false;
 }
 
-/** Sends a notification. Returns undefined and logs a failure, unless the one before it failed too. */
+/** Sends a notification. Returns undefined after a failure, and logs it unless the one before failed too. */
 export function attempt<T>(sending: () => T): T | undefined {
   try {
     const sent = sending();

@@ -30,7 +30,7 @@ export interface Claim {
   readonly isBound: boolean;
 }
 
-/** The addresses of a server on all of them. */
+/** A server on one of these listens on all addresses. */
 const ALL: readonly string[] = ["0.0.0.0", "::"];
 /** The addresses of localhost. */
 const LOCAL: readonly string[] = ["127.0.0.1", "::1"];
@@ -111,7 +111,7 @@ export class Claims {
 
   /** The guess that gave another call the socket for this one. */
   wrongGuess(wanted: Wanted): Claim | undefined {
-    // A name comes before an address: then the call gets that one.
+    // A name counts more than an address: the call gets the free socket with this name.
     const isFor = ({ socket, name }: Claimable) =>
       socket.type === wanted.type && isSamePlace(name, wanted.at);
     if (wanted.fd === undefined && this.left.some(isFor)) return undefined;
@@ -173,7 +173,7 @@ export class Claims {
     const guess = this.#claims
       .values()
       .find((claim) => claim.isGuess && claim.wanted.type === wanted.type);
-    // A second call for the same port is no question of names, nor is one for another address.
+    // Names do not help a second call for the same port, or a call for another address.
     const isSame = guess?.wanted.at === wanted.at || this.hasTaken(wanted);
     if (guess === undefined || (isSame && this.wrongGuess(wanted) === undefined))
       return this.#warnOfHostname(wanted);

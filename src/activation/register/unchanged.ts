@@ -87,7 +87,7 @@ class Unchanged {
   /** The listeners of `node:http2` on passed sockets. */
   readonly #http2 = new WeakSet<object>();
   readonly #sessions = new Sessions();
-  /** What has a socket by a guess. */
+  /** The server that got its socket by this guess. */
   readonly #guessed = new WeakMap<Claim, object>();
   /** undefined if the program never ends because it is idle. */
   readonly #idle: Idle | undefined;
@@ -163,7 +163,7 @@ class Unchanged {
   #wanted(place: Place, type: Wanted["type"], byDefault?: () => number): Wanted | undefined {
     if (typeof place.fd !== "number") return wantedBy(place, type, byDefault);
     const passed = this.#claims.wantedOf(place.fd);
-    // Not if `listen` of the module makes this call: it has put its placeholder on that number.
+    // A call by `listen` of the module does not count: that number holds its placeholder.
     return passed && isClaimable(describe(place.fd)) ? passed : undefined;
   }
 

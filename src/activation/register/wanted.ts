@@ -49,7 +49,7 @@ export function defaultPort(): number {
   return Number(given.find(isNumber) ?? DEFAULT_PORT);
 }
 
-/** Where nobody comes. */
+/** Returns a place that no client knows. */
 export function placeholder({ at }: Wanted): Place {
   return typeof at === "number"
     ? { fd: undefined, hostname: LOOPBACK, port: 0 }
