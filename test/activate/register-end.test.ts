@@ -730,6 +730,24 @@ describe.concurrent("SIGTERM", () => {
     },
   );
 
+  test.skipIf(Bun.version === "1.4.0")(
+    "lets a stream of HTTP/2 end that takes longer than the sessions are waited for",
+    async () => {
+      const { it, running } = await started(
+        `const tls = ${JSON.stringify(CERTIFICATE)};
+        async function* chunks() { for (let i = 0; i < 16; i++) { yield "x"; await Bun.sleep(500); } }
+        Bun.serve({ port: 3000, http2: true, tls, fetch: () => (console.error("asked"), new Response(chunks())) });
+        process.on("SIGTERM", () => process.exit(3));`,
+      );
+      const session = connectHTTP2(`https://127.0.0.1:${it.port}`, LAX);
+      const answer = getHTTP2(session);
+      await running.says(/asked/);
+      running.process.kill("SIGTERM");
+      expect(await answer).toBe("x".repeat(16));
+      expect(await running.status()).toBe(3);
+    },
+  );
+
   test("lets answers of node:http2 on a port of the program's own end", async () => {
     const port = freePort();
     const { it, running } = await started(

@@ -7,6 +7,7 @@ import { connect as connectTLS } from "node:tls";
 import { Client, execute, freePort, get, type Running } from "../support/daemon.ts";
 import { Kept } from "../support/kept.ts";
 import { CERTIFICATE, client, exchange, text } from "../support/listening.ts";
+import { lacksIPv6 } from "../support/needs.ts";
 import * as sockets from "../support/sockets.ts";
 import { LOOPBACK6 } from "../support/sockets.ts";
 import { REGISTER, type Service, type StartOptions, startsServices } from "../support/unchanged.ts";
@@ -410,6 +411,20 @@ test("programs of node:dgram and Bun.udpSocket serve, and their clients take no 
   }
 });
 
+test.skipIf(lacksIPv6())(
+  "a socket for datagrams on the other address of localhost is one of the program's own",
+  async () => {
+    const it = service({ family: "UDP" });
+    const running = it.run(
+      `for (const hostname of ["127.0.0.1", "::1"])
+      await Bun.udpSocket({ port: ${it.port}, hostname, socket: { data() {} } });
+    console.error("both");`,
+      { env: { IDLE_TIMEOUT: "0.5" } },
+    );
+    await running.says(/both/);
+  },
+);
+
 test("a compiled program serves, with the import as its first line, or a preload in its environment", async () => {
   const it = service({});
   // As the package exports it.
@@ -571,6 +586,47 @@ describe("which socket", () => {
     await running.says(/free/);
     expect(await it.get()).toBe("first");
     expect(warnings(running)).toEqual([]);
+  });
+
+  test("a net.Server that gets its handler late takes its own port from the server that has it by a guess", async () => {
+    const it = service({});
+    const running = it.run(
+      `Bun.serve({ port: ${freePort()}, hostname: "127.0.0.1", ${answer("first")} });
+      const late = require("node:net").createServer().listen(${it.port}, "127.0.0.1");
+      late.on("connection", (socket) => socket.end("HTTP/1.0 200 OK\\r\\n\\r\\nlate"));
+      console.error("listening");`,
+    );
+    await running.says(/listening/);
+    expect(await it.get()).toBe("late");
+    expect(warnings(running)).toEqual([]);
+  });
+
+  test("under bun --hot, the port of the passed socket that a server has by a guess is in use", async () => {
+    const it = service({});
+    const running = it.run(
+      `Bun.serve({ port: ${freePort()}, hostname: "127.0.0.1", ${answer("first")} });
+      const late = require("node:net").createServer();
+      late.on("error", ({ code }) => console.error(code)).on("listening", () => console.error("free"));
+      late.listen(${it.port}, "127.0.0.1");`,
+      { flags: ["--hot"] },
+    );
+    await running.says(/EADDRINUSE|free/);
+    expect(running.stderr).not.toContain("free");
+    expect(await it.get()).toBe("first");
+  });
+
+  test("a listener that has given a Unix socket up reports no path", async () => {
+    const it = service({ family: "Unix" });
+    const { to } = it;
+    if (!("path" in to)) expect.unreachable();
+    const port = freePort();
+    const running = it.run(
+      `const own = Bun.listen({ port: ${port}, hostname: "127.0.0.1", socket: { data() {} } });
+      console.error(own.unix);
+      Bun.serve({ unix: ${JSON.stringify(to.path)}, ${answer("application")} });
+      console.error(own.unix, own.port, own.hostname);`,
+    );
+    await running.says(RegExp(`^${to.path}\\nundefined ${port} 127.0.0.1\\n`));
   });
 
   test("several processes that share a port of their own do so when they have given the socket up", async () => {

@@ -190,7 +190,7 @@ test("a guess was wrong if a later call asks for the port of its socket, on an a
     return later && all.wrongGuess(later) === claim;
   };
   const first = stream(9100);
-  for (const hostname of [undefined, "localhost", "web1", "127.0.0.1", "0.0.0.0", "::"])
+  for (const hostname of [undefined, "localhost", "web1", "web.1", "127.0.0.1", "0.0.0.0", "::"])
     expect(guessed([tcp(80)], first, stream(80, hostname))).toBe(true);
   expect(guessed([tcp(80, "app.socket", "::")], first, stream(80, "127.0.0.1"))).toBe(true);
   for (const hostname of ["::1", "127.0.0.2", "127.0.0.10"])
@@ -201,6 +201,9 @@ test("a guess was wrong if a later call asks for the port of its socket, on an a
   expect(guessed([tcp(80), udp(80)], first, datagram(80))).toBe(false);
   // That call gets the other one.
   expect(guessed([tcp(80), tcp(81, "80")], first, stream(80))).toBe(false);
+  // One that names the descriptor does not.
+  const named = tcp(80);
+  expect(guessed([named, tcp(81, "80")], first, { ...stream(80), fd: named.fd })).toBe(true);
 });
 
 test("a server on the other address of localhost is a twin of the one on the passed socket", () => {

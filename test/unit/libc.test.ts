@@ -249,3 +249,20 @@ test("a variable of the start is not one that the program sets", () => {
   delete process.env[name];
   expect(libc.startVariable("PATH")).toBe(process.env["PATH"] ?? "");
 });
+
+test("the name of a variable ends where it ends, whatever is behind it in memory", () => {
+  // Behind a short one, there is often a zero by chance.
+  const name = "V".repeat(1024);
+  const module = JSON.stringify(resolve(import.meta.dir, "../../src/activation/linux/libc.ts"));
+  const source = `const { startVariable } = await import(${module});
+    const kept = [];
+    const found = new Set();
+    for (let i = 0; i < 1000; i++) {
+      kept.push(new Uint8Array(1024).fill(65), new Uint8Array(1025).fill(65));
+      found.add(startVariable("V".repeat(1024)));
+    }
+    console.log(kept.length, ...found);`;
+  const env = { ...process.env, [name]: "value" };
+  const { stdout } = Bun.spawnSync([process.execPath, "-e", source], { env });
+  expect(stdout.toString()).toBe("2000 value\n");
+});
