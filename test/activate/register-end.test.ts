@@ -72,8 +72,9 @@ async function answeredEarly(it: Service, path = "/refused") {
 /** Handlers of node:http that read a body, or look at the request, and answer with what they found. */
 const READS = {
   "data and end": `let text = ""; request.on("data", (chunk) => (text += chunk)).on("end", () => response.end(text));`,
-  "setEncoding()": `let text = ""; request.setEncoding("utf8");
-    request.on("data", (chunk) => (text += typeof chunk + chunk)).on("end", () => response.end(text));`,
+  "setEncoding()": `let text = ""; const types = new Set(); request.setEncoding("utf8");
+    request.on("data", (chunk) => (types.add(typeof chunk), text += chunk))
+      .on("end", () => response.end([...types, text].join()));`,
   readable: `let text = ""; request.on("end", () => response.end(text));
     request.on("readable", () => { for (let chunk; (chunk = request.read()) !== null;) text += chunk; });`,
   // How much of a large body the first read gives is a matter of time.
