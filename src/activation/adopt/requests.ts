@@ -7,7 +7,7 @@ export const PATIENCE = 500;
 /** The requests that came since a drain began. */
 export class Requests {
   readonly #open = new Set<() => boolean>();
-  /** Those whose handler has ended, until Bun has sent the response. */
+  /** Requests that a handler has answered. Bun may still send the response. */
   readonly #sending = new Set<() => boolean>();
   /** Whether requests whose handler ends are noted for `sending`. */
   notesSending = false;

@@ -121,11 +121,6 @@ export class Claims {
     return sockets.map(({ fd }) => this.#claims.get(fd)).find((claim) => claim?.isGuess);
   }
 
-  /** Whether a call has the passed socket of the wanted port. */
-  hasTaken(wanted: Wanted): boolean {
-    return this.#taken(wanted).length > 0;
-  }
-
   /**
    * Whether a server opens the other address of localhost, on the port of a passed socket that a call has.
    * Its clients come by the passed one, too.
@@ -174,7 +169,7 @@ export class Claims {
       .values()
       .find((claim) => claim.isGuess && claim.wanted.type === wanted.type);
     // Names do not help a second call for the same port, or a call for another address.
-    const isSame = guess?.wanted.at === wanted.at || this.hasTaken(wanted);
+    const isSame = guess?.wanted.at === wanted.at || this.#taken(wanted).length > 0;
     if (guess === undefined || (isSame && this.wrongGuess(wanted) === undefined))
       return this.#warnOfHostname(wanted);
     const socket = list(this.sockets.filter(({ fd }) => fd === guess.fd));
